@@ -1,0 +1,48 @@
+/**
+ * The dirty tracker: who knows which pages changed.
+ *
+ * The one property everything rests on: `collect` reads and clears in one step, so a write after it shows up in the
+ * next `collect`, and pages are read only after it. What was collected is owed: until the manifest that holds those
+ * pages is durable, every failure must hand the bits back with `putBack`.
+ */
+
+import type { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
+
+export interface TrackerReport {
+  readonly kind: string;
+  readonly usable: boolean;
+  /** Why not, or what it costs. */
+  readonly reason: string;
+  /** What an operator would change to make it usable. */
+  readonly remedy?: string;
+}
+
+export interface Harvest {
+  /** Pages written since the last collect (or since start). Caller owns it. */
+  readonly dirty: DirtyBitmap;
+  /**
+   * Pages known to have no memory behind them at the time of the scan: they read as zero and must not be touched
+   * (reading would allocate them and undo a balloon). A subset of nothing in particular; may be empty. Caller owns it.
+   */
+  readonly absent: DirtyBitmap;
+}
+
+export interface DirtyTracker {
+  readonly kind: string;
+  /**
+   * Names this arming of this tracker on this VM, and survives the process: a later process that finds the same token
+   * looks at the same uninterrupted record. Another token means that writes may have gone unseen in between.
+   * Valid after `start`.
+   */
+  readonly token: string;
+  /** Arms the tracker, or takes over one that an earlier process armed. @throws TRACKER_UNAVAILABLE, VM_PERMISSION, VM_GONE */
+  start(): Promise<void>;
+  /** Reads and clears, atomically for each page; what was put back is included. Synchronous: it runs inside the pause. @throws TRACKER_OFF, TRACKER_FAILED, VM_GONE */
+  collect(): Harvest;
+  /** Gives pages back; the next `collect` reports them again. */
+  putBack(dirty: DirtyBitmap): void;
+  /** Disarms for good. A tracker that is to outlive the process is simply not stopped: `close` leaves it armed. */
+  stop(): Promise<void>;
+  /** Releases this process' handles and leaves the tracker as it is. */
+  close(): void;
+}

@@ -1,0 +1,102 @@
+/** The contract of a hypervisor adapter, and the registry through which the CLI and the library find one. */
+
+import type { Writable } from 'node:stream';
+
+import { CheckpointError } from '../errors.js';
+import type { JsonObject } from '../types.js';
+import type { MemoryLayout } from './memory-layout.js';
+import type { DiskSnapshot, Vm } from './vm.js';
+
+/** Pages in ascending order. `bytes` is null for a run of zero pages, otherwise pageCount x 4096 bytes valid until the next chunk. */
+export interface PageChunk {
+  readonly firstPage: number;
+  readonly pageCount: number;
+  readonly bytes: Uint8Array | null;
+}
+
+/** One checkpoint as a restore or an export needs it, verified while it is read. */
+export interface CheckpointSource {
+  readonly checkpointId: string;
+  readonly hypervisor: string;
+  /** `Vm.machine` as it was recorded. */
+  readonly machine: JsonObject;
+  readonly machineType: string;
+  readonly layout: MemoryLayout;
+  readonly disks: readonly DiskSnapshot[];
+  deviceState(): Promise<Uint8Array>;
+  /** All pages of all regions, region by region. @throws REPO_DAMAGED */
+  pages(signal?: AbortSignal): AsyncIterable<PageChunk>;
+}
+
+export interface RestoreRequest {
+  /** Undefined: start a new VM. Otherwise an address that waits for an incoming stream, such as unix:/path or tcp:host:port. */
+  readonly target?: string;
+  /** Replace (or add) arguments of the recorded command line, each `-option=value` or `-flag`. */
+  readonly setArgs: readonly string[];
+  readonly dropArgs: readonly string[];
+  /** Another program than the recorded one. */
+  readonly program?: string;
+  /** Where the new VM takes commands; default: as recorded. */
+  readonly socketPath?: string;
+  readonly paused: boolean;
+  /** Leave the disks as they are instead of rolling them back to the checkpoint. */
+  readonly keepDisks: boolean;
+  readonly logPath?: string;
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
+}
+
+export interface RestoreResult {
+  /** Address of the restored VM, empty when it was given by stream address. */
+  readonly vmAddress: string;
+  readonly pid: number;
+  readonly running: boolean;
+  readonly streamBytes: number;
+}
+
+export interface Hypervisor {
+  /** `kvm`, `xen`: what a manifest records. */
+  readonly name: string;
+  /** Schemes of VM addresses that it serves, such as `qmp`. */
+  readonly schemes: readonly string[];
+  /** Formats of `exportTo`. */
+  readonly exportFormats: readonly string[];
+  /** Attaches to a VM without changing its state. @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, VM_UNSUPPORTED */
+  attach(address: string, options: AttachOptions): Promise<Vm>;
+  /** @throws RESTORE_TARGET_BUSY, RESTORE_FAILED, VM_UNSUPPORTED, STREAM_MALFORMED */
+  restore(source: CheckpointSource, request: RestoreRequest): Promise<RestoreResult>;
+  /** Writes the checkpoint in a format of the hypervisor's own tools. @returns bytes written */
+  exportTo(source: CheckpointSource, format: string, sink: Writable, signal?: AbortSignal): Promise<number>;
+}
+
+export interface AttachOptions {
+  /** Folder of this host for sockets and small state, 0700; see `checkpoint/runtime-dir.ts`. */
+  readonly runtimeDir: string;
+  readonly signal?: AbortSignal;
+}
+
+export class HypervisorRegistry {
+  readonly #all: readonly Hypervisor[];
+
+  constructor(hypervisors: readonly Hypervisor[]) {
+    this.#all = hypervisors;
+  }
+
+  /** @throws VM_ADDRESS for a scheme that nobody serves */
+  forAddress(address: string): Hypervisor {
+    const scheme = address.slice(0, Math.max(0, address.indexOf(':')));
+    const found = this.#all.find((hypervisor) => hypervisor.schemes.includes(scheme));
+    if (found !== undefined) return found;
+    const known = this.#all.flatMap((hypervisor) => hypervisor.schemes).map((known) => `${known}:`);
+    throw new CheckpointError('VM_ADDRESS', `"${address}" is not the address of a VM`, {
+      hint: `an address starts with ${known.join(' or ')}, for example qmp:/run/web1.qmp`,
+    });
+  }
+
+  /** @throws VM_UNSUPPORTED when a checkpoint comes from a hypervisor that is not registered */
+  byName(name: string): Hypervisor {
+    const found = this.#all.find((hypervisor) => hypervisor.name === name);
+    if (found !== undefined) return found;
+    throw new CheckpointError('VM_UNSUPPORTED', `no adapter for the hypervisor "${name}"`);
+  }
+}

@@ -1,0 +1,109 @@
+/** The contract of an attached virtual machine. Implemented by the adapters, driven by `checkpoint/`. */
+
+import type { JsonObject } from '../types.js';
+import type { DirtyTracker, TrackerReport } from './dirty-tracker.js';
+import type { GuestReaderDescription } from './guest-reader.js';
+import type { MemoryLayout } from './memory-layout.js';
+
+/** Who the VM is. What is known of these decides which chain of a repository it belongs to. */
+export interface VmIdentity {
+  readonly hypervisor: string;
+  /** What the operator calls it; empty when it has no name. */
+  readonly name: string;
+  /** Empty when it has none. */
+  readonly uuid: string;
+  /** Resolved machine type, such as pc-i440fx-7.2. */
+  readonly machineType: string;
+  /**
+   * Names this run of this VM on this host (process id and start time, or domain id and boot): equal only for the
+   * same uninterrupted instance.
+   */
+  readonly instance: string;
+}
+
+export type RunState = 'running' | 'paused' | 'other';
+
+export interface VmDisk {
+  /** What the hypervisor calls it (a QEMU node or device name). */
+  readonly id: string;
+  readonly path: string;
+  readonly format: string;
+  readonly writable: boolean;
+  readonly virtualSizeBytes: number;
+  /** The modes in which it can be snapshotted inside a pause; empty when it cannot. */
+  readonly snapshotModes: readonly DiskSnapshotMode[];
+}
+
+export type DiskSnapshotMode = 'internal' | 'external';
+
+/** A disk snapshot that belongs to a checkpoint; kept in the manifest, understood by the adapter that made it. */
+export interface DiskSnapshot {
+  readonly diskId: string;
+  readonly path: string;
+  readonly mode: DiskSnapshotMode;
+  /** Internal: the snapshot's name in `path`. External: empty. */
+  readonly snapshotName: string;
+  /** External: the overlay that the running VM writes to from then on; `path` holds the state at the checkpoint. */
+  readonly overlayPath: string;
+}
+
+/** What VM and host allow, found out before anything is paused. */
+export interface VmReport {
+  readonly trackers: readonly TrackerReport[];
+  /** Things that let writes escape a tracker or hinder a restore, in words for the operator. */
+  readonly hazards: readonly VmHazard[];
+}
+
+export interface VmHazard {
+  /** Stable: VFIO_DEVICE, VHOST_USER, MEMORY_HOTPLUG and so on. */
+  readonly code: string;
+  readonly text: string;
+  /** `compare`: trackers are not trusted, all pages are compared in the pause. `refuse`: no checkpoint is taken. */
+  readonly effect: 'compare' | 'refuse' | 'note';
+}
+
+export interface Vm {
+  readonly address: string;
+  readonly identity: VmIdentity;
+  /** Everything the adapter needs to start the machine again. JSON that the core stores and never reads. */
+  readonly machine: JsonObject;
+
+  /** The present regions. Asks the hypervisor anew each time: blocks come and go with hotplug. @throws VM_GONE */
+  memoryLayout(): Promise<MemoryLayout>;
+  /** How a worker reads this VM's memory, for the layout last returned. */
+  guestReader(): GuestReaderDescription;
+
+  /** What a checkpoint of this VM can rely on. Changes nothing. */
+  inspect(): Promise<VmReport>;
+  /** A tracker of that kind for the present layout, not started yet. @throws TRACKER_UNAVAILABLE for a kind it does not know or cannot use */
+  tracker(kind: string): DirtyTracker;
+
+  runState(): Promise<RunState>;
+  /** Stops the vCPUs and waits for device I/O in flight. @throws VM_GONE, QMP_TIMEOUT */
+  pause(): Promise<void>;
+  /** @throws VM_NOT_RESUMED when the VM does not run afterwards, VM_GONE */
+  resume(): Promise<void>;
+  /**
+   * Has the hypervisor write the device state of the paused VM aside, so that `takeDeviceState` can pick it up once the
+   * VM runs again. May write to guest memory: harvest after it, not before.
+   */
+  saveDeviceState(): Promise<void>;
+  /** The bytes of the last `saveDeviceState`; caller owns them, the aside copy is gone. */
+  takeDeviceState(): Promise<Uint8Array>;
+
+  disks(): Promise<readonly VmDisk[]>;
+  /**
+   * Snapshots all given disks in one transaction of the paused VM, or none.
+   * @throws DISK_SNAPSHOT_FAILED with nothing left behind
+   */
+  snapshotDisks(
+    name: string,
+    disks: readonly VmDisk[],
+    mode: DiskSnapshotMode,
+  ): Promise<readonly DiskSnapshot[]>;
+  /** Removes snapshots of a checkpoint that was not committed. Best effort: reports what stays behind. */
+  dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void>;
+
+  /** Lets go of the VM as it is: tracker armed, run state untouched. */
+  close(): Promise<void>;
+}

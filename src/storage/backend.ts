@@ -1,0 +1,49 @@
+/**
+ * Where a repository keeps its objects. Small on purpose: an object is created once, whole or not at all, and is
+ * never changed; that is what makes a crash at any point harmless (docs/format.md, write order).
+ *
+ * Keys are relative paths of [A-Za-z0-9._-] segments joined by "/". Every call takes an AbortSignal; an aborted call
+ * rejects with INTERRUPTED and leaves no partial object visible.
+ */
+
+export interface StoredObject {
+  readonly key: string;
+  readonly sizeBytes: number;
+}
+
+export interface StorageProperties {
+  /** For messages: file:/srv/cairn, memory: */
+  readonly location: string;
+  /** Whether `save` returns only after the object survives a power cut. */
+  readonly durable: boolean;
+}
+
+export interface CallOptions {
+  readonly signal?: AbortSignal | undefined;
+}
+
+export type ObjectBody = Uint8Array | AsyncIterable<Uint8Array>;
+
+export interface StorageBackend {
+  readonly properties: StorageProperties;
+  /**
+   * Creates an object atomically: readers see all of it or nothing, and it is durable when the call returns.
+   * An iterable body is consumed once; the chunks may be reused by the producer after the next one is asked for.
+   * @returns bytes written
+   * @throws STORAGE_EXISTS when the key is taken (the object there stays as it is), STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO
+   */
+  save(key: string, body: ObjectBody, options?: CallOptions): Promise<number>;
+  /** `lengthBytes` bytes from `offsetBytes`, exactly. Caller owns them. @throws STORAGE_NOT_FOUND, STORAGE_RANGE when the object is shorter, STORAGE_IO */
+  load(
+    key: string,
+    range?: { readonly offsetBytes: number; readonly lengthBytes: number },
+    options?: CallOptions,
+  ): Promise<Uint8Array>;
+  /** @throws STORAGE_NOT_FOUND */
+  stat(key: string, options?: CallOptions): Promise<StoredObject>;
+  /** All objects whose key starts with `prefix`, sorted by key. Unfinished saves are not listed. */
+  list(prefix: string, options?: CallOptions): Promise<readonly StoredObject[]>;
+  /** @throws STORAGE_NOT_FOUND */
+  remove(key: string, options?: CallOptions): Promise<void>;
+  close(): Promise<void>;
+}
