@@ -1,0 +1,194 @@
+/**
+ * Argument checks in front of either implementation. A wrong pointer inside the memory would not trap but overwrite
+ * something else, so ranges are checked here, once for a batch.
+ */
+
+import { PAGE_SIZE_BYTES } from '../types.js';
+import { DecodeResult } from './decode-result.js';
+import type { EncodeJob, EncodeTotals, Kernels, Pointer } from './kernels.js';
+import { BASE_ZERO_PAGE, controlCapacityBytes, dataCapacityBytes } from './kernels.js';
+import type { LinearMemory } from './linear-memory.js';
+
+/** The functions without checks: the exports of the WebAssembly module, or their twins. Numbers are unsigned 32-bit. */
+export interface RawKernels {
+  scanRuns(
+    bitmap: number,
+    wordCount: number,
+    startBit: number,
+    out: number,
+    maxRuns: number,
+    firstPage: number,
+  ): number;
+  popcount(bitmap: number, wordCount: number): number;
+  orInto(dst: number, src: number, wordCount: number): void;
+  andNot(dst: number, src: number, wordCount: number): void;
+  encodePages(
+    pageCount: number,
+    newPages: number,
+    bases: number,
+    codecs: number,
+    controlLengths: number,
+    dataLengths: number,
+    control: number,
+    data: number,
+    result: number,
+    updateBases: number,
+  ): void;
+  decodeInto(
+    codec: number,
+    control: number,
+    controlLength: number,
+    data: number,
+    dataLength: number,
+    page: number,
+  ): number;
+  isZeroPages(pages: number, pageCount: number, outBitmap: number): void;
+  hash64(ptr: number, lengthBytes: number, seed: bigint): bigint;
+}
+
+/** Bits are numbered in 32 bits, and so is the end of the last run. */
+const MAX_WORD_COUNT = 2 ** 26 - 1;
+
+export class CheckedKernels implements Kernels {
+  constructor(
+    readonly kind: 'wasm' | 'scalar',
+    private readonly linear: LinearMemory,
+    private readonly raw: RawKernels,
+  ) {}
+
+  bytes(): Uint8Array {
+    return this.linear.bytes();
+  }
+
+  ensure(sizeBytes: number): void {
+    this.linear.ensure(sizeBytes);
+  }
+
+  scanRuns(
+    bitmap: Pointer,
+    wordCount: number,
+    startBit: number,
+    out: Pointer,
+    maxRuns: number,
+    firstPage = 0,
+  ): number {
+    this.checkWords('bitmap', bitmap, wordCount);
+    checkCount('startBit', startBit);
+    checkCount('maxRuns', maxRuns);
+    checkCount('last page', firstPage + wordCount * 64);
+    checkCount('firstPage', firstPage);
+    if (maxRuns === 0) throw new RangeError('maxRuns: at least one run must fit');
+    this.checkRange('out', out, maxRuns * 8, 4);
+    // The results of WebAssembly are signed.
+    return this.raw.scanRuns(bitmap, wordCount, startBit, out, maxRuns, firstPage) >>> 0;
+  }
+
+  popcount(bitmap: Pointer, wordCount: number): number {
+    this.checkWords('bitmap', bitmap, wordCount);
+    return this.raw.popcount(bitmap, wordCount) >>> 0;
+  }
+
+  orInto(dst: Pointer, src: Pointer, wordCount: number): void {
+    this.checkWords('dst', dst, wordCount);
+    this.checkWords('src', src, wordCount);
+    this.raw.orInto(dst, src, wordCount);
+  }
+
+  andNot(dst: Pointer, src: Pointer, wordCount: number): void {
+    this.checkWords('dst', dst, wordCount);
+    this.checkWords('src', src, wordCount);
+    this.raw.andNot(dst, src, wordCount);
+  }
+
+  encodePages(job: EncodeJob): EncodeTotals {
+    const { pageCount } = job;
+    checkCount('pageCount', pageCount);
+    this.checkRange('newPages', job.newPages, pageCount * PAGE_SIZE_BYTES, 1);
+    this.checkRange('bases', job.bases, pageCount * 4, 4);
+    this.checkRange('codecs', job.codecs, pageCount, 1);
+    this.checkRange('controlLengths', job.controlLengths, pageCount * 2, 2);
+    this.checkRange('dataLengths', job.dataLengths, pageCount * 2, 2);
+    this.checkRange('control', job.control, controlCapacityBytes(pageCount), 1);
+    this.checkRange('data', job.data, dataCapacityBytes(pageCount), 1);
+    this.checkRange('result', job.result, 8, 4);
+    const buffer = this.linear.bytes().buffer;
+    const lastBase = buffer.byteLength - PAGE_SIZE_BYTES;
+    const bases = new Uint32Array(buffer, job.bases, pageCount);
+    for (const base of bases) {
+      if (base > BASE_ZERO_PAGE && base > lastBase) {
+        throw new RangeError(
+          `base page at ${base} lies outside the linear memory of ${buffer.byteLength} bytes`,
+        );
+      }
+    }
+    this.raw.encodePages(
+      pageCount,
+      job.newPages,
+      job.bases,
+      job.codecs,
+      job.controlLengths,
+      job.dataLengths,
+      job.control,
+      job.data,
+      job.result,
+      job.updateBases ? 1 : 0,
+    );
+    const totals = new Uint32Array(buffer, job.result, 2);
+    return { controlBytes: totals[0]!, dataBytes: totals[1]! };
+  }
+
+  decodeInto(
+    codec: number,
+    control: Pointer,
+    controlLength: number,
+    data: Pointer,
+    dataLength: number,
+    page: Pointer,
+  ): DecodeResult {
+    this.checkRange('control', control, controlLength, 1);
+    this.checkRange('data', data, dataLength, 1);
+    this.checkRange('page', page, PAGE_SIZE_BYTES, 1);
+    // Conversion to a WebAssembly integer would wrap, and make 2^32 + 1 a valid id.
+    if (!(Number.isInteger(codec) && codec >= 0 && codec <= 0xff)) return DecodeResult.UnknownCodec;
+    return this.raw.decodeInto(codec, control, controlLength, data, dataLength, page) as DecodeResult;
+  }
+
+  isZeroPages(pages: Pointer, pageCount: number, outBitmap: Pointer): void {
+    checkCount('pageCount', pageCount);
+    this.checkRange('pages', pages, pageCount * PAGE_SIZE_BYTES, 1);
+    this.checkWords('outBitmap', outBitmap, Math.ceil(pageCount / 64));
+    this.raw.isZeroPages(pages, pageCount, outBitmap);
+  }
+
+  hash64(ptr: Pointer, lengthBytes: number, seed: bigint): bigint {
+    this.checkRange('ptr', ptr, lengthBytes, 1);
+    return BigInt.asUintN(64, this.raw.hash64(ptr, lengthBytes, seed));
+  }
+
+  private checkWords(name: string, pointer: Pointer, wordCount: number): void {
+    checkCount(`words of ${name}`, wordCount);
+    if (wordCount > MAX_WORD_COUNT)
+      throw new RangeError(`${name}: ${wordCount} words, at most ${MAX_WORD_COUNT}`);
+    this.checkRange(name, pointer, wordCount * 8, 8);
+  }
+
+  private checkRange(name: string, pointer: Pointer, lengthBytes: number, alignment: number): void {
+    const sizeBytes = this.linear.sizeBytes;
+    if (
+      !(Number.isInteger(pointer) && pointer >= 0 && Number.isInteger(lengthBytes) && lengthBytes >= 0) ||
+      pointer + lengthBytes > sizeBytes
+    ) {
+      throw new RangeError(
+        `${name}: ${lengthBytes} bytes at ${pointer} in a linear memory of ${sizeBytes} bytes`,
+      );
+    }
+    if (pointer % alignment !== 0)
+      throw new RangeError(`${name}: ${pointer} is not a multiple of ${alignment}`);
+  }
+}
+
+function checkCount(name: string, count: number): void {
+  if (!(Number.isInteger(count) && count >= 0 && count < 2 ** 32)) {
+    throw new RangeError(`${name}: ${count} is not an unsigned 32-bit number`);
+  }
+}
