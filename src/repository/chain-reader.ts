@@ -1,0 +1,229 @@
+/**
+ * Pages from their records: finds the whole page at the bottom of each chain of deltas and applies the deltas to it.
+ *
+ * Works on windows of pages, level by level: all records asked for, then all their bases, and so on. So a frame is
+ * decoded about once a window however scattered its pages are, and memory is bounded by window and cache.
+ */
+
+import { CODEC_RAW } from '../codec/codec-ids.js';
+import type { Kernels } from '../kernels/kernels.js';
+import { sharedKernels } from '../kernels/shared-kernels.js';
+import type { CallOptions, StorageBackend } from '../storage/backend.js';
+import { PAGE_SIZE_BYTES } from '../types.js';
+import { ChainKeys, ownerTag } from './chain-keys.js';
+import { damaged } from './damage.js';
+import { DeltaStash } from './delta-stash.js';
+import { FrameCache } from './frame-cache.js';
+import { decodeBlobFrame, decodeFrameAsync, type PageRecords } from './frame.js';
+import { PackReader } from './pack-reader.js';
+import {
+  frameKey,
+  frameKeyOfRef,
+  frameOfRef,
+  isRecordRef,
+  MAX_DELTA_DEPTH,
+  packOfRef,
+  recordOfRef,
+  ZERO_REF,
+  type RecordRef,
+} from './record-ref.js';
+
+export interface ChainReaderOptions {
+  /** Budget for decoded frames. Default 64 MiB: some 400 frames, more than a chain's checkpoints times its shares. */
+  readonly cacheBytes?: number;
+  /** Whose memory is free for scratch during each synchronous step. */
+  readonly kernels?: Kernels;
+  /** Pages resolved together. More costs memory (5 to 10 KiB each) and saves decoding where pages are scattered. */
+  readonly windowPages?: number;
+}
+
+export const DEFAULT_READER_CACHE_BYTES = 64 * 1024 * 1024;
+/** Default of `windowPages`. The deltas may take as much again per level, in the worst case; commonly far less. */
+export const WINDOW_PAGES = 2048;
+/** Frames being decompressed at a time, on libuv's threads. */
+const DECODES_IN_FLIGHT = 4;
+
+/** A slot of the window and the record that it needs next. */
+interface Wanted {
+  readonly slots: Uint32Array;
+  readonly refs: Float64Array;
+}
+
+export class ChainReader {
+  readonly packs: PackReader;
+  readonly #keys: ChainKeys;
+  readonly #cache: FrameCache;
+  readonly #kernels: () => Kernels;
+  readonly #windowPages: number;
+
+  constructor(
+    backend: StorageBackend,
+    repositoryId: string,
+    chain: string,
+    options: ChainReaderOptions = {},
+  ) {
+    this.#keys = new ChainKeys(chain);
+    this.packs = new PackReader(backend, this.#keys, ownerTag(repositoryId, chain));
+    this.#cache = new FrameCache(options.cacheBytes ?? DEFAULT_READER_CACHE_BYTES);
+    this.#windowPages = options.windowPages ?? WINDOW_PAGES;
+    this.#kernels = () => options.kernels ?? sharedKernels();
+  }
+
+  /**
+   * The contents of records, in the order of `refs`, which may repeat and be in any order; 0 = zero page.
+   * @param into 4096 bytes a ref
+   * @throws REPO_DAMAGED naming pack and frame, REPO_VERSION, INTERRUPTED, and what the backend throws; then `into` is unspecified
+   */
+  async readPagesByRef(refs: Float64Array, into: Uint8Array, options: CallOptions = {}): Promise<void> {
+    if (into.length !== refs.length * PAGE_SIZE_BYTES) {
+      throw new RangeError(`${refs.length} pages do not fit ${into.length} bytes`);
+    }
+    for (let from = 0; from < refs.length; from += this.#windowPages) {
+      const to = Math.min(refs.length, from + this.#windowPages);
+      const part = into.subarray(from * PAGE_SIZE_BYTES, to * PAGE_SIZE_BYTES);
+      await this.#readWindow(refs.subarray(from, to), part, options);
+    }
+  }
+
+  /** One decoded frame; shared with the cache, do not change it. @throws as `readPagesByRef` */
+  async frame(packSeq: number, frame: number, options: CallOptions = {}): Promise<PageRecords> {
+    const key = frameKey(packSeq, frame);
+    const cached = this.#cache.get(key);
+    if (cached !== undefined) return cached;
+    const span = { key, pack: packSeq, frame, from: 0, to: 0 };
+    for await (const [, , records] of this.#fetch(packSeq, [span], options)) return records;
+    throw damaged(this.#keys.pack(packSeq), 'frame is missing', { frame });
+  }
+
+  /** A blob frame, such as the device state. Caller owns the bytes. @throws as `readPagesByRef` */
+  async readBlob(packSeq: number, frame: number, options: CallOptions = {}): Promise<Uint8Array> {
+    for await (const stored of this.packs.frames(packSeq, [frame], options)) {
+      return decodeBlobFrame(stored.bytes, stored);
+    }
+    throw damaged(this.#keys.pack(packSeq), 'frame is missing', { frame });
+  }
+
+  async #readWindow(refs: Float64Array, into: Uint8Array, options: CallOptions): Promise<void> {
+    const stash = new DeltaStash();
+    let wanted = this.#sortByRef(
+      refs,
+      Uint32Array.from(refs, (_, slot) => slot).filter((slot) => refs[slot] !== ZERO_REF),
+    );
+    for (let slot = 0; slot < refs.length; slot++) {
+      if (refs[slot] === ZERO_REF) into.fill(0, slot * PAGE_SIZE_BYTES, (slot + 1) * PAGE_SIZE_BYTES);
+    }
+    for (let level = 0; wanted.slots.length > 0; level++) {
+      if (level > MAX_DELTA_DEPTH) {
+        throw this.#damagedRecord(wanted.refs[0]!, `more than ${MAX_DELTA_DEPTH} deltas lead to this record`);
+      }
+      const nextRefs = new Float64Array(refs.length);
+      const nextSlots: number[] = [];
+      for await (const [from, to, frame] of this.#framesOf(wanted, options)) {
+        for (let i = from; i < to; i++) {
+          const slot = wanted.slots[i]!;
+          const base = this.#takeRecord(frame, wanted.refs[i]!, slot, into, stash);
+          if (base === ZERO_REF) continue;
+          nextRefs[slot] = base;
+          nextSlots.push(slot);
+        }
+      }
+      wanted = this.#sortByRef(nextRefs, Uint32Array.from(nextSlots));
+    }
+    stash.apply(this.#kernels(), into, (ref, reason) => this.#damagedRecord(ref, reason));
+  }
+
+  /** Writes a whole page to its slot, or sets a delta aside. @returns the record needed next, 0 when there is none */
+  #takeRecord(
+    frame: PageRecords,
+    ref: RecordRef,
+    slot: number,
+    into: Uint8Array,
+    stash: DeltaStash,
+  ): RecordRef {
+    const record = recordOfRef(ref);
+    if (record >= frame.count) throw this.#damagedRecord(ref, 'the frame has no such record');
+    const at = slot * PAGE_SIZE_BYTES;
+    if (frame.codecs[record] === CODEC_RAW) {
+      into.set(frame.body.subarray(frame.dataOffsets[record], frame.dataOffsets[record + 1]), at);
+      return ZERO_REF;
+    }
+    const base = frame.baseRefs[record]!;
+    // Strictly backwards, which also rules out a circle.
+    if (base !== ZERO_REF && frameKeyOfRef(base) >= frameKeyOfRef(ref)) {
+      throw this.#damagedRecord(ref, 'the base does not lie before the record');
+    }
+    stash.push(slot, ref, frame, record);
+    if (base === ZERO_REF) into.fill(0, at, at + PAGE_SIZE_BYTES);
+    return base;
+  }
+
+  /** Each frame that `wanted` (sorted by ref) needs, with the part [from, to) of `wanted` that lies in it. */
+  async *#framesOf(
+    { refs }: Wanted,
+    options: CallOptions,
+  ): AsyncGenerator<readonly [number, number, PageRecords]> {
+    const missing: FrameSpan[] = [];
+    for (let from = 0; from < refs.length;) {
+      const key = frameKeyOfRef(refs[from]!);
+      let to = from + 1;
+      while (to < refs.length && frameKeyOfRef(refs[to]!) === key) to++;
+      const cached = this.#cache.get(key);
+      if (cached !== undefined) yield [from, to, cached];
+      else missing.push({ key, pack: packOfRef(refs[from]!), frame: frameOfRef(refs[from]!), from, to });
+      from = to;
+    }
+    for (let first = 0; first < missing.length;) {
+      const { pack } = missing[first]!;
+      let last = first + 1;
+      while (last < missing.length && missing[last]!.pack === pack) last++;
+      yield* this.#fetch(pack, missing.slice(first, last), options);
+      first = last;
+    }
+  }
+
+  /** Reads and decodes frames of one pack, a few of them at the same time. */
+  async *#fetch(
+    pack: number,
+    spans: readonly FrameSpan[],
+    options: CallOptions,
+  ): AsyncGenerator<readonly [number, number, PageRecords]> {
+    const numbers = spans.map(({ frame }) => frame);
+    const inFlight: Promise<PageRecords>[] = [];
+    let done = 0;
+    const next = async (): Promise<readonly [number, number, PageRecords]> => {
+      const frame = await inFlight.shift()!;
+      const span = spans[done++]!;
+      this.#cache.put(span.key, frame);
+      return [span.from, span.to, frame];
+    };
+    for await (const stored of this.packs.frames(pack, numbers, options)) {
+      const decoding = decodeFrameAsync(stored.bytes, stored);
+      // Its failure is met when its turn comes, or not at all after another one's.
+      decoding.catch(() => undefined);
+      inFlight.push(decoding);
+      if (inFlight.length === DECODES_IN_FLIGHT) yield await next();
+    }
+    while (inFlight.length > 0) yield await next();
+  }
+
+  #sortByRef(refs: Float64Array, slots: Uint32Array): Wanted {
+    for (const slot of slots) {
+      if (!isRecordRef(refs[slot]!)) throw new RangeError(`${refs[slot]!} is not a record reference`);
+    }
+    slots.sort((a, b) => refs[a]! - refs[b]!);
+    return { slots, refs: Float64Array.from(slots, (slot) => refs[slot]!) };
+  }
+
+  #damagedRecord(ref: RecordRef, what: string): Error {
+    const where = { frame: frameOfRef(ref), record: recordOfRef(ref) };
+    return damaged(this.#keys.pack(packOfRef(ref)), what, where);
+  }
+}
+
+interface FrameSpan {
+  readonly key: number;
+  readonly pack: number;
+  readonly frame: number;
+  readonly from: number;
+  readonly to: number;
+}

@@ -1,0 +1,196 @@
+/** The right to write to one chain, held by its lock. */
+
+import { randomBytes } from 'node:crypto';
+
+import { CheckpointError } from '../errors.js';
+import type { MemoryLayout } from '../hypervisor/memory-layout.js';
+import type { VmIdentity } from '../hypervisor/vm.js';
+import type { StorageBackend } from '../storage/backend.js';
+import { ChainKeys, chainKey, ownerTag, seqOfKey } from './chain-keys.js';
+import { ChainLock } from './chain-lock.js';
+import { ChainReader, type ChainReaderOptions } from './chain-reader.js';
+import { CheckpointWriter, type WritePoint } from './checkpoint-writer.js';
+import type { DamagedObject } from './damage.js';
+import { loadMap } from './load-map.js';
+import { loadManifests } from './manifest-store.js';
+import type { CheckpointKind, Manifest } from './manifest.js';
+import { PageMap } from './page-map.js';
+import { MAX_PACK_SEQ, ZERO_REF } from './record-ref.js';
+import { claimVmRecord } from './vm-record.js';
+
+/** zstd level of index and device state unless the caller says otherwise; zstd's own default. */
+const DEFAULT_LEVEL = 3;
+
+export interface BeginOptions {
+  readonly kind: CheckpointKind;
+  /** Of this chain; null for a base. */
+  readonly parent: Manifest | null;
+  readonly layout: MemoryLayout;
+  /** The parent's map in `layout`; loaded when not given. The writer changes it, and commits or rolls back. */
+  readonly map?: PageMap;
+  /** zstd level for device state and index, 0 = off. */
+  readonly level?: number;
+  readonly onPoint?: (point: WritePoint) => void;
+  /** Size at which a pack is closed and another begun; default 1 GiB. */
+  readonly packTargetBytes?: number;
+}
+
+export class ChainWriter {
+  readonly #backend: StorageBackend;
+  readonly #repositoryId: string;
+  readonly #keys: ChainKeys;
+  readonly #lock: ChainLock;
+  readonly #signal: AbortSignal | undefined;
+  #latest: Manifest | null;
+  /** Highest sequence numbers in use, by this writer or anything found in the chain, orphans included. */
+  readonly #last: { pack: number; index: number; checkpoint: number };
+  #active: CheckpointWriter | undefined;
+
+  private constructor(
+    readonly vmName: string,
+    /** Manifests that could not be read. The newest readable one is `latest`. */
+    readonly damaged: readonly DamagedObject[],
+    parts: {
+      readonly backend: StorageBackend;
+      readonly repositoryId: string;
+      readonly keys: ChainKeys;
+      readonly lock: ChainLock;
+      readonly latest: Manifest | null;
+      readonly last: { pack: number; index: number; checkpoint: number };
+      readonly signal: AbortSignal | undefined;
+    },
+  ) {
+    this.#backend = parts.backend;
+    this.#repositoryId = parts.repositoryId;
+    this.#keys = parts.keys;
+    this.#lock = parts.lock;
+    this.#signal = parts.signal;
+    this.#latest = parts.latest;
+    this.#last = parts.last;
+  }
+
+  /** See `Repository.openChainWriter`. */
+  static async open(
+    backend: StorageBackend,
+    repositoryId: string,
+    vmName: string,
+    identity: VmIdentity,
+    signal: AbortSignal | undefined,
+  ): Promise<ChainWriter> {
+    const keys = new ChainKeys(chainKey(vmName));
+    const options = { signal };
+    const lock = await ChainLock.take(backend, keys, options);
+    try {
+      await claimVmRecord(backend, keys, vmName, identity, options);
+      const { manifests, damaged } = await loadManifests(backend, keys, options);
+      const highest = async (prefix: string): Promise<number> =>
+        (await backend.list(prefix, options)).reduce((max, { key }) => Math.max(max, seqOfKey(key)), 0);
+      const last = {
+        pack: await highest(keys.packs),
+        index: await highest(keys.index),
+        checkpoint: await highest(keys.checkpoints),
+      };
+      const latest = manifests.at(-1) ?? null;
+      return new ChainWriter(vmName, damaged, { backend, repositoryId, keys, lock, latest, last, signal });
+    } catch (error) {
+      await lock.release().catch(() => undefined);
+      throw error;
+    }
+  }
+
+  /** Folder name of the chain. */
+  get chain(): string {
+    return this.#keys.chain;
+  }
+
+  /** The newest committed checkpoint of the chain that can be read. */
+  get latest(): Manifest | null {
+    return this.#latest;
+  }
+
+  /** The committed map of a checkpoint of this chain; caller owns it. @throws REPO_DAMAGED */
+  loadMap(manifest: Manifest): Promise<PageMap> {
+    return loadMap(this.#backend, this.#repositoryId, manifest, { signal: this.#signal });
+  }
+
+  /** Reads records of this chain, those included that are committed later on. */
+  reader(options: ChainReaderOptions = {}): ChainReader {
+    return new ChainReader(this.#backend, this.#repositoryId, this.chain, options);
+  }
+
+  /**
+   * Begins a checkpoint; one at a time.
+   * @throws RangeError when kind, parent, layout and map do not fit together; REPO_DAMAGED when the map is to be loaded
+   */
+  async begin(options: BeginOptions): Promise<CheckpointWriter> {
+    if (this.#active !== undefined) throw new TypeError('another checkpoint of this chain is being written');
+    const { kind, parent, layout } = options;
+    if ((kind === 'base') !== (parent === null))
+      throw new RangeError('a base has no parent, an increment has one');
+    if (parent !== null && parent.chain !== this.chain)
+      throw new RangeError('the parent is of another chain');
+    const map = options.map ?? (await this.#mapFor(parent, layout));
+    if (map.pageSpan !== layout.pageSpan) throw new RangeError('the map does not fit the layout');
+    if (map.changedPages().length > 0)
+      throw new RangeError('the map has changes that belong to no checkpoint');
+    if (parent === null && map.refs.some((ref) => ref !== ZERO_REF))
+      throw new RangeError('the map of a base is empty');
+    const writer = new CheckpointWriter(
+      { ...options, map, level: options.level ?? DEFAULT_LEVEL },
+      {
+        backend: this.#backend,
+        repositoryId: this.#repositoryId,
+        keys: this.#keys,
+        owner: ownerTag(this.#repositoryId, this.chain),
+        vmName: this.vmName,
+        id: randomBytes(8).toString('hex'),
+        seq: ++this.#last.checkpoint,
+        signal: this.#signal,
+        nextPackSeq: () => this.#nextPackSeq(),
+        nextIndexSeq: () => ++this.#last.index,
+        checkLock: () => this.#checkLock(),
+        done: (manifest) => {
+          this.#active = undefined;
+          if (manifest !== null) this.#latest = manifest;
+        },
+      },
+    );
+    this.#active = writer;
+    return writer;
+  }
+
+  /** Aborts what is not committed and gives the lock back. @throws what the backend throws when the lock cannot be removed */
+  async close(): Promise<void> {
+    await this.#active?.abort();
+    await this.#lock.release();
+  }
+
+  async #mapFor(parent: Manifest | null, layout: MemoryLayout): Promise<PageMap> {
+    if (parent === null) return new PageMap(layout.pageSpan);
+    return (await this.loadMap(parent)).remap(parent.layout, layout);
+  }
+
+  #nextPackSeq(): number {
+    if (this.#last.pack >= MAX_PACK_SEQ) {
+      throw new CheckpointError(
+        'STORAGE_FULL',
+        `chain ${this.chain} has used all ${MAX_PACK_SEQ} pack numbers`,
+        {
+          hint: 'start a new chain with --name',
+        },
+      );
+    }
+    return ++this.#last.pack;
+  }
+
+  async #checkLock(): Promise<void> {
+    if (await this.#lock.isHeld({ signal: this.#signal })) return;
+    throw new CheckpointError(
+      'REPO_LOCKED',
+      `the lock of chain ${this.chain} was removed while it was in use`,
+      {
+        hint: 'make sure that no other cairn writes to this chain, then try again',
+      },
+    );
+  }
+}

@@ -1,0 +1,330 @@
+/**
+ * One checkpoint being written: frames and device state into packs, then the index segment, then the manifest, each
+ * durable before the next (docs/format.md, write order). Until the manifest is there, nothing of it counts.
+ *
+ * Frames may come from several callers at once: each is given its addresses at the moment of the call.
+ */
+
+import { CODEC_RUNS } from '../codec/codec-ids.js';
+import { isCheckpointError } from '../errors.js';
+import type { MemoryLayout } from '../hypervisor/memory-layout.js';
+import type { DiskSnapshot, VmIdentity } from '../hypervisor/vm.js';
+import type { CallOptions, StorageBackend } from '../storage/backend.js';
+import type { JsonObject } from '../types.js';
+import type { ChainKeys } from './chain-keys.js';
+import { encodeBlobFrame, FRAME_KIND_BLOB, FRAME_KIND_PAGES, type EncodedFrame } from './frame.js';
+import { encodeSegment, entriesOf } from './index-segment.js';
+import { planSegment } from './segment-plan.js';
+import {
+  encodeManifest,
+  type CheckpointKind,
+  type DeviceStateEntry,
+  type Manifest,
+  type PackEntry,
+  type SegmentEntry,
+} from './manifest.js';
+import { PACK_TARGET_BYTES } from './pack-format.js';
+import { PackWriter } from './pack-writer.js';
+import type { PageMap } from './page-map.js';
+import {
+  makeRef,
+  MAX_DELTA_DEPTH,
+  MAX_FRAMES_PER_PACK,
+  packOfRef,
+  ZERO_REF,
+  frameKey,
+  frameKeyOfRef,
+  type RecordRef,
+} from './record-ref.js';
+import { sha256Hex } from './sealed-json.js';
+
+/** In the order in which they are passed. */
+export type WritePoint =
+  'before-pack' | 'pack-durable' | 'index-durable' | 'before-manifest' | 'after-manifest';
+
+export interface CheckpointWriterOptions {
+  readonly kind: CheckpointKind;
+  /** Null for a base. */
+  readonly parent: Manifest | null;
+  readonly layout: MemoryLayout;
+  /** The parent's committed map in `layout`, empty for a base. Changed provisionally, committed or rolled back at the end. */
+  readonly map: PageMap;
+  /** zstd level for device state and index, 0 = off. */
+  readonly level: number;
+  /** Called between the steps of `commit`; what it throws fails the commit. For fault injection. */
+  readonly onPoint?: ((point: WritePoint) => void) | undefined;
+  readonly packTargetBytes?: number | undefined;
+}
+
+/** What the chain gives its writers. */
+export interface CheckpointWriterDeps {
+  readonly backend: StorageBackend;
+  readonly repositoryId: string;
+  readonly keys: ChainKeys;
+  readonly owner: Uint8Array;
+  readonly vmName: string;
+  readonly id: string;
+  readonly seq: number;
+  readonly signal: AbortSignal | undefined;
+  nextPackSeq(): number;
+  nextIndexSeq(): number;
+  /** @throws REPO_LOCKED when the lock is gone */
+  checkLock(): Promise<void>;
+  /** Called once the writer will not be used any more; with the manifest when it is committed. */
+  done(manifest: Manifest | null): void;
+}
+
+export interface CommitFields {
+  readonly identity: VmIdentity;
+  readonly machine: JsonObject;
+  readonly disks: readonly DiskSnapshot[];
+  readonly stats: JsonObject;
+  /** In which the VM was found and left. */
+  readonly runState?: string;
+}
+
+export class CheckpointWriter {
+  readonly id: string;
+  readonly #options: CheckpointWriterOptions;
+  readonly #deps: CheckpointWriterDeps;
+  readonly #call: CallOptions;
+  #pack: PackWriter | undefined;
+  readonly #closing: Promise<PackEntry>[] = [];
+  #firstPack: number | undefined;
+  #deviceState: DeviceStateEntry | null = null;
+  /** Keys of packs and index segment, saved or being saved. */
+  readonly #written: string[] = [];
+  /** The manifest may be there although its save failed. */
+  #manifestUnsure = false;
+  #state: 'open' | 'committing' | 'committed' | 'aborted' = 'open';
+  #storedBytes = 0;
+  #recordCount = 0;
+  #rawBytes = 0;
+
+  constructor(options: CheckpointWriterOptions, deps: CheckpointWriterDeps) {
+    this.id = deps.id;
+    this.#options = options;
+    this.#deps = deps;
+    this.#call = { signal: deps.signal };
+  }
+
+  /** Bytes given to the backend so far, or, once committed, added by this checkpoint, manifest included. */
+  get storedBytes(): number {
+    return this.#storedBytes + (this.#pack?.sizeBytes ?? 0);
+  }
+
+  /** Records appended so far. */
+  get recordCount(): number {
+    return this.#recordCount;
+  }
+
+  /** Bytes of the frames before compression. */
+  get rawBytes(): number {
+    return this.#rawBytes;
+  }
+
+  /** True for a record that was durable before this checkpoint began, and so can be read. */
+  isCommitted(ref: RecordRef): boolean {
+    return this.#firstPack === undefined || packOfRef(ref) < this.#firstPack;
+  }
+
+  /**
+   * Gives the records of a frame their addresses, enters them in the map and queues the frame; settles when there is
+   * room for the next. A later record of the same page counts.
+   * @throws RangeError for a record whose base is not what the map holds for its page, or that would be too deep; what
+   * the backend throws. Either way the checkpoint must be aborted.
+   */
+  async appendFrame(frame: EncodedFrame): Promise<void> {
+    const pack = this.#packFor(frame.bytes.length);
+    const number = pack.append(frame.bytes, FRAME_KIND_PAGES, frame.pages.length);
+    this.#enter(frame, pack.seq, number);
+    this.#recordCount += frame.pages.length;
+    this.#rawBytes += frame.rawBytes;
+    await pack.drained();
+  }
+
+  /** These pages are zero now. */
+  markZero(pages: Uint32Array): void {
+    this.#mustBeOpen();
+    const { map } = this.#options;
+    for (const page of pages) if (map.refOf(page) !== ZERO_REF) map.set(page, ZERO_REF, 0);
+  }
+
+  /** @throws what the backend throws */
+  async setDeviceState(bytes: Uint8Array): Promise<void> {
+    const frame = encodeBlobFrame(bytes, this.#options.level);
+    const pack = this.#packFor(frame.length);
+    const number = pack.append(frame, FRAME_KIND_BLOB, 0);
+    this.#deviceState = { pack: pack.seq, frame: number, sizeBytes: bytes.length, sha256: sha256Hex(bytes) };
+    await pack.drained();
+  }
+
+  /**
+   * Makes the checkpoint durable and visible. After an error it may be neither or, when the backend lost its answer to
+   * the manifest, both: `abort` follows, and the next listing tells.
+   * @throws REPO_LOCKED when the lock was removed by force, what `onPoint` throws, what the backend throws
+   */
+  async commit(fields: CommitFields): Promise<Manifest> {
+    this.#mustBeOpen();
+    this.#state = 'committing';
+    const { map, layout, kind, parent, onPoint } = this.#options;
+    onPoint?.('before-pack');
+    this.#closePack();
+    const packs = await Promise.all(this.#closing);
+    onPoint?.('pack-durable');
+    const segments = await this.#writeIndex();
+    onPoint?.('index-durable');
+    const { id, seq, vmName, keys } = this.#deps;
+    const manifest: Manifest = {
+      id,
+      seq,
+      chain: keys.chain,
+      vmName,
+      parentId: parent?.id ?? null,
+      kind,
+      time: new Date().toISOString(),
+      hypervisor: fields.identity.hypervisor,
+      identity: fields.identity,
+      machine: fields.machine,
+      layout,
+      runState: fields.runState ?? '',
+      packs,
+      segments,
+      deviceState: this.#deviceState,
+      disks: fields.disks,
+      maxDepth: map.maxDepth(),
+      storedBytes: this.#storedBytes,
+      stats: fields.stats,
+    };
+    await this.#deps.checkLock();
+    onPoint?.('before-manifest');
+    this.#storedBytes += await this.#saveManifest(manifest);
+    this.#state = 'committed';
+    map.commit();
+    this.#deps.done(manifest);
+    onPoint?.('after-manifest');
+    return manifest;
+  }
+
+  /** Takes everything back that is not committed; the map is as it was. Does nothing after a commit. Never throws. */
+  async abort(): Promise<void> {
+    if (this.#state === 'committed' || this.#state === 'aborted') return;
+    this.#state = 'aborted';
+    this.#options.map.rollback();
+    const running = this.#pack;
+    this.#pack = undefined;
+    await running?.abort();
+    await Promise.allSettled(this.#closing);
+    const { backend, keys, seq, id } = this.#deps;
+    // The manifest goes first. When it cannot be said whether it is there, what it refers to stays, as orphans.
+    const isSafe = !this.#manifestUnsure || (await removed(backend, keys.checkpoint(seq, id)));
+    if (isSafe) for (const key of this.#written) await removed(backend, key);
+    this.#deps.done(null);
+  }
+
+  #mustBeOpen(): void {
+    if (this.#state !== 'open') throw new TypeError(`checkpoint ${this.id} is ${this.#state}`);
+  }
+
+  /** The pack that takes a frame of this length. */
+  #packFor(lengthBytes: number): PackWriter {
+    this.#mustBeOpen();
+    const target = this.#options.packTargetBytes ?? PACK_TARGET_BYTES;
+    const current = this.#pack;
+    const isFull =
+      current !== undefined &&
+      current.frameCount > 0 &&
+      (current.sizeBytes + lengthBytes > target || current.frameCount === MAX_FRAMES_PER_PACK);
+    if (isFull) this.#closePack();
+    if (this.#pack === undefined) {
+      const { keys, owner, backend } = this.#deps;
+      const seq = this.#deps.nextPackSeq();
+      this.#firstPack ??= seq;
+      this.#written.push(keys.pack(seq));
+      this.#pack = new PackWriter(keys.pack(seq), seq, owner, backend, this.#call);
+    }
+    return this.#pack;
+  }
+
+  #closePack(): void {
+    const pack = this.#pack;
+    this.#pack = undefined;
+    if (pack === undefined) return;
+    const closing = pack.finish().then((entry) => {
+      this.#storedBytes += entry.sizeBytes;
+      return entry;
+    });
+    // Failure is reported by `commit`; until then nobody may be waiting.
+    closing.catch(() => undefined);
+    this.#closing.push(closing);
+  }
+
+  #enter(frame: EncodedFrame, packSeq: number, number: number): void {
+    const { map } = this.#options;
+    const ownFrame = frameKey(packSeq, number);
+    for (let i = 0; i < frame.pages.length; i++) {
+      const page = frame.pages[i]!;
+      let depth = 0;
+      if (frame.codecs[i] === CODEC_RUNS) {
+        const base = frame.baseRefs[i]!;
+        if (base !== ZERO_REF) {
+          if (base !== map.refOf(page) || frameKeyOfRef(base) >= ownFrame) {
+            throw new RangeError(`page ${page}: the record's base is not the page's present record`);
+          }
+          depth = map.depthOf(page) + 1;
+        }
+      }
+      if (depth > MAX_DELTA_DEPTH) throw new RangeError(`page ${page}: ${depth} deltas on top of each other`);
+      map.set(page, makeRef(packSeq, number, i), depth);
+    }
+  }
+
+  async #saveManifest(manifest: Manifest): Promise<number> {
+    const { backend, keys, seq, id } = this.#deps;
+    this.#manifestUnsure = true;
+    try {
+      return await backend.save(keys.checkpoint(seq, id), encodeManifest(manifest), this.#call);
+    } catch (error) {
+      if (isCertainlyUnsaved(error)) this.#manifestUnsure = false;
+      throw error;
+    }
+  }
+
+  async #writeIndex(): Promise<readonly SegmentEntry[]> {
+    const { map, parent, layout, level } = this.#options;
+    const { backend, keys, repositoryId, owner } = this.#deps;
+    const source = { backend, repositoryId, chain: keys.chain, pageSpan: layout.pageSpan };
+    const plan = await planSegment(map, parent, layout, source, this.#call);
+    if (plan.pages === null) return plan.kept;
+    const seq = this.#deps.nextIndexSeq();
+    const bytes = encodeSegment({ seq, level: plan.level, owner }, entriesOf(map, plan.pages), level);
+    this.#written.push(keys.segment(seq));
+    const sizeBytes = await backend.save(keys.segment(seq), bytes, this.#call);
+    this.#storedBytes += sizeBytes;
+    const entry = {
+      seq,
+      level: plan.level,
+      entryCount: plan.pages.length,
+      sizeBytes,
+      sha256: sha256Hex(bytes),
+    };
+    return [entry, ...plan.kept];
+  }
+}
+
+/** @returns whether there was such an object and it is gone now */
+async function removed(backend: StorageBackend, key: string): Promise<boolean> {
+  try {
+    await backend.remove(key);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** After these errors of `save` there certainly is no object. Anything else may have been a lost answer. */
+function isCertainlyUnsaved(error: unknown): boolean {
+  return (['STORAGE_FULL', 'STORAGE_READ_ONLY', 'STORAGE_EXISTS', 'INTERRUPTED'] as const).some((code) =>
+    isCheckpointError(error, code),
+  );
+}

@@ -1,0 +1,23 @@
+/** Version law of docs/format.md: one number for the repository, and names of features that a reader must know. */
+
+import { CheckpointError } from '../errors.js';
+
+export const FORMAT_NAME = 'cairn-repository';
+export const FORMAT_VERSION = 1;
+/** Features of version 1 that a record may demand. None so far. */
+const KNOWN_FEATURES: readonly string[] = [];
+
+/** @throws REPO_VERSION when `key` was written by a newer version, or demands what this one does not know */
+export function checkVersion(key: string, version: number, requires: readonly string[]): void {
+  const unknown = requires.filter((feature) => !KNOWN_FEATURES.includes(feature));
+  if (version === FORMAT_VERSION && unknown.length === 0) return;
+  const what = version === FORMAT_VERSION ? `features ${unknown.join(', ')}` : `format version ${version}`;
+  throw new CheckpointError(
+    'REPO_VERSION',
+    `${key} needs ${what}; this program knows version ${FORMAT_VERSION}`,
+    {
+      hint: 'use a newer version of cairn',
+      detail: { key, version, requires },
+    },
+  );
+}

@@ -1,0 +1,204 @@
+/**
+ * Frames: what a pack is made of, compressed and checked as one piece (docs/format.md, frames).
+ *
+ *     0   4  magic "CFRM"            16  8  digest (pages), 0 (blob)
+ *     4   1  kind                    24  8  zero
+ *     5   1  entropy stage           32 32  SHA-256 over bytes 0-31 and the stored body
+ *     6   2  record count            64     body as stored
+ *     8   4  stored length of body
+ *     12  4  raw length of body
+ *
+ * Encoding is pure, and is called by worker threads. Nothing read from a stored frame is used before it is checked.
+ */
+
+import { createHash } from 'node:crypto';
+
+import { describeError } from '../errors.js';
+import { compress, decompress, decompressAsync } from '../ffi/zstd.js';
+import { encodeBody, parseBody, type FrameRecords, type PageRecords } from './frame-body.js';
+import { MAX_RAW_BODY_BYTES } from './frame-limits.js';
+import { damaged } from './damage.js';
+import { MAX_RECORDS_PER_FRAME } from './record-ref.js';
+
+export { FRAME_PAYLOAD_BYTES } from './frame-limits.js';
+export type { FrameRecords, PageRecords } from './frame-body.js';
+
+export const FRAME_HEADER_BYTES = 64;
+const HASHED_HEADER_BYTES = 32;
+const MAGIC = 0x4d524643;
+
+export const FRAME_KIND_PAGES = 1;
+export const FRAME_KIND_BLOB = 2;
+const ENTROPY_NONE = 0;
+const ENTROPY_ZSTD = 1;
+
+/** Device state is a few MiB; what claims to be more than this is not ours. */
+export const MAX_BLOB_BYTES = 1 << 30;
+
+/** A frame ready to be appended to a pack. Plain data: survives structured clone. */
+export interface EncodedFrame {
+  /** Header and stored body. */
+  readonly bytes: Uint8Array;
+  readonly pages: Uint32Array;
+  readonly codecs: Uint8Array;
+  readonly baseRefs: Float64Array;
+  /** Length of the body before the entropy stage. */
+  readonly rawBytes: number;
+}
+
+/** Where a frame was read from, for messages. */
+export interface FramePlace {
+  readonly key: string;
+  readonly frame: number;
+}
+
+export interface FrameHeader {
+  readonly kind: number;
+  readonly entropy: number;
+  readonly recordCount: number;
+  readonly storedBytes: number;
+  readonly rawBytes: number;
+  readonly digest: bigint;
+}
+
+/**
+ * Encodes a frame of page records. Copies what it is given.
+ * @param level zstd level, 0 = off
+ * @throws RangeError when the records do not fit together or are too many for one frame
+ */
+export function encodeFrame(records: FrameRecords, level: number): EncodedFrame {
+  const body = encodeBody(records);
+  return {
+    bytes: seal(FRAME_KIND_PAGES, records.pages.length, records.digest, body, level),
+    pages: records.pages.slice(),
+    codecs: records.codecs.slice(),
+    baseRefs: records.baseRefs.slice(),
+    rawBytes: body.length,
+  };
+}
+
+/** A frame that holds `blob` as it is. @throws RangeError when it is too long */
+export function encodeBlobFrame(blob: Uint8Array, level: number): Uint8Array {
+  if (blob.length > MAX_BLOB_BYTES)
+    throw new RangeError(`blob of ${blob.length} bytes, at most ${MAX_BLOB_BYTES}`);
+  return seal(FRAME_KIND_BLOB, 0, 0n, blob, level);
+}
+
+/** Decodes a frame of page records. The result refers to its own memory. @throws REPO_DAMAGED */
+export function decodeFrame(bytes: Uint8Array, place: FramePlace): PageRecords {
+  const header = checkFrame(bytes, place);
+  return parsePages(header, inflate(header, bytes, place), place);
+}
+
+/** As `decodeFrame`, with decompression on another thread. `bytes` must not change until then. */
+export async function decodeFrameAsync(bytes: Uint8Array, place: FramePlace): Promise<PageRecords> {
+  const header = checkFrame(bytes, place);
+  const stored = bytes.subarray(FRAME_HEADER_BYTES);
+  if (header.entropy !== ENTROPY_ZSTD) return parsePages(header, inflate(header, bytes, place), place);
+  let body: Uint8Array;
+  try {
+    body = await decompressAsync(stored, header.rawBytes);
+  } catch (cause) {
+    throw notDecompressed(place, cause);
+  }
+  return parsePages(header, body, place);
+}
+
+/** @throws REPO_DAMAGED */
+export function decodeBlobFrame(bytes: Uint8Array, place: FramePlace): Uint8Array {
+  const header = checkFrame(bytes, place);
+  if (header.kind !== FRAME_KIND_BLOB) throw damaged(place.key, 'not a blob', { frame: place.frame });
+  return inflate(header, bytes, place);
+}
+
+/** Header fields, once lengths and checksum are found right. @throws REPO_DAMAGED */
+export function checkFrame(bytes: Uint8Array, place: FramePlace): FrameHeader {
+  const fail = (what: string): Error => damaged(place.key, what, { frame: place.frame });
+  if (bytes.length < FRAME_HEADER_BYTES) throw fail('frame is shorter than its header');
+  const checksum = frameChecksum(bytes);
+  if (Buffer.compare(checksum, bytes.subarray(HASHED_HEADER_BYTES, FRAME_HEADER_BYTES)) !== 0) {
+    throw fail('frame checksum does not match');
+  }
+  const view = new DataView(bytes.buffer, bytes.byteOffset, FRAME_HEADER_BYTES);
+  const header: FrameHeader = {
+    kind: view.getUint8(4),
+    entropy: view.getUint8(5),
+    recordCount: view.getUint16(6, true),
+    storedBytes: view.getUint32(8, true),
+    rawBytes: view.getUint32(12, true),
+    digest: view.getBigUint64(16, true),
+  };
+  if (view.getUint32(0, true) !== MAGIC) throw fail('not a frame');
+  if (view.getBigUint64(24, true) !== 0n) throw fail('reserved header bytes are not zero');
+  if (header.storedBytes !== bytes.length - FRAME_HEADER_BYTES)
+    throw fail('stored length differs from the directory');
+  const isPages = header.kind === FRAME_KIND_PAGES;
+  if (!isPages && header.kind !== FRAME_KIND_BLOB) throw fail(`unknown frame kind ${header.kind}`);
+  if (header.rawBytes > (isPages ? MAX_RAW_BODY_BYTES : MAX_BLOB_BYTES))
+    throw fail('raw length is out of bounds');
+  const countIsRight = isPages
+    ? header.recordCount >= 1 && header.recordCount <= MAX_RECORDS_PER_FRAME
+    : header.recordCount === 0;
+  if (!countIsRight) throw fail('record count is out of bounds');
+  if (header.entropy === ENTROPY_NONE) {
+    if (header.storedBytes !== header.rawBytes)
+      throw fail('stored and raw length differ without compression');
+  } else if (header.entropy !== ENTROPY_ZSTD) throw fail(`unknown entropy stage ${header.entropy}`);
+  return header;
+}
+
+/** What bytes 32 to 63 of a frame must be. */
+export function frameChecksum(bytes: Uint8Array): Buffer {
+  return createHash('sha256')
+    .update(bytes.subarray(0, HASHED_HEADER_BYTES))
+    .update(bytes.subarray(FRAME_HEADER_BYTES))
+    .digest();
+}
+
+function parsePages(header: FrameHeader, body: Uint8Array, place: FramePlace): PageRecords {
+  if (header.kind !== FRAME_KIND_PAGES)
+    throw damaged(place.key, 'not a frame of pages', { frame: place.frame });
+  return parseBody(body, header.recordCount, header.digest, place);
+}
+
+function inflate(header: FrameHeader, bytes: Uint8Array, place: FramePlace): Uint8Array {
+  const stored = bytes.subarray(FRAME_HEADER_BYTES);
+  if (header.entropy === ENTROPY_NONE) return stored.slice();
+  try {
+    return decompress(stored, header.rawBytes);
+  } catch (cause) {
+    throw notDecompressed(place, cause);
+  }
+}
+
+function notDecompressed(place: FramePlace, cause: unknown): Error {
+  return damaged(
+    place.key,
+    `body does not decompress (${describeError(cause)})`,
+    { frame: place.frame },
+    cause,
+  );
+}
+
+function seal(
+  kind: number,
+  recordCount: number,
+  digest: bigint,
+  body: Uint8Array,
+  level: number,
+): Uint8Array {
+  const packed = level > 0 && body.length > 0 ? compress(body, level) : body;
+  const stored = packed.length < body.length ? packed : body;
+  const bytes = new Uint8Array(FRAME_HEADER_BYTES + stored.length);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, MAGIC, true);
+  view.setUint8(4, kind);
+  view.setUint8(5, stored === body ? ENTROPY_NONE : ENTROPY_ZSTD);
+  view.setUint16(6, recordCount, true);
+  view.setUint32(8, stored.length, true);
+  view.setUint32(12, body.length, true);
+  view.setBigUint64(16, digest, true);
+  bytes.set(stored, FRAME_HEADER_BYTES);
+  bytes.set(frameChecksum(bytes), HASHED_HEADER_BYTES);
+  return bytes;
+}

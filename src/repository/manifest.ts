@@ -1,0 +1,184 @@
+/**
+ * The manifest: one checkpoint, and the point at which it is committed (docs/format.md, manifest). Sealed JSON.
+ * What is in it is durable before it is written.
+ */
+
+import type { VmIdentity, DiskSnapshot } from '../hypervisor/vm.js';
+import { layOut, type MemoryLayout } from '../hypervisor/memory-layout.js';
+import { PAGE_SIZE_BYTES, type JsonObject } from '../types.js';
+import { ChainKeys, idOfKey, seqOfKey } from './chain-keys.js';
+import { damaged } from './damage.js';
+import { checkVersion, FORMAT_NAME, FORMAT_VERSION } from './format-version.js';
+import { JsonFields } from './json-fields.js';
+import { MAX_DELTA_DEPTH, MAX_FRAMES_PER_PACK, MAX_PACK_SEQ } from './record-ref.js';
+import { openSealedJson, sealJson } from './sealed-json.js';
+
+export type CheckpointKind = 'base' | 'incremental';
+
+/** A pack that this checkpoint wrote. */
+export interface PackEntry {
+  readonly seq: number;
+  readonly sizeBytes: number;
+  readonly frameCount: number;
+  /** Hex; of the pack's trailer, and through it of header, directory and every frame. */
+  readonly directorySha256: string;
+}
+
+/** An index segment to consult. */
+export interface SegmentEntry {
+  readonly seq: number;
+  /** Number of merges behind it; BOTTOM_LEVEL for the one that holds all pages not found above. */
+  readonly level: number;
+  readonly entryCount: number;
+  readonly sizeBytes: number;
+  /** Hex; of the whole object. */
+  readonly sha256: string;
+}
+
+export interface DeviceStateEntry {
+  readonly pack: number;
+  readonly frame: number;
+  readonly sizeBytes: number;
+  readonly sha256: string;
+}
+
+export interface Manifest {
+  readonly id: string;
+  readonly seq: number;
+  /** Folder name of the chain; see `chainKey`. */
+  readonly chain: string;
+  readonly vmName: string;
+  readonly parentId: string | null;
+  readonly kind: CheckpointKind;
+  /** ISO 8601, UTC. */
+  readonly time: string;
+  readonly hypervisor: string;
+  readonly identity: VmIdentity;
+  /** The adapter's own; nothing here reads it. */
+  readonly machine: JsonObject;
+  readonly layout: MemoryLayout;
+  /** In which the VM was found and left; empty when nobody said. */
+  readonly runState: string;
+  readonly packs: readonly PackEntry[];
+  /** Newest first. */
+  readonly segments: readonly SegmentEntry[];
+  readonly deviceState: DeviceStateEntry | null;
+  readonly disks: readonly DiskSnapshot[];
+  /** Deepest page of this checkpoint's map. */
+  readonly maxDepth: number;
+  /** Bytes of packs and index segment that this checkpoint added; its manifest not counted. */
+  readonly storedBytes: number;
+  readonly stats: JsonObject;
+}
+
+export const BOTTOM_LEVEL = 255;
+const HEX_32 = /^[0-9a-f]{64}$/;
+const ID = /^[0-9a-f]{16}$/;
+/** The flat space of page indexes is 32 bit; see `types.ts`. */
+const MAX_PAGE_SPAN = 2 ** 32;
+
+export function manifestKey(manifest: Pick<Manifest, 'chain' | 'seq' | 'id'>): string {
+  return new ChainKeys(manifest.chain).checkpoint(manifest.seq, manifest.id);
+}
+
+export function encodeManifest(manifest: Manifest): Uint8Array {
+  const { layout, ...rest } = manifest;
+  const regions = layout.regions.map(({ id, sizeBytes }) => ({ id, sizeBytes }));
+  const value = { format: FORMAT_NAME, version: FORMAT_VERSION, requires: [], ...rest, layout: regions };
+  return sealJson(value as unknown as JsonObject);
+}
+
+/** @throws REPO_DAMAGED, REPO_VERSION */
+export function decodeManifest(key: string, chain: string, bytes: Uint8Array): Manifest {
+  const json = new JsonFields(key, openSealedJson(key, bytes));
+  json.oneOf('format', [FORMAT_NAME]);
+  checkVersion(key, json.count('version'), json.texts('requires'));
+  const manifest: Manifest = {
+    id: json.matching('id', ID),
+    seq: json.count('seq', 2 ** 32 - 1, 1),
+    chain: json.text('chain'),
+    vmName: json.text('vmName'),
+    parentId: json.textOrNull('parentId'),
+    kind: json.oneOf('kind', ['base', 'incremental']),
+    time: json.text('time'),
+    hypervisor: json.text('hypervisor'),
+    identity: readIdentity(json.fields('identity')),
+    machine: json.object('machine'),
+    layout: readLayout(json),
+    runState: json.text('runState'),
+    packs: json.list('packs', readPack),
+    segments: json.list('segments', readSegment),
+    deviceState: readDeviceState(json.fieldsOrNull('deviceState')),
+    disks: json.list('disks', readDisk),
+    maxDepth: json.count('maxDepth', MAX_DELTA_DEPTH),
+    storedBytes: json.count('storedBytes'),
+    stats: json.object('stats'),
+  };
+  if (manifest.id !== idOfKey(key) || manifest.seq !== seqOfKey(key) || manifest.chain !== chain) {
+    throw damaged(key, 'manifest of another checkpoint');
+  }
+  return manifest;
+}
+
+function readIdentity(json: JsonFields): VmIdentity {
+  return {
+    hypervisor: json.text('hypervisor'),
+    name: json.text('name'),
+    uuid: json.text('uuid'),
+    machineType: json.text('machineType'),
+    instance: json.text('instance'),
+  };
+}
+
+function readLayout(json: JsonFields): MemoryLayout {
+  const regions = json.list('layout', (region) => ({
+    id: region.text('id'),
+    sizeBytes: region.count('sizeBytes'),
+  }));
+  if (regions.some(({ sizeBytes }) => sizeBytes === 0 || sizeBytes % PAGE_SIZE_BYTES !== 0)) {
+    json.wrong('layout', 'made of whole pages');
+  }
+  if (new Set(regions.map(({ id }) => id)).size !== regions.length)
+    json.wrong('layout', 'made of distinct regions');
+  const layout = layOut(regions);
+  return layout.pageSpan <= MAX_PAGE_SPAN ? layout : json.wrong('layout', 'within 2^32 pages');
+}
+
+function readPack(json: JsonFields): PackEntry {
+  return {
+    seq: json.count('seq', MAX_PACK_SEQ, 1),
+    sizeBytes: json.count('sizeBytes'),
+    frameCount: json.count('frameCount', MAX_FRAMES_PER_PACK, 1),
+    directorySha256: json.matching('directorySha256', HEX_32),
+  };
+}
+
+function readSegment(json: JsonFields): SegmentEntry {
+  return {
+    seq: json.count('seq', 2 ** 32 - 1, 1),
+    level: json.count('level', BOTTOM_LEVEL),
+    entryCount: json.count('entryCount', MAX_PAGE_SPAN),
+    sizeBytes: json.count('sizeBytes'),
+    sha256: json.matching('sha256', HEX_32),
+  };
+}
+
+function readDeviceState(json: JsonFields | null): DeviceStateEntry | null {
+  if (json === null) return null;
+  return {
+    pack: json.count('pack', MAX_PACK_SEQ, 1),
+    frame: json.count('frame', MAX_FRAMES_PER_PACK - 1),
+    sizeBytes: json.count('sizeBytes'),
+    sha256: json.matching('sha256', HEX_32),
+  };
+}
+
+function readDisk(json: JsonFields): DiskSnapshot {
+  return {
+    diskId: json.text('diskId'),
+    path: json.text('path'),
+    mode: json.oneOf('mode', ['internal', 'external']),
+    snapshotName: json.text('snapshotName'),
+    overlayPath: json.text('overlayPath'),
+  };
+}

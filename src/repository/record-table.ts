@@ -1,0 +1,36 @@
+/** What `verify` remembers of each record it has read: 5 bytes, to compare the index with. */
+
+import type { OpenPack } from './pack-reader.js';
+import { frameOfRef, recordOfRef, type RecordRef } from './record-ref.js';
+
+/** In place of a depth: the record, or one that it builds on, cannot be read. */
+export const BROKEN = 255;
+
+export class RecordTable {
+  /** Number of the first record of each frame, and the total. */
+  readonly #starts: Uint32Array;
+  readonly pages: Uint32Array;
+  readonly depths: Uint8Array;
+
+  constructor(pack: OpenPack) {
+    this.#starts = new Uint32Array(pack.frames.length + 1);
+    pack.frames.forEach((frame, i) => (this.#starts[i + 1] = this.#starts[i]! + frame.recordCount));
+    const count = this.#starts[pack.frames.length]!;
+    this.pages = new Uint32Array(count);
+    this.depths = new Uint8Array(count).fill(BROKEN);
+  }
+
+  startOf(frame: number): number {
+    return this.#starts[frame]!;
+  }
+
+  /** Position in `pages` and `depths`, undefined when the pack has no such record. */
+  find(ref: RecordRef): number | undefined {
+    const frame = frameOfRef(ref);
+    const start = this.#starts[frame];
+    const end = this.#starts[frame + 1];
+    if (start === undefined || end === undefined) return undefined;
+    const at = start + recordOfRef(ref);
+    return at < end ? at : undefined;
+  }
+}

@@ -1,0 +1,75 @@
+/**
+ * Which process something belongs to, in a form that a later process can check: is it certain that the owner is gone?
+ *
+ * A process id alone means little: ids are reused, every container has its own set, and a shared file system is written
+ * from many hosts. Gone is only what can be proven; everything else counts as alive.
+ * Source: proc(5) (stat field 22, random/boot_id, ns/pid), machine-id(5).
+ */
+
+import { readFileSync, readlinkSync } from 'node:fs';
+import { hostname } from 'node:os';
+
+export interface ProcessOwner {
+  /** Changes with every boot of the host. */
+  readonly bootId: string;
+  /** Empty when the host has none. */
+  readonly machineId: string;
+  readonly hostName: string;
+  /** Process ids are comparable only within the same one. */
+  readonly pidNamespace: string;
+  readonly pid: number;
+  /** Clock ticks since boot; tells a process from a later one with the same id. */
+  readonly startTime: string;
+}
+
+let self: ProcessOwner | undefined;
+
+export function thisProcess(): ProcessOwner {
+  self ??= {
+    bootId: readOr('/proc/sys/kernel/random/boot_id', 'unknown'),
+    machineId: readOr('/etc/machine-id', ''),
+    hostName: hostname(),
+    pidNamespace: pidNamespace(),
+    pid: process.pid,
+    startTime: startTimeOf(process.pid) ?? '',
+  };
+  return self;
+}
+
+/** True only when `owner` cannot be running any more, as seen from this process. */
+export function isCertainlyGone(owner: ProcessOwner): boolean {
+  const here = thisProcess();
+  if (owner.bootId !== here.bootId) {
+    // An earlier boot of this machine took all its processes with it. Clones share a machine id, hence the name as well.
+    return owner.machineId !== '' && owner.machineId === here.machineId && owner.hostName === here.hostName;
+  }
+  if (owner.pidNamespace !== here.pidNamespace) return false;
+  return startTimeOf(owner.pid) !== owner.startTime;
+}
+
+/** Undefined when there is no such process. */
+function startTimeOf(pid: number): string | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
+    // The command name (field 2) may hold spaces and brackets; what follows the last bracket starts at field 3.
+    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19];
+  } catch {
+    return undefined;
+  }
+}
+
+function pidNamespace(): string {
+  try {
+    return readlinkSync('/proc/self/ns/pid');
+  } catch {
+    return 'unknown';
+  }
+}
+
+function readOr(path: string, fallback: string): string {
+  try {
+    return readFileSync(path, 'utf8').trim();
+  } catch {
+    return fallback;
+  }
+}

@@ -1,0 +1,142 @@
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from '@jest/globals';
+
+import { FaultyBackend } from '../../src/storage/faulty.js';
+import { FileBackend } from '../../src/storage/file.js';
+import { MemoryBackend } from '../../src/storage/memory.js';
+import { openBackend } from '../../src/storage/open.js';
+import { fromSystemError } from '../../src/storage/storage-errors.js';
+import { newTempName } from '../../src/storage/temp-files.js';
+import { storageContract } from './storage.js';
+
+const top = mkdtempSync(join(tmpdir(), 'cairn-storage-'));
+let count = 0;
+const newFolder = (): string => join(top, `${count++}`);
+afterAll(() => rmSync(top, { recursive: true }));
+
+storageContract('memory', () => new MemoryBackend());
+storageContract('file', () => new FileBackend(newFolder()));
+storageContract(
+  'faulty, never failing',
+  () => new FaultyBackend(new MemoryBackend(), { mode: 'fail', atCall: 0 }),
+);
+
+describe('the file backend', () => {
+  const some = new Uint8Array(10);
+
+  it('keeps objects and folders from everybody else', async () => {
+    const root = newFolder();
+    await new FileBackend(root).save('a/b/c', some);
+    expect(statSync(join(root, 'a/b/c')).mode & 0o777).toBe(0o600);
+    for (const folder of ['', 'a', 'a/b']) expect(statSync(join(root, folder)).mode & 0o777).toBe(0o700);
+  });
+
+  it('leaves no temporary file, not even of a save that lost', async () => {
+    const root = newFolder();
+    const backend = new FileBackend(root);
+    await Promise.allSettled([backend.save('x', some), backend.save('x', some), backend.save('x', some)]);
+    expect(readdirSync(root)).toEqual(['x']);
+  });
+
+  it('never lists what a dead writer left, and the next writer removes it', async () => {
+    const root = newFolder();
+    mkdirSync(join(root, 'sub'), { recursive: true });
+    const [host, boot, namespace, , startTime] = newTempName().slice(1).split('-');
+    const ofDead = `~${host!}-${boot!}-${namespace!}-${process.pid}-${Number(startTime) - 1}-aa`;
+    const ofAnotherHost = `~00000000-11111111-22222222-1-1-aa`;
+    const ofLiving = newTempName();
+    const abandoned = `~00000000-11111111-22222222-1-1-bb`;
+    for (const name of [ofDead, ofAnotherHost, ofLiving, abandoned])
+      writeFileSync(join(root, 'sub', name), 'half');
+    const longAgo = new Date(Date.now() - 48 * 3600 * 1000);
+    utimesSync(join(root, 'sub', abandoned), longAgo, longAgo);
+    const backend = new FileBackend(root);
+    expect(await backend.list('')).toEqual([]);
+    await backend.save('sub/object', some);
+    expect(readdirSync(join(root, 'sub')).sort()).toEqual(['object', ofAnotherHost, ofLiving].sort());
+    expect((await backend.list('')).map(({ key }) => key)).toEqual(['sub/object']);
+  });
+
+  it('ignores files that cannot be objects', async () => {
+    const root = newFolder();
+    mkdirSync(join(root, 'lost+found'), { recursive: true });
+    writeFileSync(join(root, 'notes with spaces'), '');
+    expect(await new FileBackend(root).list('')).toEqual([]);
+  });
+
+  const errors: readonly (readonly [string, string])[] = [
+    ['ENOSPC', 'STORAGE_FULL'],
+    ['EDQUOT', 'STORAGE_FULL'],
+    ['EROFS', 'STORAGE_READ_ONLY'],
+    ['EACCES', 'STORAGE_READ_ONLY'],
+    ['EIO', 'STORAGE_IO'],
+  ];
+  it.each(errors)('reports %s as %s with the object, and a hint where one helps', (errno, code) => {
+    const error = fromSystemError(
+      Object.assign(new Error('x'), { code: errno }),
+      'writing',
+      'a/b',
+      'file:/srv',
+    );
+    expect(error).toMatchObject({ code, detail: { key: 'a/b', errno } });
+    expect(error.message).toContain('a/b in file:/srv');
+    expect(error.hint === undefined).toBe(code === 'STORAGE_IO');
+  });
+
+  it('reports a name that is taken by a file where a folder is needed', async () => {
+    const root = newFolder();
+    mkdirSync(root);
+    writeFileSync(join(root, 'file'), '');
+    await expect(new FileBackend(root).save('file/below', some)).rejects.toMatchObject({
+      code: 'STORAGE_IO',
+    });
+  });
+});
+
+describe('the address of a repository', () => {
+  it.each([
+    ['/srv/cairn', 'file:/srv/cairn'],
+    ['file:/srv/cairn', 'file:/srv/cairn'],
+    ['file:///srv/cairn', 'file:/srv/cairn'],
+    ['./a:b', `file:${process.cwd()}/a:b`],
+    ['file:a:b', `file:${process.cwd()}/a:b`],
+  ])('%s is %s', (address, location) => {
+    expect(openBackend(address).properties.location).toBe(location);
+  });
+
+  it.each(['s3://bucket/prefix', 'http://x', 'file://host/x', '', 'file:'])(
+    'refuses %j with a hint',
+    (address) => {
+      expect(() => openBackend(address)).toThrow(
+        expect.objectContaining({ code: 'STORAGE_ADDRESS', hint: expect.any(String) }),
+      );
+    },
+  );
+});
+
+describe('the faulty backend', () => {
+  const some = new Uint8Array(10);
+
+  it('fails one call and goes on', async () => {
+    const backend = new FaultyBackend(new MemoryBackend(), { mode: 'fail', atCall: 2, code: 'STORAGE_FULL' });
+    await backend.save('a', some);
+    await expect(backend.save('b', some)).rejects.toMatchObject({ code: 'STORAGE_FULL' });
+    await backend.save('c', some);
+    expect((await backend.list('')).map(({ key }) => key)).toEqual(['a', 'c']);
+  });
+
+  it.each([
+    ['lost-reply', ['a', 'b', 'c']],
+    ['crash', ['a']],
+    ['crash-after', ['a', 'b']],
+    ['torn', ['a', 'b']],
+  ] as const)('%s at the second of three saves leaves %j', async (mode, left) => {
+    const inner = new MemoryBackend();
+    const backend = new FaultyBackend(inner, { mode, atCall: 2 });
+    await Promise.allSettled([backend.save('a', some), backend.save('b', some), backend.save('c', some)]);
+    expect((await inner.list('')).map(({ key }) => key)).toEqual(left);
+    if (mode === 'torn') expect((await inner.stat('b')).sizeBytes).toBe(5);
+  });
+});
