@@ -1,0 +1,35 @@
+/** From the address `qmp:/path/to.sock` to an attached VM. */
+
+import { resolve } from 'node:path';
+
+import { CheckpointError } from '../../src/errors.js';
+import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
+import { KvmVm } from './kvm-vm.js';
+import { peerPid, qemuProcess } from './peer-process.js';
+import { QmpClient } from './qmp-client.js';
+import { sweepRuntimeDir } from './runtime-files.js';
+
+const SCHEME = 'qmp:';
+
+/** Absolute path of the socket. @throws VM_ADDRESS */
+export function socketPathOf(address: string): string {
+  const path = address.startsWith(SCHEME) ? address.slice(SCHEME.length) : '';
+  if (path !== '') return resolve(path);
+  throw new CheckpointError('VM_ADDRESS', `"${address}" is not the address of a QMP socket`, {
+    hint: 'for example qmp:/run/web1.qmp',
+  });
+}
+
+/** @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, VM_UNSUPPORTED, VM_GONE, QMP_PROTOCOL */
+export async function attachKvm(address: string, { runtimeDir, signal }: AttachOptions): Promise<KvmVm> {
+  const socketPath = socketPathOf(address);
+  const monitor = await QmpClient.connect(socketPath, { signal });
+  try {
+    await sweepRuntimeDir(runtimeDir);
+    const process = await qemuProcess(peerPid(monitor.descriptor), socketPath);
+    return await KvmVm.attach({ address, runtimeDir, socketPath }, { monitor, process });
+  } catch (error) {
+    await monitor.close();
+    throw error;
+  }
+}

@@ -1,0 +1,52 @@
+/** Giving a checkpoint to stock QEMU as a file. */
+
+import type { Writable } from 'node:stream';
+
+import { CheckpointError } from '../../src/errors.js';
+import type { CheckpointSource } from '../../src/hypervisor/hypervisor.js';
+import { deviceSections } from './stream/device-state.js';
+import { pushStream } from './stream/push.js';
+import { writeMigrationStream } from './stream/writer.js';
+
+/**
+ * `qemu`: a complete migration stream. A QEMU with the same machine type, memory size and devices loads it with
+ * `-incoming 'exec:cat FILE'`, from 8.2 on also with `-incoming file:FILE`; with -S it stays stopped. Disks are not in it.
+ */
+export const EXPORT_FORMATS: readonly string[] = ['qemu'];
+
+/**
+ * Does not end the sink.
+ * @returns bytes written
+ * @throws USAGE for another format, STREAM_MALFORMED, REPO_DAMAGED, INTERRUPTED, and the sink's own errors
+ */
+export async function exportCheckpoint(
+  source: CheckpointSource,
+  format: string,
+  sink: Writable,
+  signal?: AbortSignal,
+): Promise<number> {
+  if (!EXPORT_FORMATS.includes(format)) {
+    throw new CheckpointError('USAGE', `no export format "${format}" for QEMU`, {
+      hint: `known: ${EXPORT_FORMATS.join(', ')}`,
+    });
+  }
+  const content = {
+    machineType: source.machineType,
+    layout: source.layout,
+    deviceSections: deviceSections(await source.deviceState()),
+    pages: (pagesSignal?: AbortSignal) => source.pages(pagesSignal),
+  };
+  try {
+    // All zero pages stay in: nobody knows what the memory of the loading QEMU holds.
+    return await pushStream(
+      writeMigrationStream(content, signal === undefined ? {} : { signal }),
+      sink,
+      signal,
+    );
+  } catch (error) {
+    if (signal?.aborted !== true) throw error;
+    throw new CheckpointError('INTERRUPTED', `exporting ${source.checkpointId} was interrupted`, {
+      cause: error,
+    });
+  }
+}

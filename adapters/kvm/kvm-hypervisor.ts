@@ -1,0 +1,15 @@
+/** QEMU and KVM as one of Cairn's hypervisors. */
+
+import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
+import { attachKvm } from './attach.js';
+import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
+import { restoreCheckpoint } from './restore.js';
+
+export const kvmHypervisor: Hypervisor = {
+  name: 'kvm',
+  schemes: ['qmp'],
+  exportFormats: EXPORT_FORMATS,
+  attach: attachKvm,
+  restore: restoreCheckpoint,
+  exportTo: exportCheckpoint,
+};

@@ -1,0 +1,176 @@
+/** A running QEMU as the core sees it. The parts are in the files beside; this one puts them together. */
+
+import { CheckpointError } from '../../src/errors.js';
+import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
+import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
+import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
+import type {
+  DiskSnapshot,
+  DiskSnapshotMode,
+  RunState,
+  Vm,
+  VmDisk,
+  VmIdentity,
+  VmReport,
+} from '../../src/hypervisor/vm.js';
+import type { JsonObject } from '../../src/types.js';
+import { COMPARE_KIND, compareReport, CompareTracker } from './compare-tracker.js';
+import { DeviceState } from './device-state.js';
+import { dropDiskSnapshots, listDisks, snapshotDisks } from './disks.js';
+import { describeGuestReader } from './guest-reader.js';
+import { hazardsOf, takeInventory } from './hazards.js';
+import { machineFacts, type MachineFacts } from './machine-facts.js';
+import type { Monitor } from './monitor.js';
+import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './pagemap-scan/support.js';
+import { PagemapScanTracker } from './pagemap-scan/tracker.js';
+import type { QemuProcess } from './peer-process.js';
+import { RamBlocks, type RamBlock } from './ram-blocks.js';
+import { RunStateControl } from './run-state.js';
+
+export interface KvmVmOptions {
+  readonly address: string;
+  readonly runtimeDir: string;
+  /** Absolute path of the monitor's socket. */
+  readonly socketPath: string;
+}
+
+export interface KvmVmDeps {
+  /** Closed together with the VM. */
+  readonly monitor: Monitor;
+  readonly process: QemuProcess;
+}
+
+interface KnownMemory {
+  readonly layout: MemoryLayout;
+  readonly blocks: readonly RamBlock[];
+}
+
+export class KvmVm implements Vm {
+  readonly address: string;
+  readonly identity: VmIdentity;
+  readonly machine: JsonObject;
+  readonly #options: KvmVmOptions;
+  readonly #deps: KvmVmDeps;
+  readonly #ramBlocks: RamBlocks;
+  readonly #runState: RunStateControl;
+  #memory: KnownMemory | undefined;
+  #deviceState: Promise<DeviceState> | undefined;
+
+  private constructor(options: KvmVmOptions, deps: KvmVmDeps, { identity, machine }: MachineFacts) {
+    this.address = options.address;
+    this.identity = identity;
+    this.machine = machine;
+    this.#options = options;
+    this.#deps = deps;
+    this.#ramBlocks = new RamBlocks(deps.monitor, deps.process, options.runtimeDir);
+    this.#runState = new RunStateControl({
+      monitor: deps.monitor,
+      process: deps.process,
+      socketPath: options.socketPath,
+      runtimeDir: options.runtimeDir,
+    });
+  }
+
+  /** Changes nothing, except that a VM which a killed Cairn left paused is resumed. @throws VM_GONE, VM_PERMISSION, QMP_COMMAND */
+  static async attach(options: KvmVmOptions, deps: KvmVmDeps): Promise<KvmVm> {
+    const vm = new KvmVm(options, deps, await machineFacts(deps.monitor, deps.process, options.socketPath));
+    if (await vm.#runState.recover()) {
+      process.emitWarning(
+        `${options.address} was left paused by a Cairn that was killed, and has been resumed`,
+      );
+    }
+    return vm;
+  }
+
+  async memoryLayout(): Promise<MemoryLayout> {
+    const blocks = await this.#ramBlocks.list();
+    this.#memory = { layout: layOut(blocks), blocks };
+    return this.#memory.layout;
+  }
+
+  guestReader(): GuestReaderDescription {
+    const { layout, blocks } = this.#known();
+    return describeGuestReader(this.#deps.process, layout, blocks);
+  }
+
+  async inspect(): Promise<VmReport> {
+    const { monitor, process } = this.#deps;
+    const blocks = await this.#ramBlocks.list();
+    return {
+      trackers: [pagemapScanReport(process.pid), compareReport],
+      hazards: hazardsOf(await takeInventory(monitor, process.pid, blocks)),
+    };
+  }
+
+  tracker(kind: string): DirtyTracker {
+    const options = { process: this.#deps.process, runtimeDir: this.#options.runtimeDir, ...this.#known() };
+    // Whoever asks for a tracker is about to take checkpoints. What a pause needs gets ready in the meantime.
+    this.#prepare();
+    if (kind === PAGEMAP_SCAN_KIND) return new PagemapScanTracker(options);
+    if (kind === COMPARE_KIND) return new CompareTracker(options);
+    throw new CheckpointError('TRACKER_UNAVAILABLE', `there is no tracker called "${kind}"`, {
+      hint: `known: ${PAGEMAP_SCAN_KIND}, ${COMPARE_KIND}`,
+    });
+  }
+
+  runState(): Promise<RunState> {
+    return this.#runState.read();
+  }
+
+  async pause(): Promise<void> {
+    await this.#devices();
+    await this.#runState.pause();
+  }
+
+  resume(): Promise<void> {
+    return this.#runState.resume();
+  }
+
+  async saveDeviceState(): Promise<void> {
+    await (await this.#devices()).save();
+  }
+
+  async takeDeviceState(): Promise<Uint8Array> {
+    return (await this.#devices()).take();
+  }
+
+  disks(): Promise<readonly VmDisk[]> {
+    return listDisks(this.#deps.monitor);
+  }
+
+  snapshotDisks(
+    name: string,
+    disks: readonly VmDisk[],
+    mode: DiskSnapshotMode,
+  ): Promise<readonly DiskSnapshot[]> {
+    return snapshotDisks(this.#deps.monitor, name, disks, mode);
+  }
+
+  dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    return dropDiskSnapshots(this.#deps.monitor, snapshots);
+  }
+
+  async close(): Promise<void> {
+    const devices = await this.#deviceState?.catch(() => undefined);
+    this.#deviceState = undefined;
+    await devices?.close();
+    await this.#runState.close();
+    await this.#deps.monitor.close();
+  }
+
+  #known(): KnownMemory {
+    if (this.#memory === undefined) throw new RangeError('memoryLayout() comes first');
+    return this.#memory;
+  }
+
+  #devices(): Promise<DeviceState> {
+    this.#deviceState ??= DeviceState.open(this.#deps.monitor);
+    return this.#deviceState;
+  }
+
+  #prepare(): void {
+    // A failure shows again, and is reported, when the pause needs it.
+    this.#devices().catch(() => (this.#deviceState = undefined));
+    this.#runState.prepare().catch(() => undefined);
+  }
+}

@@ -1,0 +1,28 @@
+/** What the adapter needs of QEMU's monitor, whichever way it is reached: a QMP socket, or libvirt's pass-through. */
+
+import type { JsonObject, Json } from '../../src/types.js';
+
+export interface QmpEvent {
+  readonly event: string;
+  readonly data: JsonObject;
+}
+
+export interface ExecuteOptions {
+  readonly timeoutMs?: number;
+  /** Goes along with the command as SCM_RIGHTS; for `add-fd` and `getfd`. Stays open here. */
+  readonly passDescriptor?: number;
+}
+
+export interface Monitor {
+  /** @throws QMP_COMMAND (with class and desc), QMP_TIMEOUT, QMP_PROTOCOL, VM_GONE */
+  execute(command: string, args?: JsonObject, options?: ExecuteOptions): Promise<Json>;
+  /** @returns a function that ends the subscription */
+  onEvent(listener: (event: QmpEvent) => void): () => void;
+  close(): Promise<void>;
+}
+
+/** A command of the human monitor, for what QMP does not offer. @returns its text */
+export async function humanCommand(monitor: Monitor, commandLine: string): Promise<string> {
+  const reply = await monitor.execute('human-monitor-command', { 'command-line': commandLine });
+  return typeof reply === 'string' ? reply : '';
+}

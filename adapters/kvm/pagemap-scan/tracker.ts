@@ -1,0 +1,310 @@
+/**
+ * Dirty tracking of an unmodified QEMU by the host kernel: a userfaultfd opened inside QEMU write-protects all guest memory
+ * asynchronously, and PAGEMAP_SCAN reads and clears the marks from outside. The descriptor stays open in QEMU, so the
+ * record goes on when this process ends, and the next one takes it over.
+ *
+ * It sees every write that goes through QEMU's page tables: vCPUs (KVM and TCG), QEMU's device emulation, system calls that write
+ * for QEMU. It does not see other processes that map the same memory, nor devices with DMA of their own; the adapter reports
+ * those as hazards. Sources: see `userfaultfd.ts` and `scan.ts`.
+ */
+
+import { closeSync, openSync } from 'node:fs';
+
+import { DirtyBitmap } from '../../../src/bitmap/dirty-bitmap.js';
+import { CheckpointError, describeError, systemErrorCode } from '../../../src/errors.js';
+import { errnoName, libc } from '../../../src/ffi/libc.js';
+import type { DirtyTracker, Harvest } from '../../../src/hypervisor/dirty-tracker.js';
+import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
+import { PAGE_SIZE_BYTES } from '../../../src/types.js';
+import { FileHoles } from '../file-holes.js';
+import type { QemuProcess } from '../peer-process.js';
+import { readMemory } from '../process-memory.js';
+import type { RamBlock } from '../ram-blocks.js';
+import {
+  armingPath,
+  describe,
+  newToken,
+  readArming,
+  removeArming,
+  writeArming,
+  writeTrackingDescriptors,
+  type Arming,
+  type RemoteDescriptor,
+  type TrackedRange,
+} from './arming.js';
+import { injectSyscall } from './inject.js';
+import { isTracked, scanAndClear } from './scan.js';
+import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './support.js';
+import {
+  enableWriteTracking,
+  registerRange,
+  SYS_USERFAULTFD,
+  unregisterRange,
+  USERFAULTFD_FLAGS,
+} from './userfaultfd.js';
+
+const SYS_CLOSE = 3;
+const SYS_PIDFD_OPEN = 434;
+const SYS_PIDFD_GETFD = 438;
+
+export interface PagemapScanOptions {
+  readonly process: QemuProcess;
+  readonly layout: MemoryLayout;
+  /** One for each region of the layout, in its order. */
+  readonly blocks: readonly RamBlock[];
+  readonly runtimeDir: string;
+}
+
+interface Armed {
+  readonly pagemap: number;
+  /** Our duplicate of QEMU's descriptor. */
+  readonly userfaultfd: number;
+  readonly remote: RemoteDescriptor;
+  readonly token: string;
+  readonly holes: readonly (FileHoles | undefined)[];
+}
+
+export class PagemapScanTracker implements DirtyTracker {
+  readonly kind = PAGEMAP_SCAN_KIND;
+  readonly #options: PagemapScanOptions;
+  readonly #owed: DirtyBitmap;
+  readonly #absent: DirtyBitmap;
+  #armed: Armed | undefined;
+
+  constructor(options: PagemapScanOptions) {
+    this.#options = options;
+    this.#owed = new DirtyBitmap(options.layout.pageSpan);
+    this.#absent = new DirtyBitmap(options.layout.pageSpan);
+  }
+
+  get token(): string {
+    return this.#on().token;
+  }
+
+  async start(): Promise<void> {
+    if (this.#armed !== undefined) return;
+    const { process, blocks, runtimeDir } = this.#options;
+    const report = pagemapScanReport(process.pid);
+    if (!report.usable) {
+      throw new CheckpointError('TRACKER_UNAVAILABLE', `tracker ${this.kind}: ${report.reason}`, {
+        ...(report.remedy === undefined ? {} : { hint: report.remedy }),
+      });
+    }
+    const path = armingPath(runtimeDir, process);
+    const known = await readArming(path);
+    const pagemap = openPagemap(process.pid);
+    let userfaultfd: number | undefined;
+    try {
+      const { descriptor, inode } = this.#takeOver(pagemap, known) ?? this.#inject();
+      userfaultfd = duplicate(process.pid, { descriptor });
+      const unbroken =
+        known?.inode === inode && known.descriptor === descriptor && this.#covered(pagemap, known);
+      const token = unbroken ? known.token : newToken(process);
+      // Written first: should registering fail half-way, the next attempt finds the descriptor instead of opening one more.
+      await writeArming(path, { descriptor, inode, token, ranges: unbroken ? known.ranges : this.#ranges() });
+      this.#register(pagemap, userfaultfd);
+      const holes = blocks.map((block) => FileHoles.open(process.pid, block));
+      this.#armed = { pagemap, userfaultfd, remote: { descriptor, inode }, token, holes };
+    } catch (error) {
+      closeSync(pagemap);
+      if (userfaultfd !== undefined) closeSync(userfaultfd);
+      throw error;
+    }
+  }
+
+  collect(): Harvest {
+    const armed = this.#on();
+    const { process, layout, blocks } = this.#options;
+    const written = new DirtyBitmap(layout.pageSpan);
+    const unpopulated = new DirtyBitmap(layout.pageSpan);
+    // A scan of an address space that is gone finds nothing and says nothing.
+    readMemory(process.pid, blocks[0]!.host, new Uint8Array(1));
+    try {
+      layout.regions.forEach((region, i) => {
+        const { host, backing } = blocks[i]!;
+        const mark = (bitmap: DirtyBitmap, from: number, to: number): void =>
+          bitmap.setRange(region.firstPage + from / PAGE_SIZE_BYTES, (to - from) / PAGE_SIZE_BYTES);
+        scanAndClear(armed.pagemap, host, host + region.sizeBytes, (range) => {
+          const from = range.start - host;
+          const to = range.end - host;
+          mark(written, from, to);
+          if (!range.unpopulated) return;
+          if (backing === 'anonymous') mark(unpopulated, from, to);
+          armed.holes[i]?.visit(from, to, (start, end) => mark(unpopulated, start, end));
+        });
+      });
+    } catch (error) {
+      // What this scan has cleared so far is nowhere else.
+      this.#owed.or(written);
+      this.#absent.andNot(written);
+      throw error;
+    }
+    // What had no memory behind it and was not written since still reads as zero, populated by a read or not.
+    this.#absent.andNot(written);
+    this.#absent.or(unpopulated);
+    written.or(this.#owed);
+    this.#owed.clear();
+    return { dirty: written, absent: this.#absent.clone() };
+  }
+
+  putBack(dirty: DirtyBitmap): void {
+    this.#owed.or(dirty);
+  }
+
+  /** Ends tracking, and closes the descriptor in QEMU as well. */
+  async stop(): Promise<void> {
+    const armed = this.#armed;
+    if (armed === undefined) return;
+    const { process, runtimeDir } = this.#options;
+    const path = armingPath(runtimeDir, process);
+    const known = await readArming(path);
+    for (const range of known?.ranges ?? this.#ranges()) {
+      unregisterRange(armed.userfaultfd, range.start, range.sizeBytes);
+    }
+    removeArming(path);
+    this.close();
+    const { descriptor, inode } = armed.remote;
+    injectSyscall(process.pid, SYS_CLOSE, [descriptor], () => {
+      // The number may have been given to another file only if QEMU closed ours; it stands still while this looks.
+      if (describe(process.pid, descriptor)?.inode !== inode) {
+        throw new CheckpointError(
+          'TRACKER_FAILED',
+          `descriptor ${descriptor} of QEMU is not the tracker's any more`,
+        );
+      }
+    });
+  }
+
+  close(): void {
+    const armed = this.#armed;
+    this.#armed = undefined;
+    if (armed === undefined) return;
+    closeSync(armed.userfaultfd);
+    closeSync(armed.pagemap);
+    for (const holes of armed.holes) holes?.close();
+  }
+
+  #on(): Armed {
+    if (this.#armed === undefined)
+      throw new CheckpointError('TRACKER_OFF', `tracker ${this.kind} is not started`);
+    return this.#armed;
+  }
+
+  #ranges(): readonly TrackedRange[] {
+    const { layout, blocks } = this.#options;
+    return layout.regions.map(({ id, sizeBytes }, i) => ({ id, start: blocks[i]!.host, sizeBytes }));
+  }
+
+  /** True when all present ranges have been tracked without a gap since `known` was written. */
+  #covered(pagemap: number, known: Arming): boolean {
+    const before = new Map(known.ranges.map((range) => [range.id, range]));
+    return this.#ranges().every(({ id, start, sizeBytes }) => {
+      const range = before.get(id);
+      return (
+        range?.start === start &&
+        range.sizeBytes === sizeBytes &&
+        isTracked(pagemap, start, start + sizeBytes)
+      );
+    });
+  }
+
+  /**
+   * The descriptor of an earlier arming: the one that the state file names, else (the file is lost) one that write-protects
+   * our memory. Undefined when there is neither.
+   */
+  #takeOver(pagemap: number, known: Arming | undefined): RemoteDescriptor | undefined {
+    const { pid } = this.#options.process;
+    if (known !== undefined && describe(pid, known.descriptor)?.inode === known.inode) return known;
+    const ranges = this.#ranges().filter(({ start, sizeBytes }) =>
+      isTracked(pagemap, start, start + sizeBytes),
+    );
+    if (ranges.length === 0) return undefined;
+    return writeTrackingDescriptors(pid).find((candidate) => {
+      const duplicated = duplicate(pid, candidate);
+      try {
+        // Only the descriptor that a range belongs to may register it once more.
+        return ranges.every(({ start, sizeBytes }) => registerRange(duplicated, start, sizeBytes) === '');
+      } finally {
+        closeSync(duplicated);
+      }
+    });
+  }
+
+  /** Opens a userfaultfd inside QEMU. */
+  #inject(): RemoteDescriptor {
+    const { pid } = this.#options.process;
+    const opened = injectSyscall(pid, SYS_USERFAULTFD, [USERFAULTFD_FLAGS]);
+    if (opened < 0) throw unavailable(`QEMU may not open a userfaultfd (${errnoName(-opened)})`);
+    try {
+      const duplicated = duplicate(pid, { descriptor: opened });
+      try {
+        const errno = enableWriteTracking(duplicated);
+        if (errno !== '') throw unavailable(`asynchronous write-protection is refused (${errno})`);
+      } finally {
+        closeSync(duplicated);
+      }
+      const remote = describe(pid, opened);
+      if (remote === undefined) throw unavailable(`descriptor ${opened} of QEMU is not what was opened`);
+      return remote;
+    } catch (error) {
+      // Opened a moment ago by nobody else: leave nothing behind in QEMU.
+      injectSyscall(pid, SYS_CLOSE, [opened]);
+      throw error;
+    }
+  }
+
+  #register(pagemap: number, userfaultfd: number): void {
+    for (const { id, start, sizeBytes } of this.#ranges()) {
+      const errno = registerRange(userfaultfd, start, sizeBytes);
+      if (errno === '') continue;
+      if (errno === 'EBUSY') {
+        throw unavailable(
+          `memory region ${id} is watched by another userfaultfd`,
+          'wait until an incoming postcopy migration or a background snapshot is over; stop other tools that track this VM',
+        );
+      }
+      throw unavailable(`memory region ${id} cannot be write-protected (${errno})`);
+    }
+    if (!this.#ranges().every(({ start, sizeBytes }) => isTracked(pagemap, start, start + sizeBytes))) {
+      throw unavailable('the kernel does not track all of the memory that was registered');
+    }
+  }
+}
+
+function openPagemap(pid: number): number {
+  try {
+    return openSync(`/proc/${pid}/pagemap`, 'r');
+  } catch (cause) {
+    const code = systemErrorCode(cause);
+    if (code === 'ENOENT' || code === 'ESRCH')
+      throw new CheckpointError('VM_GONE', `process ${pid} has ended`, { cause });
+    throw new CheckpointError('VM_PERMISSION', `cannot open /proc/${pid}/pagemap: ${describeError(cause)}`, {
+      cause,
+      hint: 'run as root, or as the user of QEMU with CAP_SYS_PTRACE',
+    });
+  }
+}
+
+/** A duplicate of a descriptor of another process; the caller closes it. Source: pidfd_getfd(2). */
+function duplicate(pid: number, { descriptor }: Pick<RemoteDescriptor, 'descriptor'>): number {
+  const process = libc().syscall(SYS_PIDFD_OPEN, pid, 0);
+  if (process.value < 0) throw new CheckpointError('VM_GONE', `process ${pid} has ended`);
+  try {
+    const duplicated = libc().syscall(SYS_PIDFD_GETFD, process.value, descriptor, 0);
+    if (duplicated.value >= 0) return duplicated.value;
+    throw unavailable(
+      `descriptor ${descriptor} of QEMU cannot be shared (${errnoName(duplicated.errno)})`,
+      'run as root or with CAP_SYS_PTRACE; in a container, a seccomp profile that allows pidfd_getfd',
+    );
+  } finally {
+    closeSync(process.value);
+  }
+}
+
+function unavailable(why: string, hint?: string): CheckpointError {
+  return new CheckpointError(
+    'TRACKER_UNAVAILABLE',
+    `tracker ${PAGEMAP_SCAN_KIND}: ${why}`,
+    hint === undefined ? {} : { hint },
+  );
+}

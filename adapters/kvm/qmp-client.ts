@@ -1,0 +1,313 @@
+/**
+ * QMP over a unix socket (docs/interop/qmp-spec of QEMU): a greeting, `qmp_capabilities`, then commands whose replies carry
+ * the id they were sent with, and events in between. One JSON object a line.
+ *
+ * A QMP socket serves one client at a time: a second one is connected by the kernel but gets no greeting until
+ * the first leaves. That is told apart from a dead socket as VM_BUSY.
+ */
+
+import { createConnection, type Socket } from 'node:net';
+
+import { CheckpointError, describeError, isCheckpointError, systemErrorCode } from '../../src/errors.js';
+import type { Json, JsonObject } from '../../src/types.js';
+import { sendWithDescriptor } from '../../src/ffi/send-descriptor.js';
+import { descriptorOf } from './peer-process.js';
+import type { ExecuteOptions, Monitor, QmpEvent } from './monitor.js';
+import { asText, isJsonObject } from './qmp-json.js';
+
+export interface QmpOptions {
+  /** How long to wait for the greeting. Default 3 s: a QEMU that starts or swaps is slow, another client stays for good. */
+  readonly greetingTimeoutMs?: number;
+  /** For each command that names no limit of its own. Default 20 s. */
+  readonly commandTimeoutMs?: number;
+  readonly signal?: AbortSignal | undefined;
+}
+
+const GREETING_TIMEOUT_MS = 3000;
+/** `stop` waits for all disk requests in flight and an fsync of every disk, which takes seconds on a slow one. */
+const COMMAND_TIMEOUT_MS = 20_000;
+/** No reply that this adapter asks for comes near it; a peer that sends more without a line end does not speak QMP. */
+const MAX_LINE_BYTES = 64 << 20;
+const NEWLINE = 0x0a;
+
+interface Pending {
+  readonly resolve: (value: Json) => void;
+  readonly reject: (error: CheckpointError) => void;
+  readonly timer: NodeJS.Timeout;
+}
+
+export class QmpClient implements Monitor {
+  readonly path: string;
+  readonly #socket: Socket;
+  readonly #commandTimeoutMs: number;
+  readonly #pending = new Map<string, Pending>();
+  readonly #listeners = new Set<(event: QmpEvent) => void>();
+  #greeting: ((error: CheckpointError | undefined) => void) | undefined;
+  #version: JsonObject = {};
+  #unread: Buffer[] = [];
+  #unreadBytes = 0;
+  #nextId = 1;
+  /** Why nothing more can be sent; undefined while connected. */
+  #ended: CheckpointError | undefined;
+
+  private constructor(path: string, socket: Socket, options: QmpOptions) {
+    this.path = path;
+    this.#socket = socket;
+    this.#commandTimeoutMs = options.commandTimeoutMs ?? COMMAND_TIMEOUT_MS;
+    socket.on('data', (bytes) => this.#receive(bytes));
+    socket.on('error', (error) => this.#end(gone(path, error)));
+    socket.on('close', () => this.#end(gone(path)));
+  }
+
+  /** @throws VM_UNREACHABLE, VM_PERMISSION, VM_BUSY, QMP_PROTOCOL, VM_GONE */
+  static async connect(path: string, options: QmpOptions = {}): Promise<QmpClient> {
+    options.signal?.throwIfAborted();
+    const socket = await open(path, options.signal);
+    const client = new QmpClient(path, socket, options);
+    try {
+      await client.#greeted(options.greetingTimeoutMs ?? GREETING_TIMEOUT_MS, options.signal);
+      await client.execute('qmp_capabilities');
+    } catch (error) {
+      socket.destroy();
+      throw error;
+    }
+    return client;
+  }
+
+  /** `version` of the greeting: { qemu: { major, minor, micro }, package }. */
+  get version(): JsonObject {
+    return this.#version;
+  }
+
+  /** The connected socket's descriptor, for questions to the kernel about the other end. */
+  get descriptor(): number {
+    return descriptorOf(this.#socket);
+  }
+
+  execute(command: string, args?: JsonObject, options: ExecuteOptions = {}): Promise<Json> {
+    if (this.#ended !== undefined) return Promise.reject(this.#ended);
+    const id = `cairn-${this.#nextId++}`;
+    const line = `${JSON.stringify({ execute: command, ...(args === undefined ? {} : { arguments: args }), id })}\n`;
+    return new Promise((resolve, reject) => {
+      const timeoutMs = options.timeoutMs ?? this.#commandTimeoutMs;
+      const timer = setTimeout(() => {
+        this.#pending.delete(id);
+        reject(
+          new CheckpointError(
+            'QMP_TIMEOUT',
+            `no answer to ${command} from ${this.path} within ${timeoutMs} ms`,
+            {
+              hint: 'QEMU may be blocked on a disk or a network file system',
+              retryable: true,
+              detail: { command },
+            },
+          ),
+        );
+      }, timeoutMs);
+      this.#pending.set(id, { resolve, reject: (error) => reject(withCommand(error, command)), timer });
+      try {
+        this.#send(line, options.passDescriptor);
+      } catch (error) {
+        clearTimeout(timer);
+        this.#pending.delete(id);
+        reject(isCheckpointError(error) ? error : gone(this.path, error));
+      }
+    });
+  }
+
+  onEvent(listener: (event: QmpEvent) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  close(): Promise<void> {
+    this.#end(new CheckpointError('VM_GONE', `the connection to ${this.path} was closed`));
+    return Promise.resolve();
+  }
+
+  #send(line: string, passDescriptor: number | undefined): void {
+    if (passDescriptor === undefined) {
+      this.#socket.write(line);
+      return;
+    }
+    // Ancillary data goes out beside Node's stream; nothing of the stream may be queued in front of it.
+    if (this.#socket.writableLength > 0) {
+      throw new CheckpointError('QMP_PROTOCOL', `${this.path} does not take what is sent to it`, {
+        retryable: true,
+      });
+    }
+    sendWithDescriptor(this.descriptor, Buffer.from(line), passDescriptor);
+  }
+
+  #greeted(timeoutMs: number, signal: AbortSignal | undefined): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const abort = (): void =>
+        this.#greeting?.(new CheckpointError('INTERRUPTED', `attaching to ${this.path} was interrupted`));
+      const timer = setTimeout(() => {
+        this.#greeting?.(busy(this.path, 'accepts a connection but does not greet'));
+      }, timeoutMs);
+      this.#greeting = (error) => {
+        clearTimeout(timer);
+        signal?.removeEventListener('abort', abort);
+        this.#greeting = undefined;
+        if (error === undefined) resolve();
+        else reject(error);
+      };
+      signal?.addEventListener('abort', abort, { once: true });
+      if (this.#ended !== undefined) this.#greeting(this.#ended);
+    });
+  }
+
+  #receive(bytes: Buffer): void {
+    let from = 0;
+    for (let at = bytes.indexOf(NEWLINE); at >= 0; at = bytes.indexOf(NEWLINE, from)) {
+      this.#unread.push(bytes.subarray(from, at));
+      const line = this.#unread.length === 1 ? this.#unread[0]! : Buffer.concat(this.#unread);
+      this.#unread = [];
+      this.#unreadBytes = 0;
+      from = at + 1;
+      this.#line(line.toString('utf8').trim());
+      if (this.#ended !== undefined) return;
+    }
+    if (from === bytes.length) return;
+    this.#unread.push(bytes.subarray(from));
+    this.#unreadBytes += bytes.length - from;
+    if (this.#unreadBytes > MAX_LINE_BYTES) this.#end(malformed(this.path, 'a line that does not end'));
+  }
+
+  #line(line: string): void {
+    if (line === '') return;
+    let message: Json;
+    try {
+      message = JSON.parse(line) as Json;
+    } catch {
+      this.#end(malformed(this.path, 'something that is not JSON'));
+      return;
+    }
+    if (!isJsonObject(message)) this.#end(malformed(this.path, 'JSON that is not an object'));
+    else if ('QMP' in message) this.#greet(message.QMP);
+    else if ('event' in message) this.#event(message);
+    else if ('return' in message || 'error' in message) this.#reply(message);
+    else this.#end(malformed(this.path, 'a message of no known kind'));
+  }
+
+  #greet(greeting: Json | undefined): void {
+    if (isJsonObject(greeting) && isJsonObject(greeting.version)) this.#version = greeting.version;
+    this.#greeting?.(undefined);
+  }
+
+  #event(message: JsonObject): void {
+    const event = {
+      event: asText(message.event),
+      data: isJsonObject(message.data) ? message.data : {},
+    };
+    for (const listener of this.#listeners) listener(event);
+  }
+
+  #reply(message: JsonObject): void {
+    const id = message.id;
+    if (typeof id !== 'string') {
+      // Without an id QEMU could not even read the command: nobody knows which one.
+      this.#end(malformed(this.path, `a reply to no command (${JSON.stringify(message.error ?? null)})`));
+      return;
+    }
+    const pending = this.#pending.get(id);
+    // A reply after the time limit of its command: nobody waits for it any more.
+    if (pending === undefined) return;
+    this.#pending.delete(id);
+    clearTimeout(pending.timer);
+    if ('return' in message) {
+      pending.resolve(message.return ?? null);
+      return;
+    }
+    const error = isJsonObject(message.error) ? message.error : {};
+    const errorClass = asText(error.class);
+    const desc = asText(error.desc);
+    pending.reject(new CheckpointError('QMP_COMMAND', desc, { detail: { class: errorClass, desc } }));
+  }
+
+  #end(reason: CheckpointError): void {
+    if (this.#ended !== undefined) return;
+    this.#ended = reason;
+    this.#socket.destroy();
+    this.#greeting?.(reason);
+    const waiting = [...this.#pending.values()];
+    this.#pending.clear();
+    for (const { timer, reject } of waiting) {
+      clearTimeout(timer);
+      reject(reason);
+    }
+  }
+}
+
+function open(path: string, signal: AbortSignal | undefined): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = createConnection({ path });
+    const abort = (): void => {
+      socket.destroy();
+      reject(new CheckpointError('INTERRUPTED', `attaching to ${path} was interrupted`));
+    };
+    signal?.addEventListener('abort', abort, { once: true });
+    socket.once('connect', () => {
+      signal?.removeEventListener('abort', abort);
+      socket.removeAllListeners('error');
+      resolve(socket);
+    });
+    socket.once('error', (error) => {
+      signal?.removeEventListener('abort', abort);
+      reject(unreachable(path, error));
+    });
+  });
+}
+
+function unreachable(path: string, error: Error): CheckpointError {
+  const code = systemErrorCode(error) ?? '';
+  if (code === 'EACCES' || code === 'EPERM') {
+    return new CheckpointError('VM_PERMISSION', `no permission to connect to ${path}`, {
+      cause: error,
+      hint: 'run as the user of QEMU or as root',
+    });
+  }
+  // The queue of a listener that accepts nobody is full: several clients wait for the one that is served.
+  if (code === 'EAGAIN') return busy(path, 'takes no further connection', error);
+  const why =
+    code === 'ENOENT'
+      ? 'there is no such socket'
+      : code === 'ECONNREFUSED'
+        ? 'nobody listens on it'
+        : error.message;
+  return new CheckpointError('VM_UNREACHABLE', `cannot connect to ${path}: ${why}`, {
+    cause: error,
+    hint: 'is the VM running, with -qmp unix:PATH,server=on,wait=off?',
+    detail: { path, error: code },
+  });
+}
+
+function busy(path: string, symptom: string, cause?: Error): CheckpointError {
+  return new CheckpointError('VM_BUSY', `${path} ${symptom}: another client has it`, {
+    ...(cause === undefined ? {} : { cause }),
+    hint: 'add a second -qmp socket for Cairn, or close the other client',
+    retryable: true,
+  });
+}
+
+function gone(path: string, cause?: unknown): CheckpointError {
+  const why = cause === undefined ? '' : `: ${describeError(cause)}`;
+  return new CheckpointError('VM_GONE', `the connection to QEMU at ${path} was lost${why}`, {
+    ...(cause === undefined ? {} : { cause }),
+  });
+}
+
+function malformed(path: string, what: string): CheckpointError {
+  return new CheckpointError('QMP_PROTOCOL', `${path} sent ${what}`, { hint: 'is it a QMP socket?' });
+}
+
+/** Names the command in the text: a lost connection or an error reply means something only together with it. */
+function withCommand(error: CheckpointError, command: string): CheckpointError {
+  return new CheckpointError(error.code, `${command}: ${error.message}`, {
+    ...(error.hint === undefined ? {} : { hint: error.hint }),
+    retryable: error.retryable,
+    cause: error,
+    detail: { ...error.detail, command },
+  });
+}
