@@ -1,0 +1,284 @@
+/**
+ * One checkpoint, from the first harvest to the durable manifest.
+ *
+ *     VM runs    harvest -> [copy + encode -> harvest]*  until the rest is small enough for the pause
+ *     VM paused  stop -> harvest, copy | device state -> disks -> harvest, copy -> cont
+ *     VM runs    encode -> packs -> index -> manifest (the commit)
+ *
+ * Order is what makes it right: pages are read after the harvest that named them, so a write in between is named by
+ * the next one; the last harvest comes after the device state was saved, because saving it may write to guest memory.
+ *
+ * What is harvested is owed until the manifest is durable: any failure gives it back to the tracker. The VM is
+ * left in the run state it was found in, on every path.
+ */
+
+import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
+import { CheckpointError, isCheckpointError } from '../errors.js';
+import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
+import type { MemoryLayout } from '../hypervisor/memory-layout.js';
+import type { DiskSnapshot, DiskSnapshotMode, Vm, VmDisk } from '../hypervisor/vm.js';
+import type { SharePool } from '../pool/share-pool.js';
+import { PAGE_SIZE_BYTES, expandRuns } from '../types.js';
+import { faultPoint } from './fault-points.js';
+import type { Hook, HookContext } from './hooks.js';
+import type { PageWriter } from './page-writer.js';
+import { PendingPages, type TakenPages } from './pending-pages.js';
+import type { Scope } from './scope.js';
+import type { StopPolicy } from './stop-policy.js';
+import { Stopwatch } from './stopwatch.js';
+import type { CheckpointProgress, PhaseTimes } from './summary.js';
+
+/** Captured pages held from the pause until they are encoded; beyond it pages are encoded inside the pause. */
+const STAGING_PAGES = (256 << 20) / PAGE_SIZE_BYTES;
+
+/** Copied for practice before the pause: enough to pass every line of the copy. */
+const REHEARSAL_PAGES = 64;
+
+export interface CycleDeps {
+  readonly vm: Vm;
+  readonly tracker: DirtyTracker;
+  readonly pool: SharePool;
+  readonly pages: PageWriter;
+  readonly markZero: (pages: Uint32Array) => void;
+  readonly policy: StopPolicy;
+  readonly hook: Hook | undefined;
+  readonly hookContext: HookContext;
+  readonly signal: AbortSignal | undefined;
+  readonly onProgress: (progress: CheckpointProgress) => void;
+}
+
+export interface DiskPlan {
+  readonly disks: readonly VmDisk[];
+  readonly mode: DiskSnapshotMode;
+}
+
+/** What the pause left behind, for the manifest and the summary. */
+export interface Captured {
+  readonly deviceState: Uint8Array;
+  readonly disks: readonly DiskSnapshot[];
+  readonly pauseMs: number;
+  readonly phases: PhaseTimes;
+  readonly rounds: number;
+  readonly dirtyPages: number;
+  readonly pausePages: number;
+  readonly warnings: readonly string[];
+  /** In which the VM was found and left. */
+  readonly runState: 'running' | 'paused';
+}
+
+export class CheckpointCycle {
+  readonly #deps: CycleDeps;
+  readonly #layout: MemoryLayout;
+  readonly #scope: Scope;
+  readonly #pending: PendingPages;
+  /** Pages whose last word is "no memory behind it"; recorded as zero after everything else is written. */
+  readonly #absent: DirtyBitmap;
+  readonly #warnings: string[] = [];
+  #round = 0;
+  #snapshots: readonly DiskSnapshot[] = [];
+
+  constructor(layout: MemoryLayout, scope: Scope, deps: CycleDeps) {
+    this.#deps = deps;
+    this.#layout = layout;
+    this.#scope = scope;
+    this.#pending = new PendingPages(layout.pageSpan);
+    this.#absent = new DirtyBitmap(layout.pageSpan);
+  }
+
+  /** Everything collected so far, to be put back when the checkpoint fails. */
+  get harvested(): DirtyBitmap {
+    return this.#pending.harvested;
+  }
+
+  /** Disk snapshots taken so far, to be dropped when the checkpoint fails. */
+  get snapshots(): readonly DiskSnapshot[] {
+    return this.#snapshots;
+  }
+
+  async run(diskPlan: DiskPlan): Promise<Captured> {
+    const { vm } = this.#deps;
+    faultPoint('beforeHarvest');
+    if (this.#scope.kind !== 'dirty') this.#pending.addAll(this.#layout);
+    this.#pending.add(this.#deps.tracker.collect());
+    faultPoint('afterHarvest');
+    const found = await vm.runState();
+    if (found === 'other') {
+      throw new CheckpointError('VM_STATE', `the VM ${vm.address} is neither running nor paused`, {
+        hint: 'wait until its migration, save or shutdown is over',
+        retryable: true,
+      });
+    }
+    const wasRunning = found === 'running';
+    if (wasRunning) await this.#liveRounds();
+    const captured = await this.#pause(wasRunning, diskPlan);
+    await this.#deps.pages.writeCaptured(this.#reporter('encode', captured.pausePages));
+    this.#deps.markZero(expandRuns(this.#absent.toRuns()));
+    return captured;
+  }
+
+  /** Pre-copy: copies while the VM runs what would make the pause too long. */
+  async #liveRounds(): Promise<void> {
+    const { tracker, policy, pages } = this.#deps;
+    // A tracker that cannot tell what changed meanwhile makes every copy of a running VM worthless.
+    if (tracker.kind === 'compare') return;
+    let before: number | undefined;
+    for (;;) {
+      const left = this.#pending.count;
+      const decision = policy.decide(this.#round, left, before);
+      if (decision === 'stop') return;
+      if (decision === 'stop-hopeless') {
+        this.#warnings.push(
+          `the VM writes faster than it can be copied: after ${this.#round} rounds ${left} pages were left for the pause`,
+        );
+        return;
+      }
+      this.#round++;
+      before = left;
+      // In the first round of a full copy the pages are all of memory; later ones are the working set.
+      const admit = this.#scope.kind === 'dirty' || this.#round > 1;
+      const taken = this.#take();
+      await pages.copyAndWrite(taken.present, admit, this.#reporter('live', taken.presentCount));
+      this.#pending.add(tracker.collect());
+    }
+  }
+
+  async #pause(wasRunning: boolean, diskPlan: DiskPlan): Promise<Captured> {
+    const { vm, tracker, policy, hook, hookContext } = this.#deps;
+    await hook?.run('before-pause', hookContext);
+    await this.#rehearse();
+    this.#deps.signal?.throwIfAborted();
+    this.#deps.onProgress({
+      phase: 'paused',
+      round: this.#round,
+      donePages: 0,
+      totalPages: this.#pending.count,
+    });
+
+    const watch = new Stopwatch();
+    let pausePages = 0;
+    let resumed = false;
+    try {
+      if (wasRunning) await watch.time('stop', () => vm.pause());
+      faultPoint('afterPause');
+      const deviceState = watch.time('deviceState', () => vm.saveDeviceState());
+      try {
+        // Comparing all pages twice would double the pause; everybody else gains from copying beside the device state.
+        if (tracker.kind !== 'compare') pausePages += await this.#copyPending(watch);
+        faultPoint('duringCopy');
+      } finally {
+        await deviceState;
+      }
+      if (diskPlan.disks.length > 0) {
+        this.#snapshots = await watch.time('disks', () =>
+          vm.snapshotDisks(hookContext.checkpointId, diskPlan.disks, diskPlan.mode),
+        );
+      }
+      if (hook !== undefined) await watch.time('hook', () => hook.run('paused', hookContext));
+      pausePages += await this.#copyPending(watch);
+      faultPoint('beforeResume');
+      resumed = true;
+      if (wasRunning) await watch.time('resume', () => vm.resume());
+    } catch (error) {
+      if (wasRunning && !resumed) await resumeAfterFailure(vm, error);
+      throw error;
+    }
+    const pauseMs = wasRunning ? watch.elapsedMs() : 0;
+    faultPoint('afterResume');
+    const phases = phaseTimes(watch);
+    policy.learn({
+      totalMs: watch.elapsedMs(),
+      copyMs: phases.copyMs,
+      copiedBytes: pausePages * PAGE_SIZE_BYTES,
+    });
+    try {
+      await hook?.run('resumed', hookContext);
+    } catch (error) {
+      if (!isCheckpointError(error, 'HOOK_FAILED')) throw error;
+      this.#warnings.push(error.message);
+    }
+    return {
+      deviceState: await vm.takeDeviceState(),
+      disks: this.#snapshots,
+      pauseMs,
+      phases,
+      rounds: this.#round,
+      dirtyPages: this.#pending.touchedCount,
+      pausePages,
+      warnings: this.#warnings,
+      runState: wasRunning ? 'running' : 'paused',
+    };
+  }
+
+  /**
+   * Does before the pause what will be done in it: once more harvest, touch the memory for the copies, copy a few pages.
+   * What runs for the first time in the life of a process takes several times as long.
+   */
+  async #rehearse(): Promise<void> {
+    const { tracker, pool } = this.#deps;
+    if (tracker.kind !== 'compare') this.#pending.add(tracker.collect());
+    await pool.reset();
+    await pool.reserve(Math.min(STAGING_PAGES, Math.ceil(this.#pending.count * 1.25) + 256));
+    await pool.capture(this.#pending.sample(REHEARSAL_PAGES));
+    await pool.reset();
+  }
+
+  /** Harvests and copies inside the pause. @returns pages copied */
+  async #copyPending(watch: Stopwatch): Promise<number> {
+    const { tracker, pool, pages } = this.#deps;
+    watch.timeSync('harvest', () => this.#pending.add(tracker.collect()));
+    const taken = this.#take();
+    if (taken.presentCount === 0) return 0;
+    if (taken.presentCount > STAGING_PAGES) {
+      await watch.time('copy', async () => {
+        await pages.writeCaptured(() => undefined);
+        await pages.copyAndWrite(taken.present, false, this.#reporter('paused', taken.presentCount));
+      });
+      return taken.presentCount;
+    }
+    return watch.time('copy', () => pool.capture(taken.present));
+  }
+
+  #take(): TakenPages {
+    const taken = this.#pending.take();
+    this.#absent.andNot(DirtyBitmap.fromRuns(this.#layout.pageSpan, taken.present));
+    this.#absent.or(DirtyBitmap.fromRuns(this.#layout.pageSpan, taken.absent));
+    return taken;
+  }
+
+  #reporter(phase: CheckpointProgress['phase'], totalPages: number): (pageCount: number) => void {
+    let donePages = 0;
+    return (pageCount) => {
+      donePages += pageCount;
+      this.#deps.onProgress({ phase, round: this.#round, donePages, totalPages });
+    };
+  }
+}
+
+/** Resumes a VM that this checkpoint paused. When that fails too, the failure to resume is what matters most. */
+async function resumeAfterFailure(vm: Vm, cause: unknown): Promise<void> {
+  try {
+    await vm.resume();
+  } catch (error) {
+    if (isCheckpointError(error, 'VM_GONE')) return;
+    throw new CheckpointError(
+      'VM_NOT_RESUMED',
+      `the VM ${vm.address} was paused for a checkpoint and could not be resumed`,
+      {
+        cause: isCheckpointError(cause) ? cause : error,
+        hint: 'resume it by hand: `cont` in the QEMU monitor, or `virsh resume`',
+      },
+    );
+  }
+}
+
+function phaseTimes(watch: Stopwatch): PhaseTimes {
+  return {
+    stopMs: watch.total('stop'),
+    harvestMs: watch.total('harvest'),
+    copyMs: watch.total('copy'),
+    deviceStateMs: watch.total('deviceState'),
+    disksMs: watch.total('disks'),
+    hookMs: watch.total('hook'),
+    resumeMs: watch.total('resume'),
+  };
+}

@@ -1,0 +1,43 @@
+/**
+ * The folder for what belongs to this boot of this host only: sockets, device state on its way to the repository, the
+ * ledger and locks. On a tmpfs by default, so that it is as volatile as the virtual machines it speaks of.
+ */
+
+import { mkdir, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+
+import { CheckpointError } from '../errors.js';
+
+/** CAIRN_RUNTIME_DIR, else /run/cairn for root, else $XDG_RUNTIME_DIR/cairn. */
+export function defaultRuntimeDir(env: NodeJS.ProcessEnv = process.env): string {
+  const chosen = env.CAIRN_RUNTIME_DIR;
+  if (chosen !== undefined && chosen !== '') return chosen;
+  if (process.getuid?.() === 0) return '/run/cairn';
+  return join(env.XDG_RUNTIME_DIR ?? `/tmp/cairn-${process.getuid?.() ?? 0}`, 'cairn');
+}
+
+/**
+ * Creates the folder when it is not there. Refuses one that others may write to: they could plant the paths that
+ * a hypervisor running as root is told to write.
+ * @throws VM_PERMISSION
+ */
+export async function openRuntimeDir(path: string): Promise<string> {
+  try {
+    await mkdir(path, { recursive: true, mode: 0o700 });
+    const found = await stat(path);
+    const owner = process.getuid?.() ?? found.uid;
+    if (found.uid === owner && (found.mode & 0o022) === 0) return path;
+  } catch (cause) {
+    throw new CheckpointError('VM_PERMISSION', `cannot use the runtime folder ${path}`, {
+      cause,
+      hint: 'name another one with CAIRN_RUNTIME_DIR',
+    });
+  }
+  throw new CheckpointError(
+    'VM_PERMISSION',
+    `the runtime folder ${path} belongs to, or can be written by, somebody else`,
+    {
+      hint: `chown it to the user that runs cairn and chmod 700 ${path}, or name another one with CAIRN_RUNTIME_DIR`,
+    },
+  );
+}

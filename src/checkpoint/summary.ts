@@ -1,0 +1,95 @@
+/** What one checkpoint cost: the figures of the summary message, and of the manifest's `stats`. */
+
+import type { MemoryLayout } from '../hypervisor/memory-layout.js';
+import { PAGE_SIZE_BYTES } from '../types.js';
+import type { Captured } from './cycle.js';
+import type { PageWriterTotals } from './page-writer.js';
+import type { Scope } from './scope.js';
+
+export interface PhaseTimes {
+  /** Stopping the vCPUs and draining device I/O. */
+  readonly stopMs: number;
+  /** Reading and clearing the tracker inside the pause. */
+  readonly harvestMs: number;
+  /** Copying pages inside the pause. */
+  readonly copyMs: number;
+  /** Having the device state written; runs beside the copy. */
+  readonly deviceStateMs: number;
+  readonly disksMs: number;
+  readonly hookMs: number;
+  /** From asking for the resume until the VM runs. */
+  readonly resumeMs: number;
+}
+
+export interface CheckpointSummary {
+  readonly checkpointId: string;
+  readonly parentId: string | null;
+  readonly kind: 'base' | 'incremental';
+  readonly vmName: string;
+  readonly tracker: string;
+  /** Why all pages were looked at, empty when the tracker was trusted. */
+  readonly compareReason: string;
+  /** From the request to stop until the VM runs again; 0 when it was found paused. */
+  readonly pauseMs: number;
+  readonly phases: PhaseTimes;
+  readonly totalMs: number;
+  /** Pre-copy rounds while the VM ran. */
+  readonly rounds: number;
+  /** Pages of the VM that the tracker looked at. */
+  readonly scannedPages: number;
+  /** Distinct pages that were copied. */
+  readonly dirtyPages: number;
+  /** Of these, copies made inside the pause. */
+  readonly pausePages: number;
+  /** Copies that turned out to hold what they held before. */
+  readonly unchangedPages: number;
+  /** Bytes kept in records: the changed bytes of deltas, whole pages otherwise. */
+  readonly changedBytes: number;
+  /** dirtyPages x 4096: what page-granular increments would keep. */
+  readonly rawBytes: number;
+  /** Bytes this checkpoint added to the repository, manifest included. */
+  readonly storedBytes: number;
+  readonly deviceStateBytes: number;
+  readonly diskSnapshots: number;
+  readonly warnings: readonly string[];
+}
+
+/** One status message of a checkpoint in progress. */
+export interface CheckpointProgress {
+  readonly phase: 'live' | 'paused' | 'encode' | 'commit';
+  readonly round: number;
+  readonly donePages: number;
+  readonly totalPages: number;
+}
+
+export type SummaryFigures = Omit<CheckpointSummary, 'checkpointId' | 'parentId' | 'totalMs' | 'storedBytes'>;
+
+/** The part of a summary that is known before the commit, and goes into the manifest. */
+export function summaryFigures(facts: {
+  readonly scope: Scope;
+  readonly captured: Captured;
+  readonly totals: PageWriterTotals;
+  readonly tracker: string;
+  readonly layout: MemoryLayout;
+  readonly vmName: string;
+}): SummaryFigures {
+  const { scope, captured, totals } = facts;
+  return {
+    kind: scope.kind === 'base' ? 'base' : 'incremental',
+    vmName: facts.vmName,
+    tracker: facts.tracker,
+    compareReason: scope.kind === 'compare' ? scope.reason : '',
+    pauseMs: captured.pauseMs,
+    phases: captured.phases,
+    rounds: captured.rounds,
+    scannedPages: facts.layout.sizeBytes / PAGE_SIZE_BYTES,
+    dirtyPages: captured.dirtyPages,
+    pausePages: captured.pausePages,
+    unchangedPages: totals.unchangedPages,
+    changedBytes: totals.changedBytes,
+    rawBytes: captured.dirtyPages * PAGE_SIZE_BYTES,
+    deviceStateBytes: captured.deviceState.length,
+    diskSnapshots: captured.disks.length,
+    warnings: captured.warnings,
+  };
+}

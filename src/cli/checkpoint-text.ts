@@ -1,0 +1,16 @@
+/** One checkpoint as a line for people. */
+
+import type { CheckpointSummary } from '../checkpoint/summary.js';
+import { formatBytes, formatMs } from './format.js';
+
+export function checkpointText(summary: CheckpointSummary): string {
+  const how =
+    summary.compareReason === ''
+      ? summary.kind
+      : `${summary.kind}, all pages compared (${summary.compareReason})`;
+  return [
+    `checkpoint ${summary.checkpointId} of ${summary.vmName} (${how})`,
+    `  pause ${formatMs(summary.pauseMs)}, total ${formatMs(summary.totalMs)}, ${summary.rounds} live rounds`,
+    `  ${summary.dirtyPages} dirty pages (${formatBytes(summary.rawBytes)}), stored ${formatBytes(summary.storedBytes)}`,
+  ].join('\n');
+}

@@ -1,0 +1,52 @@
+import type { Command } from 'commander';
+
+import { CheckpointSession } from '../../checkpoint/session.js';
+import { hypervisors } from '../../index.js';
+import { checkpointText } from '../checkpoint-text.js';
+import { command, run } from '../command.js';
+import { addSessionOptions, sessionSettings, type SessionCliOptions } from '../session-options.js';
+
+interface Options extends SessionCliOptions {
+  readonly base?: boolean;
+}
+
+export function checkpointCommand(): Command {
+  return addSessionOptions(
+    command('checkpoint', 'take one checkpoint of a running VM', [
+      'cairn checkpoint qmp:/run/web1.qmp --repo /srv/cairn',
+      'cairn checkpoint qmp:/run/web1.qmp --memory-only --max-pause 5 --json',
+    ]),
+  )
+    .argument('<vm>', 'address of the VM')
+    .option('--base', 'start a new base instead of adding to the chain')
+    .action((vm: string, options: Options) =>
+      run(options, async ({ reporter, signal, openRepository }) => {
+        const session = await CheckpointSession.open({
+          ...sessionSettings(options),
+          repository: await openRepository(),
+          hypervisors: hypervisors(),
+          vm,
+          signal,
+        });
+        try {
+          if (session.trackerReason !== '')
+            reporter.warning(`using tracker ${session.trackerKind}: ${session.trackerReason}`);
+          const summary = await session.checkpoint({
+            forceBase: options.base ?? false,
+            onProgress: ({ phase, round, donePages, totalPages }) =>
+              reporter.progress({
+                task: `${phase} ${round}`,
+                done: donePages,
+                total: totalPages,
+                unit: 'pages',
+              }),
+          });
+          for (const warning of summary.warnings) reporter.warning(warning);
+          reporter.summary({ ...summary }, checkpointText(summary));
+        } finally {
+          await session.close();
+        }
+        return undefined;
+      }),
+    );
+}

@@ -1,0 +1,81 @@
+import type { Command } from 'commander';
+
+import { defaultRuntimeDir, openRuntimeDir } from '../../checkpoint/runtime-dir.js';
+import { planDisks } from '../../checkpoint/disk-plan.js';
+import { isCheckpointError } from '../../errors.js';
+import { hypervisors } from '../../index.js';
+import { command, run, type SharedOptions } from '../command.js';
+import { EXIT } from '../exit-codes.js';
+import { formatBytes, formatTable } from '../format.js';
+
+export function doctorCommand(): Command {
+  return command('doctor', 'say what this host and this VM allow, and what to change', [
+    'cairn doctor qmp:/run/web1.qmp',
+  ])
+    .argument('<vm>', 'address of the VM')
+    .action((address: string, options: SharedOptions) =>
+      run(options, async ({ reporter, signal }) => {
+        const runtimeDir = await openRuntimeDir(defaultRuntimeDir());
+        const vm = await hypervisors().forAddress(address).attach(address, { runtimeDir, signal });
+        try {
+          const [report, layout, disks, runState] = [
+            await vm.inspect(),
+            await vm.memoryLayout(),
+            await vm.disks(),
+            await vm.runState(),
+          ];
+          const refused = report.hazards.filter((hazard) => hazard.effect === 'refuse');
+          const compares = report.hazards.some((hazard) => hazard.effect === 'compare');
+          const chosen = compares
+            ? 'compare'
+            : (report.trackers.find((tracker) => tracker.usable)?.kind ?? 'none');
+          const diskProblem = diskProblemOf(disks);
+          reporter.summary(
+            {
+              vm: address,
+              identity: vm.identity,
+              runState,
+              memoryBytes: layout.sizeBytes,
+              regions: layout.regions,
+              disks,
+              ...report,
+              chosen,
+              diskProblem,
+            },
+            [
+              `${address}: ${vm.identity.name || '(no name)'} ${vm.identity.uuid}, ${vm.identity.machineType}, ${runState}`,
+              `memory ${formatBytes(layout.sizeBytes)} in ${layout.regions.length} regions`,
+              '',
+              formatTable(
+                ['tracker', 'usable', 'why'],
+                report.trackers.map((tracker) => [
+                  tracker.kind + (tracker.kind === chosen ? ' (chosen)' : ''),
+                  tracker.usable ? 'yes' : 'no',
+                  tracker.remedy === undefined ? tracker.reason : `${tracker.reason}; ${tracker.remedy}`,
+                ]),
+              ),
+              ...report.hazards.map((hazard) => `${hazard.effect}: ${hazard.text} [${hazard.code}]`),
+              ...disks.map(
+                (disk) =>
+                  `disk ${disk.id}: ${disk.format} ${disk.path}, snapshots: ${disk.snapshotModes.join(', ') || 'none'}`,
+              ),
+              ...(diskProblem === '' ? [] : [`disks: ${diskProblem}`]),
+            ].join('\n'),
+          );
+          return refused.length > 0 ? EXIT.refused : undefined;
+        } finally {
+          await vm.close();
+        }
+      }),
+    );
+}
+
+function diskProblemOf(disks: Parameters<typeof planDisks>[0]): string {
+  try {
+    planDisks(disks, { memoryOnly: false, mode: 'auto', hookCoversDisks: false });
+    return '';
+  } catch (error) {
+    if (isCheckpointError(error, 'DISK_NOT_COVERED')) return `${error.message}; ${error.hint ?? ''}`;
+    throw error;
+  }
+}

@@ -1,0 +1,36 @@
+import type { Command } from 'commander';
+
+import { hypervisors } from '../../index.js';
+import { exportCheckpoint } from '../../restore/restore.js';
+import { command, run, type SharedOptions } from '../command.js';
+import { formatBytes } from '../format.js';
+
+interface Options extends SharedOptions {
+  readonly name?: string;
+  readonly format: string;
+}
+
+export function exportCommand(): Command {
+  return command('export', "write a checkpoint as a file that the hypervisor's own tools load", [
+    'cairn export latest web1.mig --format qemu   # then: qemu-system-x86_64 ... -incoming "exec:cat web1.mig"',
+  ])
+    .argument('<checkpoint>', 'checkpoint id, the start of one, or latest')
+    .argument('<file>', 'file to create')
+    .option('--name <name>', 'look only in this chain')
+    .option('--format <format>', 'qemu: a migration stream', 'qemu')
+    .action((checkpoint: string, path: string, options: Options) =>
+      run(options, async ({ reporter, signal, openRepository }) => {
+        const repository = await openRepository();
+        const manifest = await repository.find(checkpoint, options.name);
+        const sizeBytes = await exportCheckpoint(
+          { repository, hypervisors: hypervisors(), manifest },
+          { format: options.format, path, signal },
+        );
+        reporter.summary(
+          { checkpointId: manifest.id, format: options.format, path, sizeBytes },
+          `exported ${manifest.id} to ${path}, ${formatBytes(sizeBytes)}`,
+        );
+        return undefined;
+      }),
+    );
+}

@@ -1,0 +1,80 @@
+import type { Command } from 'commander';
+
+import { hypervisors } from '../../index.js';
+import { restoreCheckpoint } from '../../restore/restore.js';
+import { command, run, type SharedOptions } from '../command.js';
+import { formatBytes } from '../format.js';
+import { collect } from '../parse.js';
+
+interface Options extends SharedOptions {
+  readonly name?: string;
+  readonly to?: string;
+  readonly setArg: readonly string[];
+  readonly dropArg: readonly string[];
+  readonly program?: string;
+  readonly qmp?: string;
+  readonly paused?: boolean;
+  readonly keepDisks?: boolean;
+  readonly log?: string;
+}
+
+export function restoreCommand(): Command {
+  return command('restore', 'bring a VM back from a checkpoint', [
+    'cairn restore latest --repo /srv/cairn',
+    'cairn restore 3f9a --qmp /run/web2.qmp --set-arg -name=web2 --paused',
+    'cairn restore latest --name web1 --to unix:/run/incoming.sock',
+  ])
+    .argument('<checkpoint>', 'checkpoint id, the start of one, or latest')
+    .option('--name <name>', 'look only in this chain')
+    .option(
+      '--to <address>',
+      'send to a waiting qemu -incoming (unix:PATH or tcp:HOST:PORT) instead of starting one',
+    )
+    .option(
+      '--set-arg <-option=value>',
+      'replace or add an argument of the recorded command line (repeatable)',
+      collect,
+      [],
+    )
+    .option(
+      '--drop-arg <-option>',
+      'leave out an argument of the recorded command line (repeatable)',
+      collect,
+      [],
+    )
+    .option('--program <path>', 'start this program instead of the recorded one')
+    .option('--qmp <path>', 'QMP socket of the new VM (default: as recorded)')
+    .option('--paused', 'leave the VM paused')
+    .option('--keep-disks', 'do not roll the disks back to the checkpoint')
+    .option('--log <path>', 'output of the new QEMU goes here')
+    .action((checkpoint: string, options: Options) =>
+      run(options, async ({ reporter, signal, openRepository }) => {
+        const repository = await openRepository();
+        const manifest = await repository.find(checkpoint, options.name);
+        const result = await restoreCheckpoint(
+          { repository, hypervisors: hypervisors(), manifest },
+          {
+            setArgs: options.setArg,
+            dropArgs: options.dropArg,
+            paused: options.paused ?? false,
+            keepDisks: options.keepDisks ?? false,
+            signal,
+            onProgress: (done, total) => reporter.progress({ task: 'restore', done, total, unit: 'bytes' }),
+            ...(options.to === undefined ? {} : { target: options.to }),
+            ...(options.program === undefined ? {} : { program: options.program }),
+            ...(options.qmp === undefined ? {} : { socketPath: options.qmp }),
+            ...(options.log === undefined ? {} : { logPath: options.log }),
+          },
+        );
+        const where =
+          result.vmAddress === ''
+            ? `sent to ${options.to ?? ''}`
+            : `process ${result.pid}, ${result.vmAddress}`;
+        reporter.summary(
+          { checkpointId: manifest.id, ...result },
+          `restored ${manifest.id}: ${where}, ${result.running ? 'running' : 'paused'}, ${formatBytes(result.streamBytes)} sent`,
+        );
+        return undefined;
+      }),
+    );
+}

@@ -1,0 +1,45 @@
+import type { Command } from 'commander';
+
+import { command, run, type SharedOptions } from '../command.js';
+import { formatBytes, formatMs, formatTable } from '../format.js';
+import { statNumber } from '../manifest-stats.js';
+
+interface Options extends SharedOptions {
+  readonly name?: string;
+}
+
+export function showCommand(): Command {
+  return command('show', 'show one checkpoint', [
+    'cairn show latest --repo /srv/cairn',
+    'cairn show 3f9a --json',
+  ])
+    .argument('<checkpoint>', 'checkpoint id, the start of one, or latest')
+    .option('--name <name>', 'look only in this chain')
+    .action((checkpoint: string, options: Options) =>
+      run(options, async ({ reporter, openRepository }) => {
+        const repository = await openRepository();
+        const manifest = await repository.find(checkpoint, options.name);
+        const { identity, layout } = manifest;
+        reporter.summary(
+          { checkpointId: manifest.id, ...manifest },
+          [
+            `checkpoint ${manifest.id} (${manifest.kind}), parent ${manifest.parentId ?? 'none'}`,
+            `  vm          ${manifest.vmName}, uuid ${identity.uuid || 'none'}, ${identity.hypervisor}, ${identity.machineType}`,
+            `  time        ${manifest.time}`,
+            `  pause       ${formatMs(statNumber(manifest, 'pauseMs'))}, total ${formatMs(statNumber(manifest, 'totalMs'))}`,
+            `  dirty       ${statNumber(manifest, 'dirtyPages')} pages, ${formatBytes(statNumber(manifest, 'changedBytes'))} changed`,
+            `  device      ${formatBytes(manifest.deviceState?.sizeBytes ?? 0)}`,
+            ...manifest.disks.map(
+              (disk) => `  disk        ${disk.diskId} ${disk.mode} ${disk.path} ${disk.snapshotName}`,
+            ),
+            '',
+            formatTable(
+              ['region', 'size'],
+              layout.regions.map((region) => [region.id, formatBytes(region.sizeBytes)]),
+            ),
+          ].join('\n'),
+        );
+        return undefined;
+      }),
+    );
+}

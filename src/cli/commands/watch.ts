@@ -1,0 +1,87 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import type { Command } from 'commander';
+
+import { CheckpointSession } from '../../checkpoint/session.js';
+import { isCheckpointError, type CheckpointError } from '../../errors.js';
+import { hypervisors } from '../../index.js';
+import { checkpointText } from '../checkpoint-text.js';
+import { command, run } from '../command.js';
+import { EXIT } from '../exit-codes.js';
+import { positiveNumber, wholeNumber } from '../parse.js';
+import { asCheckpointError } from '../reporter.js';
+import { addSessionOptions, sessionSettings, type SessionCliOptions } from '../session-options.js';
+
+interface Options extends SessionCliOptions {
+  readonly every: number;
+  readonly count?: number;
+}
+
+/** After these there is no next checkpoint to wait for. */
+const FATAL = ['VM_GONE', 'VM_UNREACHABLE', 'VM_NOT_RESUMED', 'REPO_DAMAGED', 'WORKER_FAILED'] as const;
+
+export function watchCommand(): Command {
+  return addSessionOptions(
+    command('watch', 'take a checkpoint every so often until stopped (SIGINT or SIGTERM ends it cleanly)', [
+      'cairn watch qmp:/run/web1.qmp --every 10 --repo /srv/cairn',
+      'cairn watch qmp:/run/web1.qmp --every 0.5 --count 100 --json',
+    ]),
+  )
+    .argument('<vm>', 'address of the VM')
+    .option(
+      '--every <seconds>',
+      'time from the start of one checkpoint to the start of the next',
+      positiveNumber,
+      60,
+    )
+    .option('--count <n>', 'stop after that many checkpoints', wholeNumber(1))
+    .action((vm: string, options: Options) =>
+      run(options, async ({ reporter, signal, openRepository }) => {
+        // The signal ends the waiting, not a checkpoint under way: that one is finished first.
+        const session = await CheckpointSession.open({
+          ...sessionSettings(options),
+          repository: await openRepository(),
+          hypervisors: hypervisors(),
+          vm,
+        });
+        let taken = 0;
+        let failed = 0;
+        try {
+          if (session.trackerReason !== '')
+            reporter.warning(`using tracker ${session.trackerKind}: ${session.trackerReason}`);
+          while (!signal.aborted && (options.count === undefined || taken + failed < options.count)) {
+            const startedMs = Date.now();
+            try {
+              const summary = await session.checkpoint();
+              taken++;
+              for (const warning of summary.warnings) reporter.warning(warning);
+              reporter.summary({ ...summary }, checkpointText(summary));
+            } catch (error) {
+              const known = asCheckpointError(error);
+              if (isFatal(known)) throw known;
+              failed++;
+              reporter.error(known);
+            }
+            const last = options.count !== undefined && taken + failed >= options.count;
+            if (!last) await pause(startedMs + options.every * 1000 - Date.now(), signal);
+          }
+        } finally {
+          await session.close();
+        }
+        reporter.summary({ checkpoints: taken, failed }, `${taken} checkpoints, ${failed} failed`);
+        return failed === 0 ? undefined : EXIT.incomplete;
+      }),
+    );
+}
+
+function isFatal(error: CheckpointError): boolean {
+  return FATAL.some((code) => isCheckpointError(error, code));
+}
+
+async function pause(ms: number, signal: AbortSignal): Promise<void> {
+  try {
+    await sleep(Math.max(0, ms), undefined, { signal });
+  } catch (error) {
+    if (!signal.aborted) throw error;
+  }
+}

@@ -1,0 +1,60 @@
+/**
+ * Exit codes. 0, 1, 3, 10, 11, 12 and 130 mean what they mean in restic; 2 is a usage error; 20 and up are Cairn's own.
+ * Documented in docs/operations.md; part of the interface.
+ */
+
+import type { ErrorCode } from '../errors.js';
+
+export const EXIT = {
+  ok: 0,
+  failure: 1,
+  usage: 2,
+  /** Done in part: a watcher some of whose checkpoints failed. */
+  incomplete: 3,
+  repositoryMissing: 10,
+  locked: 11,
+  /** Reserved for a wrong key: repositories are not encrypted. */
+  wrongKey: 12,
+  /** The guest is not in the run state it was found in. */
+  notResumed: 20,
+  /** The VM cannot be reached, or went away. */
+  vmUnavailable: 21,
+  /** Nothing was done, because it would not have been right on this VM or host. */
+  refused: 22,
+  /** Stored data is damaged; verify names it. */
+  damaged: 23,
+  /** The chain belongs to another VM. */
+  wrongVm: 24,
+  /** The storage is full or cannot be written. */
+  storage: 25,
+  interrupted: 130,
+} as const;
+
+const OF_CODE: Partial<Record<ErrorCode, number>> = {
+  USAGE: EXIT.usage,
+  REPO_NOT_FOUND: EXIT.repositoryMissing,
+  REPO_LOCKED: EXIT.locked,
+  VM_LOCKED: EXIT.locked,
+  VM_NOT_RESUMED: EXIT.notResumed,
+  VM_ADDRESS: EXIT.usage,
+  VM_UNREACHABLE: EXIT.vmUnavailable,
+  VM_BUSY: EXIT.vmUnavailable,
+  VM_GONE: EXIT.vmUnavailable,
+  VM_PERMISSION: EXIT.vmUnavailable,
+  QMP_TIMEOUT: EXIT.vmUnavailable,
+  VM_STATE: EXIT.refused,
+  VM_UNSUPPORTED: EXIT.refused,
+  TRACKER_UNAVAILABLE: EXIT.refused,
+  DISK_NOT_COVERED: EXIT.refused,
+  RESTORE_TARGET_BUSY: EXIT.refused,
+  EXPORT_EXISTS: EXIT.refused,
+  REPO_DAMAGED: EXIT.damaged,
+  CHAIN_WRONG_VM: EXIT.wrongVm,
+  STORAGE_FULL: EXIT.storage,
+  STORAGE_READ_ONLY: EXIT.storage,
+  INTERRUPTED: EXIT.interrupted,
+};
+
+export function exitCodeOf(code: ErrorCode): number {
+  return OF_CODE[code] ?? EXIT.failure;
+}

@@ -1,0 +1,53 @@
+#!/usr/bin/env node
+/** The `cairn` command. */
+
+import { Command, CommanderError } from 'commander';
+
+import { checkpointCommand } from './commands/checkpoint.js';
+import { diffCommand } from './commands/diff.js';
+import { doctorCommand } from './commands/doctor.js';
+import { exportCommand } from './commands/export.js';
+import { initCommand } from './commands/init.js';
+import { listCommand } from './commands/list.js';
+import { restoreCommand } from './commands/restore.js';
+import { showCommand } from './commands/show.js';
+import { unlockCommand } from './commands/unlock.js';
+import { verifyCommand } from './commands/verify.js';
+import { watchCommand } from './commands/watch.js';
+import { EXIT } from './exit-codes.js';
+import { packageVersion } from './package-version.js';
+
+const program = new Command('cairn')
+  .description('Incremental, byte-granular, live checkpoints of running virtual machines')
+  .version(packageVersion())
+  .exitOverride()
+  .addHelpText(
+    'after',
+    `
+A VM is named by its address, for example qmp:/run/web1.qmp.
+Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 10 no repository, 11 locked, 20 guest not in the run state it
+was found in, 21 VM unavailable, 22 refused, 23 repository damaged, 24 chain of another VM, 25 storage, 130 interrupted.`,
+  );
+for (const subcommand of [
+  initCommand(),
+  checkpointCommand(),
+  watchCommand(),
+  listCommand(),
+  showCommand(),
+  diffCommand(),
+  verifyCommand(),
+  restoreCommand(),
+  exportCommand(),
+  doctorCommand(),
+  unlockCommand(),
+]) {
+  program.addCommand(subcommand);
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  if (!(error instanceof CommanderError)) throw error;
+  // Commander has printed its message; asking for help or the version is not an error.
+  process.exitCode = error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+}

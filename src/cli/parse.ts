@@ -1,0 +1,24 @@
+/** Option values that need checking. Commander reports an InvalidArgumentError as a usage error. */
+
+import { InvalidArgumentError } from 'commander';
+
+/** A whole number of at least `least`. */
+export function wholeNumber(least: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (Number.isInteger(value) && value >= least) return value;
+    throw new InvalidArgumentError(`a whole number of at least ${least} is needed`);
+  };
+}
+
+/** A number above 0. */
+export function positiveNumber(text: string): number {
+  const value = Number(text);
+  if (Number.isFinite(value) && value > 0) return value;
+  throw new InvalidArgumentError('a number above 0 is needed');
+}
+
+/** For options that may be given several times. */
+export function collect(text: string, before: readonly string[]): readonly string[] {
+  return [...before, text];
+}

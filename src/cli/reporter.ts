@@ -1,0 +1,127 @@
+/**
+ * What a command says. With --json: one JSON object a line on stdout, message_type status, summary or error, and
+ * nothing else there. Otherwise: results as text on stdout, progress bars and errors on stderr, bars only on a terminal.
+ */
+
+import cliProgress from 'cli-progress';
+
+import { CheckpointError, describeError, isCheckpointError } from '../errors.js';
+import { exitCodeOf } from './exit-codes.js';
+
+export interface ProgressUpdate {
+  readonly task: string;
+  readonly done: number;
+  readonly total: number;
+  readonly unit: string;
+}
+
+export interface Reporter {
+  /** Progress; may be called often. */
+  progress(update: ProgressUpdate): void;
+  /** Something the operator should know although all goes on. */
+  warning(text: string): void;
+  /** The result: `fields` for programs, `text` for people. */
+  summary(fields: Record<string, unknown>, text: string): void;
+  error(error: CheckpointError): void;
+  /** Takes progress bars off the screen. */
+  end(): void;
+}
+
+/** A status line at most this often: progress is for people and dashboards, not a trace. */
+const STATUS_INTERVAL_MS = 200;
+
+export class JsonReporter implements Reporter {
+  #lastStatusMs = 0;
+
+  progress(update: ProgressUpdate): void {
+    const nowMs = Date.now();
+    if (nowMs - this.#lastStatusMs < STATUS_INTERVAL_MS && update.done < update.total) return;
+    this.#lastStatusMs = nowMs;
+    this.#print({ message_type: 'status', ...snakeCase(update) });
+  }
+
+  warning(text: string): void {
+    this.#print({ message_type: 'status', warning: text });
+  }
+
+  summary(fields: Record<string, unknown>): void {
+    this.#print({ message_type: 'summary', ...snakeCase(fields) });
+  }
+
+  error(error: CheckpointError): void {
+    this.#print({ message_type: 'error', ...error.toJSON(), exit_code: exitCodeOf(error.code) });
+  }
+
+  end(): void {
+    // Nothing is kept on screen.
+  }
+
+  #print(message: object): void {
+    process.stdout.write(`${JSON.stringify(message)}\n`);
+  }
+}
+
+export class TextReporter implements Reporter {
+  #bar: cliProgress.SingleBar | undefined;
+  #task = '';
+
+  progress(update: ProgressUpdate): void {
+    if (!process.stderr.isTTY || update.total === 0) return;
+    if (this.#bar === undefined || update.task !== this.#task) {
+      this.end();
+      this.#task = update.task;
+      this.#bar = new cliProgress.SingleBar({
+        format: `{task} [{bar}] {percentage}% {value}/{total} ${update.unit}`,
+        stream: process.stderr,
+        hideCursor: true,
+        clearOnComplete: true,
+      });
+      this.#bar.start(update.total, update.done, { task: update.task });
+    }
+    this.#bar.setTotal(update.total);
+    this.#bar.update(update.done);
+  }
+
+  warning(text: string): void {
+    this.end();
+    process.stderr.write(`warning: ${text}\n`);
+  }
+
+  summary(_fields: Record<string, unknown>, text: string): void {
+    this.end();
+    process.stdout.write(text.endsWith('\n') || text === '' ? text : `${text}\n`);
+  }
+
+  error(error: CheckpointError): void {
+    this.end();
+    process.stderr.write(`cairn: ${error.message} [${error.code}]\n`);
+    if (error.cause !== undefined) process.stderr.write(`  because: ${describeError(error.cause)}\n`);
+    if (error.hint !== undefined) process.stderr.write(`  ${error.hint}\n`);
+  }
+
+  end(): void {
+    this.#bar?.stop();
+    this.#bar = undefined;
+  }
+}
+
+/** Any failure as a CheckpointError; what has no code is a defect or the system's, and keeps its text. */
+export function asCheckpointError(error: unknown): CheckpointError {
+  if (isCheckpointError(error)) return error;
+  return new CheckpointError('UNEXPECTED', describeError(error), { cause: error });
+}
+
+/** camelCase keys to snake_case, through nested plain objects and arrays. */
+export function snakeCase(value: object): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(value).map(([key, inner]) => [
+      key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`),
+      snakeValue(inner),
+    ]),
+  );
+}
+
+function snakeValue(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(snakeValue);
+  return typeof value === 'object' && value !== null ? snakeCase(value) : value;
+}

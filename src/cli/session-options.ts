@@ -1,0 +1,63 @@
+/** Options of the commands that take checkpoints. */
+
+import { type Command, Option } from 'commander';
+
+import type { SessionOptions } from '../checkpoint/session.js';
+import type { DiskSnapshotMode } from '../hypervisor/vm.js';
+import type { SharedOptions } from './command.js';
+import { positiveNumber, wholeNumber } from './parse.js';
+
+export interface SessionCliOptions extends SharedOptions {
+  readonly name?: string;
+  readonly tracker: string;
+  readonly maxPause?: number;
+  readonly cache?: number;
+  readonly workers?: number;
+  readonly compression?: number;
+  readonly memoryOnly?: boolean;
+  readonly disks: DiskSnapshotMode | 'auto';
+  readonly hook?: string;
+}
+
+export function addSessionOptions(to: Command): Command {
+  return to
+    .option(
+      '--name <name>',
+      "name of the VM's chain in the repository (default: the VM's name, else its UUID)",
+    )
+    .option('--tracker <kind>', 'dirty tracker: auto, or a kind that doctor lists', 'auto')
+    .option(
+      '--max-pause <ms>',
+      'pause to aim for: more is copied while the VM runs (default: 10)',
+      positiveNumber,
+    )
+    .option('--cache <MiB>', 'memory for previous versions of pages (default: 256)', wholeNumber(0))
+    .option('--workers <n>', 'threads that copy and encode (default: one a core, at most 4)', wholeNumber(1))
+    .option('--compression <level>', 'zstd level, 0 = off (default: 3)', wholeNumber(0))
+    .option(
+      '--memory-only',
+      'leave the disks alone: a restore is only right with disks put back to the same instant',
+    )
+    .addOption(
+      new Option('--disks <mode>', 'how qcow2 disks are snapshotted in the pause')
+        .choices(['auto', 'internal', 'external'])
+        .default('auto'),
+    )
+    .option('--hook <command>', 'shell command run around the pause, see docs/operations.md');
+}
+
+export function sessionSettings(
+  options: SessionCliOptions,
+): Omit<SessionOptions, 'repository' | 'hypervisors' | 'vm' | 'signal'> {
+  return {
+    name: options.name,
+    tracker: options.tracker,
+    maxPauseMs: options.maxPause,
+    cacheBytes: options.cache === undefined ? undefined : options.cache * 2 ** 20,
+    workers: options.workers,
+    compressionLevel: options.compression,
+    memoryOnly: options.memoryOnly,
+    diskMode: options.disks,
+    hook: options.hook,
+  };
+}

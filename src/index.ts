@@ -1,0 +1,22 @@
+/** Cairn as a library. The CLI is a thin layer on what is exported here. */
+
+import { kvmHypervisor } from '../adapters/kvm/kvm-hypervisor.js';
+import { HypervisorRegistry } from './hypervisor/hypervisor.js';
+
+/** The hypervisors Cairn comes with. */
+export function hypervisors(): HypervisorRegistry {
+  return new HypervisorRegistry([kvmHypervisor]);
+}
+
+export { CheckpointSession, type CheckpointOptions, type SessionOptions } from './checkpoint/session.js';
+export type { CheckpointProgress, CheckpointSummary, PhaseTimes } from './checkpoint/summary.js';
+export { CheckpointError, isCheckpointError, type ErrorCode } from './errors.js';
+export type { Hypervisor, RestoreRequest, RestoreResult } from './hypervisor/hypervisor.js';
+export { HypervisorRegistry } from './hypervisor/hypervisor.js';
+export type { Vm, VmReport } from './hypervisor/vm.js';
+export type { Manifest } from './repository/manifest.js';
+export { Repository } from './repository/repository.js';
+export { verify } from './repository/verify.js';
+export { exportCheckpoint, restoreCheckpoint } from './restore/restore.js';
+export type { StorageBackend } from './storage/backend.js';
+export { openBackend } from './storage/open.js';

@@ -1,0 +1,268 @@
+import {
+  appendFileSync,
+  chmodSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { connect } from 'node:net';
+import { join } from 'node:path';
+
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from '@jest/globals';
+
+import { LabMachine } from './machine.js';
+import { CairnProcess, cairn, runCairn, type CliResult } from './support/cairn-cli.js';
+import { PauseHold } from './support/oracle.js';
+
+/** The last message of a failed command. */
+function errorOf(result: CliResult): Record<string, unknown> {
+  const error = result.messages.find(({ message_type }) => message_type === 'error');
+  if (error === undefined) throw new Error(`no error: ${JSON.stringify(result)}`);
+  return error;
+}
+
+describe('what goes wrong gets a stable code, a remedy, and leaves the guest as it was', () => {
+  let machine: LabMachine;
+  let options: { dir: string };
+  let repo = '';
+  beforeAll(async () => {
+    machine = await LabMachine.start({ name: 'bad', memoryMib: 160, devices: ['balloon'] });
+    options = { dir: machine.dir };
+  });
+  beforeEach(async () => {
+    repo = join(machine.dir, `repo-${Math.random()}`);
+    await cairn(['init', '--repo', repo], options);
+  });
+  afterAll(() => machine.destroy());
+
+  async function expectGuestIsWell(): Promise<void> {
+    expect(await machine.qmp.status()).toBe('running');
+    await machine.waitForProgress();
+  }
+
+  it('no repository', async () => {
+    const result = await runCairn(
+      ['checkpoint', machine.address, '--repo', join(machine.dir, 'nowhere')],
+      options,
+    );
+    expect(errorOf(result)).toMatchObject({
+      code: 'REPO_NOT_FOUND',
+      exit_code: 10,
+      hint: expect.stringContaining('cairn init'),
+    });
+    expect(result.exitCode).toBe(10);
+    await expectGuestIsWell();
+  });
+
+  it('no VM at the address', async () => {
+    const result = await runCairn(['checkpoint', `qmp:${machine.dir}/no.sock`, '--repo', repo], options);
+    expect(errorOf(result)).toMatchObject({ code: 'VM_UNREACHABLE' });
+    expect(result.exitCode).toBe(21);
+  });
+
+  it('an address that is none', async () => {
+    const result = await runCairn(['checkpoint', 'web1', '--repo', repo], options);
+    expect(errorOf(result)).toMatchObject({ code: 'VM_ADDRESS' });
+    expect(result.exitCode).toBe(2);
+  });
+
+  it('the QMP socket is taken by another client', async () => {
+    const other = connect(machine.qmpPath);
+    await new Promise((resolve) => other.once('data', resolve));
+    const result = await runCairn(['checkpoint', machine.address, '--repo', repo], options);
+    other.destroy();
+    expect(errorOf(result)).toMatchObject({
+      code: 'VM_BUSY',
+      hint: expect.stringContaining('-qmp'),
+    });
+    expect(result.exitCode).toBe(21);
+    await expectGuestIsWell();
+  });
+
+  it('a writable disk that nobody would snapshot', async () => {
+    const raw = await LabMachine.start({
+      name: 'raw',
+      memoryMib: 160,
+      devices: [],
+      extraArgs: ['-drive', `file=${rawImage(machine.dir)},if=virtio,format=raw`],
+    });
+    try {
+      const result = await runCairn(['checkpoint', raw.address, '--repo', repo], options);
+      expect(errorOf(result)).toMatchObject({
+        code: 'DISK_NOT_COVERED',
+        hint: expect.stringContaining('--memory-only'),
+      });
+      expect(result.exitCode).toBe(22);
+      expect(await raw.qmp.status()).toBe('running');
+      await cairn(['checkpoint', raw.address, '--repo', repo, '--memory-only'], options);
+    } finally {
+      await raw.destroy();
+    }
+  });
+
+  it('another VM under the name of a chain', async () => {
+    const uuids = ['11111111-2222-3333-4444-555555555555', '99999999-2222-3333-4444-555555555555'];
+    for (const [i, uuid] of uuids.entries()) {
+      const other = await LabMachine.start({ name: 'twin', memoryMib: 160, devices: [], uuid });
+      const result = await runCairn(['checkpoint', other.address, '--repo', repo], options);
+      if (i === 0) expect(result.exitCode).toBe(0);
+      else {
+        expect(errorOf(result)).toMatchObject({
+          code: 'CHAIN_WRONG_VM',
+          hint: expect.stringContaining('--name'),
+        });
+        expect(result.exitCode).toBe(24);
+        expect(await other.qmp.status()).toBe('running');
+      }
+      await other.destroy();
+    }
+  });
+
+  it('a hook that fails in the pause', async () => {
+    const result = await runCairn(
+      ['checkpoint', machine.address, '--repo', repo, '--hook', '[ $CAIRN_PHASE != paused ]'],
+      options,
+    );
+    expect(errorOf(result)).toMatchObject({ code: 'HOOK_FAILED' });
+    await expectGuestIsWell();
+    expect(await cairn(['list', '--repo', repo], options)).toMatchObject({ checkpoints: [] });
+    expect(await cairn(['checkpoint', machine.address, '--repo', repo], options)).toMatchObject({
+      kind: 'base',
+    });
+  });
+
+  it('QEMU killed in the middle of a checkpoint', async () => {
+    const victim = await LabMachine.start({ name: 'victim', memoryMib: 160, devices: [] });
+    await cairn(['checkpoint', victim.address, '--repo', repo], options);
+    const hold = new PauseHold(victim.dir);
+    const running = new CairnProcess(
+      ['checkpoint', victim.address, '--repo', repo, '--hook', hold.command],
+      options,
+    );
+    await hold.reached(running);
+    await victim.kill();
+    hold.release();
+    const result = await running.ended;
+    expect(errorOf(result)).toMatchObject({ code: 'VM_GONE' });
+    expect(result.exitCode).toBe(21);
+    expect(await cairn(['verify', '--repo', repo], options)).toMatchObject({ problems: [], checkpoints: 1 });
+    await victim.destroy();
+  });
+
+  it('a full disk', async () => {
+    const mount = join(machine.dir, 'small');
+    mkdirSync(mount);
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', mount]);
+    try {
+      const small = join(mount, 'repo');
+      await cairn(['init', '--repo', small], options);
+      const result = await runCairn(['checkpoint', machine.address, '--repo', small], options);
+      expect(errorOf(result)).toMatchObject({ code: 'STORAGE_FULL' });
+      expect(result.exitCode).toBe(25);
+      await expectGuestIsWell();
+      expect(await cairn(['verify', '--repo', small], options)).toMatchObject({
+        problems: [],
+        checkpoints: 0,
+      });
+    } finally {
+      execFileSync('umount', [mount]);
+    }
+  });
+
+  it('a read-only repository', async () => {
+    const mount = join(machine.dir, 'readonly');
+    mkdirSync(mount);
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=200m', 'tmpfs', mount]);
+    try {
+      await cairn(['init', '--repo', mount], options);
+      execFileSync('mount', ['-o', 'remount,ro', mount]);
+      const result = await runCairn(['checkpoint', machine.address, '--repo', mount], options);
+      expect(errorOf(result)).toMatchObject({ code: 'STORAGE_READ_ONLY' });
+      expect(result.exitCode).toBe(25);
+      await expectGuestIsWell();
+    } finally {
+      execFileSync('umount', [mount]);
+    }
+  });
+
+  it('a truncated pack: nothing is restored from it, and verify names it', async () => {
+    const { checkpoint_id: id } = await cairn(['checkpoint', machine.address, '--repo', repo], options);
+    const pack = filesBelow(repo).find((path) => path.includes('/packs/'))!;
+    truncateSync(pack, readFileSync(pack).length >> 1);
+    const verified = await runCairn(['verify', '--repo', repo], options);
+    expect(verified.exitCode).toBe(23);
+    expect(JSON.stringify(verified.messages)).toContain('packs/');
+    const result = await runCairn(
+      ['restore', String(id), '--repo', repo, '--qmp', join(machine.dir, 'r.sock')],
+      options,
+    );
+    expect(errorOf(result)).toMatchObject({
+      code: 'REPO_DAMAGED',
+      message: expect.stringContaining('packs/'),
+    });
+    expect(result.exitCode).toBe(23);
+    await expectGuestIsWell();
+  });
+
+  it('a repository of a later format version', async () => {
+    const config = join(repo, 'config');
+    chmodSync(config, 0o600);
+    const [line] = readFileSync(config, 'utf8').split('\n');
+    writeFileSync(config, '');
+    const later = line!.replace(/"version":\s*1/, '"version":99');
+    appendFileSync(config, `${later}\n${sha256(later)}\n`);
+    const result = await runCairn(['list', '--repo', repo], options);
+    expect(errorOf(result)).toMatchObject({ code: 'REPO_VERSION' });
+  });
+
+  it('no permission to trace QEMU', async () => {
+    // As an ordinary user who may use the socket but may not trace root's QEMU.
+    execFileSync('chmod', ['-R', 'a+rwX', machine.dir]);
+    const main = new URL('../../src/cli/main.js', import.meta.url).pathname;
+    const asNobody = ['--reuid', '65534', '--regid', '65534', '--clear-groups'];
+    let output = '';
+    try {
+      execFileSync(
+        'setpriv',
+        [...asNobody, process.execPath, main, 'checkpoint', machine.address, '--repo', repo, '--json'],
+        {
+          env: { CAIRN_RUNTIME_DIR: nobodyDir(machine.dir), PATH: process.env.PATH ?? '' },
+          encoding: 'utf8',
+          stdio: ['ignore', 'pipe', 'pipe'],
+        },
+      );
+    } catch (error) {
+      output = (error as { stdout: string }).stdout;
+    }
+    expect(output).toContain('"code":"VM_PERMISSION"');
+    expect(output).toContain('"hint"');
+    await expectGuestIsWell();
+  });
+});
+
+function rawImage(dir: string): string {
+  const path = join(dir, 'raw.img');
+  execFileSync('qemu-img', ['create', '-q', '-f', 'raw', path, '16M']);
+  return path;
+}
+
+function nobodyDir(dir: string): string {
+  const path = join(dir, 'nobody');
+  mkdirSync(path);
+  execFileSync('chown', ['65534:65534', path]);
+  chmodSync(path, 0o700);
+  return path;
+}
+
+function filesBelow(dir: string): string[] {
+  return readdirSync(dir, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath, entry.name));
+}
+
+function sha256(text: string): string {
+  return execFileSync('sha256sum', { input: text, encoding: 'utf8' }).slice(0, 64);
+}

@@ -1,0 +1,237 @@
+/** A real Linux guest under real QEMU (TCG), for tests, demo and bench. */
+
+import { execFileSync, spawn } from 'node:child_process';
+import { existsSync, openSync, closeSync, readFileSync, rmSync } from 'node:fs';
+import { connect } from 'node:net';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { HarnessQmp } from './support/harness-qmp.js';
+import { ensureLab, labCache, qemuProgram, scratchDir, type QemuVersion } from './support/lab-files.js';
+
+export type LabDevice = 'disk' | 'net' | 'balloon' | 'vga';
+
+export interface LabMachineOptions {
+  readonly name: string;
+  readonly memoryMib?: number;
+  readonly qemu?: QemuVersion;
+  readonly smp?: number;
+  readonly devices?: readonly LabDevice[];
+  readonly uuid?: string;
+  readonly extraArgs?: readonly string[];
+  /** Folder for sockets, logs and disks; a fresh one by default. */
+  readonly dir?: string;
+  /** Return as soon as QEMU answers, not when the guest's first tick is there. */
+  readonly noWait?: boolean;
+}
+
+export interface Tick {
+  /** Counter in the guest's memory. */
+  readonly tick: number;
+  /** Lines of the guest's open file; equal to the counter as long as both went on together. */
+  readonly lines: number;
+}
+
+const DISK_SIZE = '256M';
+const running = new Set<number>();
+
+process.once('exit', () => {
+  for (const pid of running) killQuietly(pid);
+});
+
+export class LabMachine {
+  readonly name: string;
+  readonly dir: string;
+  readonly pid: number;
+  readonly qmp: HarnessQmp;
+  #commandCount = 0;
+
+  private constructor(name: string, dir: string, pid: number, qmp: HarnessQmp) {
+    this.name = name;
+    this.dir = dir;
+    this.pid = pid;
+    this.qmp = qmp;
+    running.add(pid);
+  }
+
+  static async start(options: LabMachineOptions): Promise<LabMachine> {
+    ensureLab();
+    const dir = options.dir ?? scratchDir(options.name);
+    const program = qemuProgram(options.qemu ?? '7.2');
+    const devices = options.devices ?? ['balloon'];
+    const log = openSync(join(dir, 'qemu.log'), 'a');
+    const child = spawn(
+      program.path,
+      [
+        ...program.firmwareArgs,
+        ...['-name', options.name, '-accel', 'tcg', '-cpu', 'max', '-m', `${options.memoryMib ?? 256}`],
+        ...['-smp', `${options.smp ?? 1}`, '-nodefaults', '-display', 'none'],
+        ...(options.uuid === undefined ? [] : ['-uuid', options.uuid]),
+        ...['-kernel', join(labCache(), 'guest/vmlinuz'), '-initrd', join(labCache(), 'guest/initrd.gz')],
+        ...['-append', 'console=ttyS0 quiet panic=1 mitigations=off'],
+        ...['-chardev', `file,id=diary,path=${join(dir, 'diary.log')},append=on`, '-serial', 'chardev:diary'],
+        ...['-serial', `unix:${join(dir, 'agent.sock')},server=on,wait=off`],
+        ...['-qmp', `unix:${join(dir, 'qmp.sock')},server=on,wait=off`],
+        ...['-qmp', `unix:${join(dir, 'harness.sock')},server=on,wait=off`],
+        ...devices.flatMap((device) => deviceArgs(device, dir)),
+        ...(options.extraArgs ?? []),
+      ],
+      { cwd: dir, detached: true, stdio: ['ignore', log, log], env: program.env },
+    );
+    closeSync(log);
+    child.unref();
+    if (child.pid === undefined) throw new Error(`${program.path} did not start`);
+    const machine = new LabMachine(options.name, dir, child.pid, await connectHarness(dir));
+    if (options.noWait !== true) await machine.waitForTick(1, 120_000);
+    return machine;
+  }
+
+  /** A machine that somebody else started with the same folder: a restored one. */
+  static async adopt(name: string, dir: string, pid: number): Promise<LabMachine> {
+    return new LabMachine(name, dir, pid, await connectHarness(dir));
+  }
+
+  /** The socket for the product. */
+  get qmpPath(): string {
+    return join(this.dir, 'qmp.sock');
+  }
+
+  get address(): string {
+    return `qmp:${this.qmpPath}`;
+  }
+
+  /** All that the guest has written to its first serial port. A restored machine goes on in the same file. */
+  diary(): string {
+    const path = join(this.dir, 'diary.log');
+    return existsSync(path) ? readFileSync(path, 'latin1') : '';
+  }
+
+  /** Ticks seen so far, in order; `sinceByte` skips what was in the diary before. */
+  ticks(sinceByte = 0): readonly Tick[] {
+    return [
+      ...this.diary()
+        .slice(sinceByte)
+        .matchAll(/tick (\d+) lines (\d+)\r?\n/g),
+    ].map((match) => ({
+      tick: Number(match[1]),
+      lines: Number(match[2]),
+    }));
+  }
+
+  lastTick(): number {
+    return this.ticks().at(-1)?.tick ?? 0;
+  }
+
+  async waitForTick(atLeast: number, timeoutMs = 60_000, sinceByte = 0): Promise<Tick> {
+    const until = Date.now() + timeoutMs;
+    for (;;) {
+      const found = this.ticks(sinceByte).find((tick) => tick.tick >= atLeast);
+      if (found !== undefined) return found;
+      if (!this.isAlive()) throw new Error(`${this.name} died: ${this.log()}`);
+      if (Date.now() > until)
+        throw new Error(`${this.name}: no tick ${atLeast}; diary ends: ${this.diary().slice(-400)}`);
+      await sleep(20);
+    }
+  }
+
+  /** The guest goes on: two ticks more than it has now. */
+  async waitForProgress(timeoutMs = 60_000): Promise<void> {
+    const bytes = this.diary().length;
+    const from = this.lastTick();
+    await this.waitForTick(from + 2, timeoutMs, bytes);
+  }
+
+  /** Runs a shell command in the guest. @returns its output */
+  async guest(command: string, timeoutMs = 60_000): Promise<string> {
+    const id = `c${++this.#commandCount}-${Date.now() % 100_000}`;
+    const socket = connect(join(this.dir, 'agent.sock'));
+    try {
+      return await new Promise<string>((resolve, reject) => {
+        let text = '';
+        const timer = setTimeout(
+          () => reject(new Error(`guest command timed out: ${command}\n${text}`)),
+          timeoutMs,
+        );
+        socket.setEncoding('latin1');
+        socket.once('error', reject);
+        socket.on('data', (chunk: string) => {
+          text += chunk;
+          const done = new RegExp(`DONE ${id} (\\d+)`).exec(text);
+          if (done === null) return;
+          clearTimeout(timer);
+          const output = text.slice(0, done.index).replace(/\r/g, '');
+          if (done[1] === '0') resolve(output);
+          else reject(new Error(`guest command failed (${done[1] ?? '?'}): ${command}\n${output}`));
+        });
+        socket.write(`${id} ${command}\n`);
+      });
+    } finally {
+      socket.destroy();
+    }
+  }
+
+  log(): string {
+    return readFileSync(join(this.dir, 'qemu.log'), 'latin1').slice(-2000);
+  }
+
+  isAlive(): boolean {
+    try {
+      // A child that nobody has waited for is a zombie: dead, but still signalled without an error.
+      return !/^State:\s+Z/m.test(readFileSync(`/proc/${this.pid}/status`, 'latin1'));
+    } catch {
+      return false;
+    }
+  }
+
+  async kill(): Promise<void> {
+    this.qmp.close();
+    killQuietly(this.pid);
+    running.delete(this.pid);
+    while (this.isAlive()) await sleep(5);
+  }
+
+  /** Kills the machine and removes its folder. */
+  async destroy(): Promise<void> {
+    await this.kill();
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+}
+
+function deviceArgs(device: LabDevice, dir: string): readonly string[] {
+  switch (device) {
+    case 'balloon':
+      return ['-device', 'virtio-balloon-pci,id=balloon'];
+    case 'net':
+      return ['-netdev', 'user,id=net0,restrict=on', '-device', 'virtio-net-pci,netdev=net0,romfile='];
+    case 'vga':
+      return ['-device', 'VGA'];
+    case 'disk': {
+      const path = join(dir, 'disk.qcow2');
+      if (!existsSync(path)) execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', path, DISK_SIZE]);
+      return [
+        '-drive',
+        `file=${path},if=none,id=disk0,format=qcow2`,
+        '-device',
+        'virtio-blk-pci,drive=disk0',
+      ];
+    }
+  }
+}
+
+async function connectHarness(dir: string): Promise<HarnessQmp> {
+  try {
+    return await HarnessQmp.connect(join(dir, 'harness.sock'));
+  } catch (error) {
+    throw new Error(`QEMU does not answer: ${readFileSync(join(dir, 'qemu.log'), 'latin1').slice(-2000)}`, {
+      cause: error,
+    });
+  }
+}
+
+function killQuietly(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch {
+    // Gone already.
+  }
+}

@@ -1,0 +1,99 @@
+import { join } from 'node:path';
+
+import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+
+import { LabMachine } from './machine.js';
+import { CairnProcess, cairn, isSummary } from './support/cairn-cli.js';
+import { differingPages, groundTruth } from './support/ground-truth.js';
+import { PauseHold, checkpointAgainstTruth, readCheckpoint } from './support/oracle.js';
+
+const INCREMENTS = 20;
+
+describe('every checkpoint of a working guest holds exactly the memory it had', () => {
+  let machine: LabMachine;
+  let options: { dir: string; repo: string };
+  beforeAll(async () => {
+    machine = await LabMachine.start({ name: 'oracle', smp: 2, devices: ['disk', 'net', 'balloon', 'vga'] });
+    options = { dir: machine.dir, repo: join(machine.dir, 'repo') };
+    await cairn(['init', '--repo', options.repo], options);
+    await machine.guest('lab memory 24');
+    await machine.guest('lab disk');
+  });
+  afterAll(() => machine.destroy());
+
+  it(`in a base and ${INCREMENTS} increments under memory, disk and balloon load`, async () => {
+    const hold = new PauseHold(machine.dir);
+    const watch = new CairnProcess(
+      [
+        'watch',
+        machine.address,
+        '--repo',
+        options.repo,
+        '--every',
+        '0.3',
+        '--count',
+        `${INCREMENTS + 1}`,
+        '--hook',
+        hold.command,
+      ],
+      options,
+    );
+    const wrong: string[] = [];
+    for (let i = 0; i <= INCREMENTS; i++) {
+      await hold.reached(watch);
+      const truth = await groundTruth(machine);
+      hold.release();
+      // The balloon takes pages away and gives them back, within one increment and across several.
+      await machine.qmp.command('balloon', { value: (i % 3 === 0 ? 256 : i % 3 === 1 ? 160 : 200) << 20 });
+      const summary = await watch.message(isSummary, i);
+      expect(summary).toMatchObject({
+        kind: i === 0 ? 'base' : 'incremental',
+        tracker: 'pagemap-scan',
+        compare_reason: '',
+      });
+      const stored = await readCheckpoint(options.repo, String(summary.checkpoint_id));
+      wrong.push(...differingPages(truth, stored).map((page) => `checkpoint ${i}: ${page}`));
+    }
+    expect(wrong).toEqual([]);
+    expect(await watch.ended).toMatchObject({ exitCode: 0 });
+    await machine.waitForProgress();
+  });
+
+  it('in increments taken by separate processes, which trust the record of the one before', async () => {
+    await machine.qmp.command('balloon', { value: 256 << 20 });
+    for (let i = 0; i < 4; i++) {
+      const { summary, differing } = await checkpointAgainstTruth(machine, [], options);
+      expect(differing).toEqual([]);
+      expect(summary).toMatchObject({ kind: 'incremental', compare_reason: '' });
+    }
+  });
+
+  it('after the guest was rebooted', async () => {
+    const bytes = machine.diary().length;
+    await machine.guest('reboot -f &');
+    await machine.waitForTick(1, 120_000, bytes);
+    const { summary, differing } = await checkpointAgainstTruth(machine, [], options);
+    expect(differing).toEqual([]);
+    expect(summary).toMatchObject({ kind: 'incremental', compare_reason: '' });
+  });
+
+  it('of a VM that was found paused, which stays paused', async () => {
+    await machine.qmp.command('stop');
+    const summary = await cairn(
+      ['checkpoint', machine.address, '--repo', options.repo, '--memory-only'],
+      options,
+    );
+    expect(summary).toMatchObject({ pause_ms: 0 });
+    expect(await machine.qmp.status()).toBe('paused');
+    const truth = await groundTruth(machine);
+    expect(differingPages(truth, await readCheckpoint(options.repo, String(summary.checkpoint_id)))).toEqual(
+      [],
+    );
+    await machine.qmp.command('cont');
+    await machine.waitForProgress();
+  });
+
+  it('and the repository verifies', async () => {
+    expect(await cairn(['verify', '--repo', options.repo], options)).toMatchObject({ problems: [] });
+  });
+});

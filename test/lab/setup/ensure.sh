@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Makes sure that the lab can run: Debian packages, a guest image, and with --with-qemu-10 a second QEMU.
+# Quick when all is there. Everything it makes lies in the cache folder, outside the source tree.
+#
+# The second QEMU comes from bookworm-backports and is only unpacked, never installed: apt works with a sources list and
+# state folders of its own, so the system's configuration stays as it is.
+set -euo pipefail
+here="$(cd "$(dirname "$0")" && pwd)"
+cache="${CAIRN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cairn}/lab"
+mkdir -p "$cache"
+# Two test runs at once must not build the same files.
+exec 9>"$cache/.lock"
+flock 9
+
+packages=(qemu-system-x86 qemu-utils busybox-static cpio)
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" != 0 ]; then
+    echo "Debian packages are missing. Run: sudo apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+  fi
+  echo "installing Debian packages: ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+bash "$here/build-guest.sh" "$cache"
+
+if [ "${1:-}" = --with-qemu-10 ] && [ ! -e "$cache/qemu-10/.complete" ]; then
+  echo "unpacking QEMU 10 from bookworm-backports into $cache/qemu-10"
+  apt_dir="$cache/apt"
+  rm -rf "$cache/qemu-10"
+  mkdir -p "$apt_dir/lists/partial" "$apt_dir/archives/partial" "$cache/qemu-10"
+  for suite in 'debian bookworm' 'debian bookworm-updates' 'debian-security bookworm-security' 'debian bookworm-backports'; do
+    read -r archive name <<<"$suite"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/$archive $name main"
+  done >"$apt_dir/sources.list"
+  apt=(apt-get -qq -o "Dir::Etc::sourcelist=$apt_dir/sources.list" -o Dir::Etc::sourceparts=/dev/null
+    -o "Dir::State::lists=$apt_dir/lists" -o "Dir::Cache=$apt_dir" -o "Dir::Cache::archives=$apt_dir/archives"
+    -o APT::Sandbox::User=root)
+  "${apt[@]}" update
+  # What apt would install or upgrade for it is exactly what this system lacks.
+  "${apt[@]}" -y --download-only --no-install-recommends -t bookworm-backports install qemu-system-x86 >/dev/null
+  for deb in "$apt_dir"/archives/*.deb; do dpkg -x "$deb" "$cache/qemu-10"; done
+  rm -rf "$apt_dir"
+  touch "$cache/qemu-10/.complete"
+fi

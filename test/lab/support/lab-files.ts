@@ -1,0 +1,51 @@
+/** Where the lab's files are: what `setup/ensure.sh` made, and scratch folders for machines. */
+
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdtempSync } from 'node:fs';
+import { homedir, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+export type QemuVersion = '7.2' | '10.0';
+
+/** Of the source tree, seen from dist/test/lab/support. */
+export const SOURCE_ROOT = fileURLToPath(new URL('../../../../', import.meta.url));
+
+export function labCache(): string {
+  const { CAIRN_CACHE, XDG_CACHE_HOME } = process.env;
+  return join(CAIRN_CACHE ?? join(XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'cairn'), 'lab');
+}
+
+/** Makes what is missing: a test may be run on its own. */
+export function ensureLab(): void {
+  const cache = labCache();
+  if (existsSync(join(cache, 'guest/.built-from')) && existsSync(join(cache, 'qemu-10/.complete'))) return;
+  execFileSync('bash', [join(SOURCE_ROOT, 'test/lab/setup/ensure.sh'), '--with-qemu-10'], {
+    stdio: 'inherit',
+  });
+}
+
+export interface QemuProgram {
+  readonly path: string;
+  /** Its own firmware, not that of another installed version. */
+  readonly firmwareArgs: readonly string[];
+  readonly env: NodeJS.ProcessEnv;
+}
+
+export function qemuProgram(version: QemuVersion): QemuProgram {
+  if (version === '7.2') return { path: '/usr/bin/qemu-system-x86_64', firmwareArgs: [], env: process.env };
+  const root = join(labCache(), 'qemu-10');
+  return {
+    path: join(root, 'usr/bin/qemu-system-x86_64'),
+    firmwareArgs: ['usr/share/qemu', 'usr/share/seabios', 'usr/lib/ipxe/qemu'].flatMap((folder) => [
+      '-L',
+      join(root, folder),
+    ]),
+    env: { ...process.env, LD_LIBRARY_PATH: join(root, 'usr/lib/x86_64-linux-gnu') },
+  };
+}
+
+/** A fresh folder on the disk (not a tmpfs: disk images go there). */
+export function scratchDir(name: string): string {
+  return mkdtempSync(join(tmpdir(), `cairn-lab-${name}-`));
+}

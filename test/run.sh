@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# All tests, or the tiers named as arguments: unit property contract fault golden lab.
+# Sets up what it needs first: npm packages, Debian packages for the lab (says so), the build.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tiers=("$@")
+[ ${#tiers[@]} -gt 0 ] || tiers=(unit property contract fault golden lab)
+
+[ -d node_modules ] || npm ci --no-audit --no-fund
+case " ${tiers[*]} " in
+  *" lab "* | *" contract "* | *" fault "*) bash test/lab/setup/ensure.sh --with-qemu-10 ;;
+esac
+npm run --silent build
+
+export NODE_OPTIONS="--experimental-vm-modules --no-warnings ${NODE_OPTIONS:-}"
+fast=() lab=()
+for tier in "${tiers[@]}"; do
+  if [ "$tier" = lab ]; then lab+=("dist/test/lab/"); else fast+=("dist/test/$tier/"); fi
+done
+status=0
+if [ ${#fast[@]} -gt 0 ]; then npx jest --maxWorkers=2 "${fast[@]}" || status=$?; fi
+# Guests under emulation want the machine to themselves.
+if [ ${#lab[@]} -gt 0 ]; then npx jest --runInBand "${lab[@]}" || status=$?; fi
+exit "$status"
