@@ -115,7 +115,9 @@ function plan(disk: VmDisk, name: string, mode: DiskSnapshotMode): DiskSnapshot 
   const snapshotName = `cairn-${name}`;
   const { id: diskId, path } = disk;
   if (mode === 'internal') return { diskId, path, mode, snapshotName, overlayPath: '' };
-  const overlayPath = join(dirname(path), `${basename(path, extname(path))}.${snapshotName}.qcow2`);
+  // Of the image that the chain began with: names do not grow from overlay to overlay.
+  const stem = basename(path, extname(path)).replace(/(\.cairn-[^.]+)+$/, '');
+  const overlayPath = join(dirname(path), `${stem}.${snapshotName}.qcow2`);
   return { diskId, path, mode, snapshotName: '', overlayPath };
 }
 

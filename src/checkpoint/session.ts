@@ -152,15 +152,13 @@ export class CheckpointSession {
   async checkpoint(options: CheckpointOptions = {}): Promise<CheckpointSummary> {
     const started = performance.now();
     const { repository } = this.#options;
-    const disks = await this.vm.disks();
+    const [disks, ledger] = await Promise.all([this.vm.disks(), this.#ledger.read(), this.#followLayout()]);
     const diskPlan = planDisks(disks, {
       memoryOnly: this.#options.memoryOnly ?? false,
       mode: this.#options.diskMode ?? 'auto',
       hookCoversDisks: this.#hook !== undefined,
     });
-    await this.#followLayout();
     const parent = this.#chain.latest;
-    const ledger = await this.#ledger.read();
     const scope = decideScope({
       forceBase: options.forceBase ?? false,
       parent,
@@ -293,7 +291,12 @@ export class CheckpointSession {
     this.#tracker.putBack(cycle.harvested);
     await writer.abort();
     await this.#pool.forget().catch(() => undefined);
-    if (cycle.snapshots.length > 0) await this.vm.dropDiskSnapshots(cycle.snapshots).catch(() => undefined);
+    if (cycle.snapshots.length > 0) {
+      // The failure that led here is what the caller must hear of; what stays behind on the disks is said beside it.
+      await this.vm
+        .dropDiskSnapshots(cycle.snapshots)
+        .catch((error: unknown) => process.emitWarning(describeError(error)));
+    }
     // What was put back is known to this process only: the ledger keeps saying "owed" to every other one.
     if (this.#state !== undefined) this.#state.carried = scope.kind === 'dirty';
   }

@@ -17,8 +17,8 @@ export interface StopPolicyOptions {
 
 export type Decision = 'stop' | 'another-round' | 'stop-hopeless';
 
-/** First guess before anything was measured: cold copy of process_vm_readv, half of what was measured warm. */
-const FIRST_COPY_BYTES_PER_MS = 3e6;
+/** First guess before anything was measured: half of what process_vm_readv reaches with two workers into touched memory. */
+const FIRST_COPY_BYTES_PER_MS = 4.5e6;
 /** First guess: stop 0.5, device state 2, scan 0.5, cont 0.5 ms, with some air. */
 const FIRST_FIXED_MS = 4;
 /** A round that leaves more than this part of the round before is not getting anywhere. */

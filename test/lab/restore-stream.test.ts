@@ -72,8 +72,8 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a checkpoint of a QEMU %s', (versio
       devices: ['net', 'balloon', 'vga'],
     });
     dir = machine.dir;
-    await machine.guest('fill 64', 120_000);
-    checksum = (await machine.guest('sum', 120_000)).trim();
+    await machine.guest('lab fill 64', 120_000);
+    checksum = (await machine.guest('lab sum', 120_000)).trim();
     await machine.waitForProgress();
     recorded = await record(machine);
     lastTick = machine.lastTick();
@@ -112,7 +112,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a checkpoint of a QEMU %s', (versio
     expect(progress.at(-1)).toBe(1);
     const tick = await machine.waitForTick(lastTick + 2);
     expect(tick.lines).toBe(tick.tick);
-    expect((await machine.guest('sum', 120_000)).trim()).toBe(checksum);
+    expect((await machine.guest('lab sum', 120_000)).trim()).toBe(checksum);
   });
 
   it('restored stopped, holds every byte of memory as recorded, and starts when told to', async () => {
@@ -152,7 +152,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a checkpoint of a QEMU %s', (versio
     await once(file, 'close');
     const machine = await waiting(dir, version, ['-incoming', `exec:cat ${path}`]);
     await machine.waitForProgress();
-    expect((await machine.guest('sum', 120_000)).trim()).toBe(checksum);
+    expect((await machine.guest('lab sum', 120_000)).trim()).toBe(checksum);
   });
 
   it.each([0, 40 << 20])('never runs when it turns out to be damaged after %i bytes', async (bytes) => {
@@ -258,8 +258,9 @@ describe('a checkpoint of a QEMU 7.2 restored into QEMU 10.0', () => {
 });
 
 describe('the disk of a restored VM', () => {
-  const write = (text: string): string => `echo ${text} >/disk/note && sync`;
-  const readNote = 'echo 3 >/proc/sys/vm/drop_caches; cat /disk/note';
+  const write = (text: string): string =>
+    `printf '%-511s\\n' ${text} | dd of=/dev/vda bs=512 seek=100 conv=notrunc 2>/dev/null && sync`;
+  const readNote = 'echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=512 skip=100 count=1 2>/dev/null';
   const hashOf = (path: string): string => createHash('sha256').update(readFileSync(path)).digest('hex');
 
   async function checkpointed(
@@ -267,7 +268,6 @@ describe('the disk of a restored VM', () => {
   ): Promise<{ dir: string; disk: string; source: CheckpointSource }> {
     const machine = await LabMachine.start({ name: `disk-${mode}`, devices: ['disk'] });
     const disk = join(machine.dir, 'disk.qcow2');
-    await machine.guest('mke2fs /dev/vda >/dev/null && mount -t ext4 /dev/vda /disk', 60_000);
     await machine.guest(write('before'));
     const { source } = await record(machine, async () => [await snapshot(machine, disk, mode, 'one')]);
     await machine.qmp.command('cont');
@@ -359,7 +359,6 @@ describe('the disk of a restored VM', () => {
   it('stands on an overlay that an earlier checkpoint had frozen it into', async () => {
     const machine = await LabMachine.start({ name: 'chain', devices: ['disk'] });
     const disk = join(machine.dir, 'disk.qcow2');
-    await machine.guest('mke2fs /dev/vda >/dev/null && mount -t ext4 /dev/vda /disk', 60_000);
     await machine.guest(write('first'));
     await machine.qmp.command('stop');
     const first = await snapshot(machine, disk, 'external', 'first');

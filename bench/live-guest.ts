@@ -1,0 +1,84 @@
+/** A guest under checkpoint for the live areas: a lab machine, a repository and a session on it. */
+
+import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
+
+import {
+  CheckpointSession,
+  openBackend,
+  Repository,
+  hypervisors,
+  type SessionOptions,
+} from '../src/index.js';
+import { PAGE_SIZE_BYTES } from '../src/types.js';
+import { LabMachine } from '../test/lab/machine.js';
+
+export interface LiveGuestOptions {
+  readonly memoryMib: number;
+  /** Memory filled with data before anything is measured. */
+  readonly fillMib: number;
+  readonly session?: Partial<SessionOptions>;
+}
+
+export class LiveGuest {
+  readonly machine: LabMachine;
+  readonly session: CheckpointSession;
+  readonly repo: string;
+  #writes = 0;
+
+  private constructor(machine: LabMachine, session: CheckpointSession, repo: string) {
+    this.machine = machine;
+    this.session = session;
+    this.repo = repo;
+  }
+
+  static async start(options: LiveGuestOptions): Promise<LiveGuest> {
+    const machine = await LabMachine.start({
+      name: 'bench',
+      memoryMib: options.memoryMib,
+      devices: ['net', 'balloon', 'vga'],
+    });
+    await machine.guest(`lab fill ${options.fillMib}`, 900_000);
+    const repo = join(machine.dir, 'repo');
+    const session = await CheckpointSession.open({
+      repository: await Repository.init(openBackend(repo)),
+      hypervisors: hypervisors(),
+      vm: machine.address,
+      ...options.session,
+    });
+    return new LiveGuest(machine, session, repo);
+  }
+
+  /** Has the guest write new data over about `mib` MiB of its filled memory. */
+  async dirty(mib: number, timeoutMs = 600_000): Promise<void> {
+    // A different stretch of the same random data each time: whole pages change, at a known count.
+    const n = ++this.#writes;
+    await this.machine.guest(
+      `[ -e /tmp/target ] || dd if=/tmp/fill of=/tmp/target bs=1M count=${mib} 2>/dev/null; ` +
+        `dd if=/tmp/fill of=/tmp/target bs=4096 count=${mib * 256} skip=${(n * 53) % 8192} conv=notrunc 2>/dev/null`,
+      timeoutMs,
+    );
+  }
+
+  /**
+   * The floor of a pause: stop, device state, cont with nothing else, plus one copy of that many pages in memory.
+   * @returns milliseconds
+   */
+  async floorMs(pageCount: number, from: Buffer, to: Buffer): Promise<number> {
+    const { vm } = this.session;
+    const started = performance.now();
+    await vm.pause();
+    await vm.saveDeviceState();
+    await vm.resume();
+    const stopped = performance.now() - started;
+    await vm.takeDeviceState();
+    const copyFrom = performance.now();
+    from.copy(to, 0, 0, pageCount * PAGE_SIZE_BYTES);
+    return stopped + performance.now() - copyFrom;
+  }
+
+  async destroy(): Promise<void> {
+    await this.session.close();
+    await this.machine.destroy();
+  }
+}

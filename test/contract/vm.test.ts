@@ -1,0 +1,21 @@
+import { FAKE_TRACKER, FakeVm } from '../support/fake-vm.js';
+import { FakeGuest } from '../support/fake-guest.js';
+import { describeVm } from './vm.js';
+
+describeVm('fake', () => {
+  const guest = new FakeGuest();
+  let written = 0;
+  return Promise.resolve({
+    trackerKind: FAKE_TRACKER,
+    attach: () => Promise.resolve(new FakeVm(guest)),
+    disturb: () => {
+      for (const page of [3, 4, 5, 700]) guest.write(page, Uint8Array.of(++written, 1, 2, 3), 100);
+      guest.discard(4);
+      return Promise.resolve();
+    },
+    destroy: () => {
+      guest.dispose();
+      return Promise.resolve();
+    },
+  });
+});

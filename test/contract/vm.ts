@@ -1,0 +1,327 @@
+/** What every VM adapter keeps to, whatever hypervisor it is for. Run by `vm.test.ts` and by the lab. */
+
+import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
+
+import type { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
+import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
+import type { GuestReaderModule } from '../../src/hypervisor/guest-reader.js';
+import { sameLayout } from '../../src/hypervisor/memory-layout.js';
+import type { Vm } from '../../src/hypervisor/vm.js';
+import { PAGE_SIZE_BYTES, countRunPages } from '../../src/types.js';
+
+export interface VmUnderTest {
+  /** Another Cairn process on the same VM. The one before is closed by then. */
+  attach(): Promise<Vm>;
+  /** Has the running guest change memory, and returns when it has. */
+  disturb(): Promise<void>;
+  /** The kind of tracker whose record outlives a process. */
+  readonly trackerKind: string;
+  destroy(): Promise<void>;
+}
+
+const PAGES_PER_READ = 4096;
+
+export function describeVm(name: string, open: () => Promise<VmUnderTest>): void {
+  describe(`VM contract: ${name}`, () => {
+    let subject: VmUnderTest;
+    let vm: Vm;
+    const trackers: DirtyTracker[] = [];
+
+    beforeAll(async () => {
+      subject = await open();
+      vm = await subject.attach();
+      await vm.memoryLayout();
+    });
+    afterAll(async () => {
+      await vm.close();
+      await subject.destroy();
+    });
+    afterEach(async () => {
+      for (const tracker of trackers.splice(0)) tracker.close();
+      if ((await vm.runState()) === 'paused') await vm.resume();
+    });
+
+    async function started(kind: string): Promise<DirtyTracker> {
+      const tracker = vm.tracker(kind);
+      await tracker.start();
+      trackers.push(tracker);
+      return tracker;
+    }
+
+    async function reattach(): Promise<void> {
+      for (const tracker of trackers.splice(0)) tracker.close();
+      await vm.close();
+      vm = await subject.attach();
+      await vm.memoryLayout();
+    }
+
+    /** All pages that are not absent, page by page; what is absent counts as zero. */
+    async function contents(absent: DirtyBitmap): Promise<readonly Buffer[]> {
+      const layout = await vm.memoryLayout();
+      const { moduleUrl, options } = vm.guestReader();
+      const reader = ((await import(moduleUrl)) as GuestReaderModule).openGuestReader(options);
+      try {
+        return layout.regions.map(({ firstPage, pageCount }) => {
+          const region = Buffer.alloc(pageCount * PAGE_SIZE_BYTES);
+          for (let at = 0; at < pageCount; at += PAGES_PER_READ) {
+            const count = Math.min(PAGES_PER_READ, pageCount - at);
+            const into = region.subarray(at * PAGE_SIZE_BYTES, (at + count) * PAGE_SIZE_BYTES);
+            reader.readRuns(Uint32Array.of(firstPage + at, count), into);
+          }
+          expect(pagesThat(region, (page) => absent.has(firstPage + page) && !isZero(region, page))).toEqual(
+            [],
+          );
+          return region;
+        });
+      } finally {
+        reader.close();
+      }
+    }
+
+    async function changedPages(
+      before: readonly Buffer[],
+      after: readonly Buffer[],
+    ): Promise<readonly number[]> {
+      const { regions } = await vm.memoryLayout();
+      return regions.flatMap(({ firstPage }, i) =>
+        pagesThat(before[i]!, (page) => !samePage(before[i]!, after[i]!, page)).map(
+          (page) => firstPage + page,
+        ),
+      );
+    }
+
+    it('says who the VM is, the same each time', async () => {
+      const { identity, machine } = vm;
+      expect(identity.machineType).not.toBe('');
+      expect(identity.instance).not.toBe('');
+      await reattach();
+      expect(vm.identity).toEqual(identity);
+      expect(vm.machine).toEqual(machine);
+      expect(JSON.parse(JSON.stringify(machine))).toEqual(machine);
+    });
+
+    it('lays out its memory in regions that start at whole words of a bitmap, the same each time', async () => {
+      const layout = await vm.memoryLayout();
+      expect(layout.regions.length).toBeGreaterThan(0);
+      expect(new Set(layout.regions.map(({ id }) => id)).size).toBe(layout.regions.length);
+      expect(layout.regions.filter(({ firstPage }) => firstPage % 64 !== 0)).toEqual([]);
+      expect(sameLayout(layout, await vm.memoryLayout())).toBe(true);
+    });
+
+    it('reports trackers, the one that is always right last', async () => {
+      const { trackers: reports } = await vm.inspect();
+      expect(reports.at(-1)).toMatchObject({ kind: 'compare', usable: true });
+      expect(reports.filter((report) => !report.usable && report.reason === '')).toEqual([]);
+    });
+
+    it('pauses and resumes, and pausing what is paused changes nothing', async () => {
+      expect(await vm.runState()).toBe('running');
+      await vm.pause();
+      expect(await vm.runState()).toBe('paused');
+      await vm.pause();
+      expect(await vm.runState()).toBe('paused');
+      await vm.resume();
+      expect(await vm.runState()).toBe('running');
+    });
+
+    it('is left in the run state it has by close', async () => {
+      await reattach();
+      expect(await vm.runState()).toBe('running');
+    });
+
+    it('hands out its device state once for each time it is saved', async () => {
+      await expect(vm.takeDeviceState()).rejects.toMatchObject({ code: 'VM_STATE' });
+      await vm.pause();
+      await vm.saveDeviceState();
+      await vm.resume();
+      const first = await vm.takeDeviceState();
+      expect(first.length).toBeGreaterThan(0);
+      await expect(vm.takeDeviceState()).rejects.toMatchObject({ code: 'VM_STATE' });
+      await vm.pause();
+      await vm.saveDeviceState();
+      await vm.saveDeviceState();
+      expect((await vm.takeDeviceState()).length).toBeGreaterThan(0);
+    });
+
+    it('gives its memory to a reader that is loaded by address, into plain and WebAssembly memory alike', async () => {
+      const layout = await vm.memoryLayout();
+      await vm.pause();
+      const description = vm.guestReader();
+      const module = (await import(description.moduleUrl)) as GuestReaderModule;
+      const reader = module.openGuestReader(
+        JSON.parse(JSON.stringify(description.options)) as typeof description.options,
+      );
+      // The last pages of one region and the first of the next, as the scan of a bitmap would merge them, and a page apart.
+      const runs = layout.regions.flatMap(({ firstPage, pageCount }) =>
+        pageCount > 2 ? [firstPage, 1, firstPage + 2, 1] : [firstPage, pageCount],
+      );
+      const wanted = Uint32Array.from(runs);
+      const plain = new Uint8Array(countRunPages(wanted) * PAGE_SIZE_BYTES);
+      reader.readRuns(wanted, plain);
+      for (const memory of [wasmMemory(false), wasmMemory(true)]) {
+        memory.grow(64);
+        const view = new Uint8Array(memory.buffer, 8 * PAGE_SIZE_BYTES, plain.length);
+        reader.readRuns(wanted, view);
+        expect(Buffer.compare(Buffer.from(view), plain)).toBe(0);
+      }
+      reader.close();
+    });
+
+    it('refuses to read pages of no region, or more than there is room for', async () => {
+      const { pageSpan } = await vm.memoryLayout();
+      const { moduleUrl, options } = vm.guestReader();
+      const reader = ((await import(moduleUrl)) as GuestReaderModule).openGuestReader(options);
+      const page = new Uint8Array(PAGE_SIZE_BYTES);
+      expect(() => reader.readRuns(Uint32Array.of(pageSpan + 64, 1), page)).toThrow();
+      expect(() => reader.readRuns(Uint32Array.of(0, 2), page)).toThrow();
+      reader.close();
+    });
+
+    it('refuses a tracker of a kind it does not have', () => {
+      expect(codeOf(() => vm.tracker('no-such-thing'))).toBe('TRACKER_UNAVAILABLE');
+    });
+
+    describe.each(['persistent', 'compare'])('its %s tracker', (which) => {
+      const kindOf = (): string => (which === 'compare' ? 'compare' : subject.trackerKind);
+
+      it('collects nothing before it is started or after it is closed', async () => {
+        const tracker = vm.tracker(kindOf());
+        expect(codeOf(() => tracker.collect())).toBe('TRACKER_OFF');
+        expect(codeOf(() => tracker.token)).toBe('TRACKER_OFF');
+        await tracker.start();
+        tracker.close();
+        expect(codeOf(() => tracker.collect())).toBe('TRACKER_OFF');
+      });
+
+      it('reports every page that changes between two pauses, and absent pages that are zero', async () => {
+        const tracker = await started(kindOf());
+        await vm.pause();
+        const before = await contents(tracker.collect().absent);
+        await vm.resume();
+        await subject.disturb();
+        await vm.pause();
+        const { dirty, absent } = tracker.collect();
+        const changed = await changedPages(before, await contents(absent));
+        expect(changed.length).toBeGreaterThan(0);
+        expect(changed.filter((page) => !dirty.has(page))).toEqual([]);
+      });
+
+      it('reports pages of the regions only', async () => {
+        const layout = await vm.memoryLayout();
+        const { dirty, absent } = (await started(kindOf())).collect();
+        for (const { firstPage, pageCount } of layout.regions) {
+          for (
+            let page = firstPage + pageCount;
+            page < Math.ceil((firstPage + pageCount) / 64) * 64;
+            page++
+          ) {
+            expect(dirty.has(page) || absent.has(page)).toBe(false);
+          }
+        }
+      });
+
+      it('reports again what it is given back', async () => {
+        const tracker = await started(kindOf());
+        await vm.pause();
+        const { dirty } = tracker.collect();
+        tracker.putBack(dirty);
+        const again = tracker.collect().dirty;
+        dirty.andNot(again);
+        expect(dirty.count()).toBe(0);
+      });
+    });
+
+    it('has a compare tracker that reports all pages, each start on its own account', async () => {
+      const { regions } = await vm.memoryLayout();
+      const first = await started('compare');
+      expect(first.collect().dirty.count()).toBe(regions.reduce((sum, { pageCount }) => sum + pageCount, 0));
+      expect((await started('compare')).token).not.toBe(first.token);
+    });
+
+    it('has a tracker that clears what it reports', async () => {
+      const tracker = await started(subject.trackerKind);
+      await vm.pause();
+      tracker.collect();
+      expect(tracker.collect().dirty.count()).toBe(0);
+    });
+
+    it('has a tracker whose record goes on under the same token when its process ends', async () => {
+      const first = await started(subject.trackerKind);
+      const { token } = first;
+      await vm.pause();
+      const before = await contents(first.collect().absent);
+      await vm.resume();
+      await reattach();
+      await subject.disturb();
+      const second = await started(subject.trackerKind);
+      expect(second.token).toBe(token);
+      await vm.pause();
+      const { dirty, absent } = second.collect();
+      const changed = await changedPages(before, await contents(absent));
+      expect(changed.length).toBeGreaterThan(0);
+      expect(changed.filter((page) => !dirty.has(page))).toEqual([]);
+      // Not all of memory: then the record would be worth nothing.
+      expect(dirty.count()).toBeLessThan((await vm.memoryLayout()).sizeBytes / PAGE_SIZE_BYTES / 2);
+    });
+
+    it('has a tracker that is another one after it was stopped', async () => {
+      const first = await started(subject.trackerKind);
+      const { token } = first;
+      await first.stop();
+      const second = await started(subject.trackerKind);
+      expect(second.token).not.toBe(token);
+      const { sizeBytes } = await vm.memoryLayout();
+      expect(second.collect().dirty.count()).toBeGreaterThan(sizeBytes / PAGE_SIZE_BYTES / 4);
+    });
+
+    it('lists its disks, and those of them that it can snapshot', async () => {
+      for (const disk of await vm.disks()) {
+        expect(disk.id).not.toBe('');
+        if (!disk.writable) expect(disk.snapshotModes).toEqual([]);
+      }
+    });
+
+    it('refuses everything once it is closed', async () => {
+      await vm.close();
+      await expect(vm.memoryLayout()).rejects.toMatchObject({ code: 'VM_GONE' });
+      await expect(vm.runState()).rejects.toMatchObject({ code: 'VM_GONE' });
+      await expect(vm.resume()).rejects.toMatchObject({ code: 'VM_GONE' });
+      vm = await subject.attach();
+      await vm.memoryLayout();
+    });
+  });
+}
+
+/** The type declarations at hand know no `shared`. */
+function wasmMemory(shared: boolean): WebAssembly.Memory {
+  const descriptor = { initial: 64, maximum: 1024, shared };
+  return new WebAssembly.Memory(descriptor);
+}
+
+function codeOf(work: () => unknown): unknown {
+  try {
+    work();
+  } catch (error) {
+    return (error as { code?: unknown }).code;
+  }
+  return undefined;
+}
+
+function pagesThat(region: Buffer, wanted: (page: number) => boolean): number[] {
+  const pages: number[] = [];
+  for (let page = 0; page < region.length / PAGE_SIZE_BYTES; page++) if (wanted(page)) pages.push(page);
+  return pages;
+}
+
+const ZERO_PAGE = Buffer.alloc(PAGE_SIZE_BYTES);
+
+function isZero(region: Buffer, page: number): boolean {
+  return (
+    region.compare(ZERO_PAGE, 0, PAGE_SIZE_BYTES, page * PAGE_SIZE_BYTES, (page + 1) * PAGE_SIZE_BYTES) === 0
+  );
+}
+
+function samePage(a: Buffer, b: Buffer, page: number): boolean {
+  const from = page * PAGE_SIZE_BYTES;
+  return a.compare(b, from, from + PAGE_SIZE_BYTES, from, from + PAGE_SIZE_BYTES) === 0;
+}

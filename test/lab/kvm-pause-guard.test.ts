@@ -1,0 +1,78 @@
+import { spawn, type ChildProcess } from 'node:child_process';
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+
+import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+
+import { attachKvm } from '../../adapters/kvm/attach.js';
+import { LabMachine } from './machine.js';
+
+const PAUSER = fileURLToPath(new URL('../support/pause-and-wait.js', import.meta.url));
+
+describe('a VM whose Cairn is killed in the pause', () => {
+  let machine: LabMachine;
+  let runtimeDir: string;
+  beforeAll(async () => {
+    runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-guard-'));
+    machine = await LabMachine.start({ name: 'guard' });
+  });
+  afterAll(async () => {
+    await machine.destroy();
+    rmSync(runtimeDir, { recursive: true });
+  });
+
+  async function pauser(): Promise<{ child: ChildProcess; guardPid: number }> {
+    const child = spawn(process.execPath, [PAUSER, machine.address, runtimeDir], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+      env: {},
+    });
+    const text = await new Promise<string>((resolve, reject) => {
+      child.stdout.setEncoding('latin1').once('data', resolve);
+      child.once('exit', () => reject(new Error('the pauser ended by itself')));
+    });
+    return { child, guardPid: Number(text.split(' ')[1]) };
+  }
+
+  async function waitUntilRunning(): Promise<void> {
+    while ((await machine.qmp.status()) !== 'running') await sleep(20);
+  }
+
+  it('is resumed by the guard', async () => {
+    const { child } = await pauser();
+    expect(await machine.qmp.status()).toBe('paused');
+    child.kill('SIGKILL');
+    await waitUntilRunning();
+    await machine.waitForProgress();
+  });
+
+  it('is resumed by the next Cairn when the guard was killed too', async () => {
+    const { child, guardPid } = await pauser();
+    expect(guardPid).toBeGreaterThan(0);
+    process.kill(guardPid, 'SIGKILL');
+    child.kill('SIGKILL');
+    await new Promise((resolve) => child.once('exit', resolve));
+    await sleep(200);
+    expect(await machine.qmp.status()).toBe('paused');
+    const vm = await attachKvm(machine.address, { runtimeDir });
+    expect(await vm.runState()).toBe('running');
+    await vm.close();
+    expect(readdirSync(runtimeDir).filter((name) => name.startsWith('paused-'))).toEqual([]);
+    await machine.waitForProgress();
+  });
+
+  it('stays paused when it was its operator who paused it', async () => {
+    await machine.qmp.command('stop');
+    const { child } = await pauser();
+    child.kill('SIGKILL');
+    await new Promise((resolve) => child.once('exit', resolve));
+    await sleep(500);
+    expect(await machine.qmp.status()).toBe('paused');
+    const vm = await attachKvm(machine.address, { runtimeDir });
+    expect(await vm.runState()).toBe('paused');
+    await vm.close();
+    await machine.qmp.command('cont');
+  });
+});

@@ -1,0 +1,298 @@
+/**
+ * The VM contract over a `FakeGuest`, with faults at every method: `failNext('pause', error)` makes the next call fail before
+ * it does anything, `failAfter` once it has done its work. `beforeCall` runs before each method, to change things at just that moment.
+ */
+
+import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
+import { CheckpointError } from '../../src/errors.js';
+import type { DirtyTracker, Harvest } from '../../src/hypervisor/dirty-tracker.js';
+import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
+import type { Hypervisor, RestoreResult } from '../../src/hypervisor/hypervisor.js';
+import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
+import type {
+  DiskSnapshot,
+  DiskSnapshotMode,
+  RunState,
+  Vm,
+  VmDisk,
+  VmIdentity,
+  VmReport,
+} from '../../src/hypervisor/vm.js';
+import type { JsonObject } from '../../src/types.js';
+import type { FakeGuest } from './fake-guest.js';
+
+export const FAKE_TRACKER = 'fake';
+
+export type FakeMethod =
+  | 'memoryLayout'
+  | 'inspect'
+  | 'runState'
+  | 'pause'
+  | 'resume'
+  | 'saveDeviceState'
+  | 'takeDeviceState'
+  | 'disks'
+  | 'snapshotDisks'
+  | 'dropDiskSnapshots'
+  | 'start'
+  | 'collect'
+  | 'putBack'
+  | 'stop'
+  | 'close';
+
+export class FakeVm implements Vm {
+  readonly address: string;
+  readonly identity: VmIdentity;
+  readonly machine: JsonObject;
+  readonly guest: FakeGuest;
+  /** Called before each method does its work. */
+  beforeCall: (method: FakeMethod) => void = () => undefined;
+  readonly #failNext = new Map<FakeMethod, unknown>();
+  readonly #failAfter = new Map<FakeMethod, unknown>();
+  #saved: Uint8Array | undefined;
+  #isClosed = false;
+
+  constructor(guest: FakeGuest) {
+    this.guest = guest;
+    this.address = `fake:${guest.identity.name}`;
+    this.identity = guest.identity;
+    this.machine = guest.machine;
+  }
+
+  /** The next call of the method fails and does nothing. */
+  failNext(method: FakeMethod, error: unknown): void {
+    this.#failNext.set(method, error);
+  }
+
+  /** The next call of the method does its work and then fails. */
+  failAfter(method: FakeMethod, error: unknown): void {
+    this.#failAfter.set(method, error);
+  }
+
+  /** Runs `work` as the method: faults, the log of calls, a VM that is gone or closed. For the tracker as well. */
+  call<T>(method: FakeMethod, work: () => T): T {
+    this.guest.calls.push(method);
+    this.beforeCall(method);
+    if (this.#isClosed || this.guest.isGone) throw new CheckpointError('VM_GONE', 'the fake VM is gone');
+    throwOnce(this.#failNext, method);
+    const result = work();
+    throwOnce(this.#failAfter, method);
+    return result;
+  }
+
+  // Each of the following rejects, and never throws, what goes wrong in it.
+
+  async memoryLayout(): Promise<MemoryLayout> {
+    return this.#async('memoryLayout', () => this.guest.layout);
+  }
+
+  guestReader(): GuestReaderDescription {
+    return {
+      moduleUrl: new URL('./fake-guest-reader.js', import.meta.url).href,
+      options: { ...this.guest.reader },
+    };
+  }
+
+  async inspect(): Promise<VmReport> {
+    return this.#async('inspect', () => ({
+      trackers: [
+        {
+          kind: FAKE_TRACKER,
+          usable: this.guest.canTrack,
+          reason: this.guest.canTrack ? '' : 'no such kernel',
+        },
+        { kind: 'compare', usable: true, reason: 'compares all pages' },
+      ],
+      hazards: [...this.guest.hazards],
+    }));
+  }
+
+  tracker(kind: string): DirtyTracker {
+    if (kind === FAKE_TRACKER && this.guest.canTrack) return new FakeTracker(this);
+    if (kind === 'compare') return new FakeCompareTracker(this);
+    throw new CheckpointError('TRACKER_UNAVAILABLE', `there is no tracker called "${kind}"`);
+  }
+
+  async runState(): Promise<RunState> {
+    return this.#async('runState', () => this.guest.state);
+  }
+
+  async pause(): Promise<void> {
+    await this.#async('pause', () => {
+      this.guest.state = 'paused';
+    });
+  }
+
+  async resume(): Promise<void> {
+    await this.#async('resume', () => {
+      this.guest.state = 'running';
+    });
+  }
+
+  async saveDeviceState(): Promise<void> {
+    await this.#async('saveDeviceState', () => {
+      this.#saved = this.guest.deviceState.slice();
+    });
+  }
+
+  async takeDeviceState(): Promise<Uint8Array> {
+    return this.#async('takeDeviceState', () => {
+      const saved = this.#saved;
+      this.#saved = undefined;
+      if (saved === undefined) throw new CheckpointError('VM_STATE', 'no device state has been saved');
+      return saved;
+    });
+  }
+
+  async disks(): Promise<readonly VmDisk[]> {
+    return this.#async('disks', () => this.guest.disks);
+  }
+
+  async snapshotDisks(
+    name: string,
+    disks: readonly VmDisk[],
+    mode: DiskSnapshotMode,
+  ): Promise<readonly DiskSnapshot[]> {
+    return this.#async('snapshotDisks', () =>
+      disks.map(({ id, path }) => {
+        this.guest.snapshots.add(`${id}@${name}`);
+        const overlayPath = mode === 'external' ? `${path}.${name}` : '';
+        return { diskId: id, path, mode, snapshotName: mode === 'internal' ? name : '', overlayPath };
+      }),
+    );
+  }
+
+  async dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    await this.#async('dropDiskSnapshots', () => {
+      for (const { diskId, snapshotName } of snapshots)
+        this.guest.snapshots.delete(`${diskId}@${snapshotName}`);
+    });
+  }
+
+  close(): Promise<void> {
+    this.guest.calls.push('close');
+    this.#isClosed = true;
+    return Promise.resolve();
+  }
+
+  // Not straight away: what a caller does not wait for must show.
+  async #async<T>(method: FakeMethod, work: () => T): Promise<T> {
+    await new Promise((resolve) => setImmediate(resolve));
+    return this.call(method, work);
+  }
+}
+
+class FakeTracker implements DirtyTracker {
+  readonly kind: string = FAKE_TRACKER;
+  protected readonly vm: FakeVm;
+  #token: string | undefined;
+  #owed: DirtyBitmap;
+
+  constructor(vm: FakeVm) {
+    this.vm = vm;
+    this.#owed = new DirtyBitmap(vm.guest.layout.pageSpan);
+  }
+
+  get token(): string {
+    return this.#on();
+  }
+
+  // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
+  async start(): Promise<void> {
+    this.#token = this.vm.call('start', () => this.arm());
+  }
+
+  collect(): Harvest {
+    this.#on();
+    return this.vm.call('collect', () => {
+      const { dirty, absent } = this.harvest();
+      dirty.or(this.#owed);
+      this.#owed = new DirtyBitmap(this.#owed.pageCount);
+      return { dirty, absent };
+    });
+  }
+
+  putBack(dirty: DirtyBitmap): void {
+    this.vm.call('putBack', () => this.#owed.or(dirty));
+  }
+
+  // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
+  async stop(): Promise<void> {
+    this.vm.call('stop', () => this.vm.guest.loseTracker());
+    this.close();
+  }
+
+  close(): void {
+    this.#token = undefined;
+  }
+
+  protected arm(): string {
+    return this.vm.guest.arm();
+  }
+
+  protected harvest(): Harvest {
+    if (this.vm.guest.token !== this.#token)
+      throw new CheckpointError('TRACKER_OFF', 'the memory is not tracked');
+    return this.vm.guest.harvest();
+  }
+
+  #on(): string {
+    if (this.#token === undefined) throw new CheckpointError('TRACKER_OFF', 'the tracker is not started');
+    return this.#token;
+  }
+}
+
+let compareStarts = 0;
+
+class FakeCompareTracker extends FakeTracker {
+  override readonly kind = 'compare';
+
+  protected override arm(): string {
+    return `compare:${++compareStarts}`;
+  }
+
+  protected override harvest(): Harvest {
+    const { layout, absent } = this.vm.guest;
+    const dirty = new DirtyBitmap(layout.pageSpan);
+    for (const { firstPage, pageCount } of layout.regions) dirty.setRange(firstPage, pageCount);
+    return { dirty, absent };
+  }
+}
+
+/** A hypervisor with the given guests, addresses `fake:NAME`. `onAttach` sees each VM before the engine does. */
+export class FakeHypervisor implements Hypervisor {
+  readonly name = 'fake';
+  readonly schemes = ['fake'];
+  readonly exportFormats = [];
+  readonly #guests: readonly FakeGuest[];
+  readonly #onAttach: (vm: FakeVm) => void;
+
+  constructor(guests: readonly FakeGuest[], onAttach: (vm: FakeVm) => void = () => undefined) {
+    this.#guests = guests;
+    this.#onAttach = onAttach;
+  }
+
+  // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
+  async attach(address: string): Promise<Vm> {
+    const guest = this.#guests.find(({ identity }) => `fake:${identity.name}` === address);
+    if (guest === undefined || guest.isGone) throw new CheckpointError('VM_UNREACHABLE', `no ${address}`);
+    const vm = new FakeVm(guest);
+    this.#onAttach(vm);
+    return vm;
+  }
+
+  restore(): Promise<RestoreResult> {
+    return Promise.reject(new CheckpointError('VM_UNSUPPORTED', 'a fake VM is not restored'));
+  }
+
+  exportTo(): Promise<number> {
+    return Promise.reject(new CheckpointError('VM_UNSUPPORTED', 'a fake VM is not exported'));
+  }
+}
+
+function throwOnce(errors: Map<FakeMethod, unknown>, method: FakeMethod): void {
+  if (!errors.has(method)) return;
+  const error = errors.get(method);
+  errors.delete(method);
+  throw error;
+}
