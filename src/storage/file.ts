@@ -6,7 +6,8 @@
  * synced after that, and so are the folders above that had to be made.
  */
 
-import { link, mkdir, open, readdir, rm, stat, unlink, type FileHandle } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { access, link, mkdir, open, readdir, rm, stat, unlink, type FileHandle } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 
 import { CheckpointError, isCheckpointError, systemErrorCode } from '../errors.js';
@@ -173,7 +174,7 @@ export class FileBackend implements StorageBackend {
 
   async #makeReady(folder: string): Promise<void> {
     if (this.#ready.has(folder)) return;
-    const first = await mkdir(folder, { recursive: true, mode: FOLDER_MODE });
+    const first = await makeFolders(folder);
     if (first !== undefined) {
       // A new folder survives when the one above it is synced: from the topmost new one down.
       for (let made = folder; made.length >= first.length; made = dirname(made))
@@ -242,5 +243,25 @@ async function syncFolder(path: string): Promise<void> {
     if (systemErrorCode(error) !== 'EINVAL') throw error;
   } finally {
     await folder.close();
+  }
+}
+
+/** Makes `folder` and what is missing above it. @returns the topmost that was made */
+async function makeFolders(folder: string): Promise<string | undefined> {
+  try {
+    return await mkdir(folder, { recursive: true, mode: FOLDER_MODE });
+  } catch (error) {
+    // Node says ENOENT when the file system is read-only; the nearest folder that exists knows the reason.
+    if (systemErrorCode(error) === 'ENOENT') await access(await nearestFolder(folder), constants.W_OK);
+    throw error;
+  }
+}
+
+async function nearestFolder(path: string): Promise<string> {
+  try {
+    await stat(path);
+    return path;
+  } catch {
+    return nearestFolder(dirname(path));
   }
 }
