@@ -10,8 +10,12 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 
+import { chainRows } from './areas/chain.js';
 import { checkpointTimeRows } from './areas/checkpoint-time.js';
+import { growthRows } from './areas/growth.js';
+import { memoryRows } from './areas/memory.js';
 import { pauseRows } from './areas/pause.js';
+import { slowDownRows } from './areas/slow-down.js';
 import { writeTables } from './report.js';
 import type { BenchArea, BenchContext, BenchRow } from './rows.js';
 
@@ -31,6 +35,10 @@ export interface BenchResults {
 const AREAS: Partial<Record<BenchArea, (context: BenchContext) => AsyncGenerator<BenchRow>>> = {
   pause: pauseRows,
   'checkpoint-time': checkpointTimeRows,
+  'slow-down': slowDownRows,
+  memory: memoryRows,
+  chain: chainRows,
+  growth: growthRows,
 };
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));

@@ -15,7 +15,12 @@ import { join, resolve } from 'node:path';
 
 import { defaultRuntimeDir, openRuntimeDir } from '../../src/checkpoint/runtime-dir.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../src/errors.js';
-import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../src/hypervisor/hypervisor.js';
+import type {
+  CheckpointSource,
+  PageChunk,
+  RestoreRequest,
+  RestoreResult,
+} from '../../src/hypervisor/hypervisor.js';
 import type { QmpClient } from './qmp-client.js';
 import { restoredCommandLine } from './restore-argv.js';
 import { formatCommandLine, type QemuOption } from './restore-command-line.js';
@@ -107,7 +112,7 @@ async function restoreIntoNewQemu(
       const { streamBytes, running } = await loadInto(qemu, load);
       return { vmAddress: `qmp:${commandLine.qmpPath}`, pid: qemu.pid, running, streamBytes };
     } catch (error) {
-      throw await afterFailure(qemu, error);
+      throw await afterFailure(qemu, error, request.signal?.aborted === true);
     }
   } catch (error) {
     await removeOverlays(overlaid.overlays);
@@ -156,11 +161,11 @@ async function sendStream(socketPath: string, { source, sections, request, optio
         machineType: source.machineType,
         layout: source.layout,
         deviceSections: sections,
-        pages: (signal) => source.pages(signal),
+        pages: (signal) => ownPages(source, signal),
       },
       {
         omitZeroPagesOf: freshMemory(options),
-        beforeDeviceState: () => rollBackInternal(request.keepDisks ? [] : source.disks),
+        beforeDeviceState: () => ownStep(rollBackInternal(request.keepDisks ? [] : source.disks)),
         onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
         ...(request.signal === undefined ? {} : { signal: request.signal }),
       },
@@ -201,14 +206,43 @@ function environment(machine: RecordedMachine, request: RestoreRequest): NodeJS.
   return { ...process.env, LD_LIBRARY_PATH: undefined, ...machine.env };
 }
 
+/** A failure on this side of the stream. It makes QEMU end too, and must not be taken for QEMU's. */
+class OwnFailure extends Error {
+  readonly reason: unknown;
+
+  constructor(reason: unknown) {
+    super(describeError(reason));
+    this.reason = reason;
+  }
+}
+
+async function* ownPages(
+  source: CheckpointSource,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<PageChunk> {
+  try {
+    yield* source.pages(signal);
+  } catch (error) {
+    throw new OwnFailure(error);
+  }
+}
+
+async function ownStep(step: Promise<void>): Promise<void> {
+  await step.catch((error: unknown) => {
+    throw new OwnFailure(error);
+  });
+}
+
 /** Kills the new QEMU. @returns the error to throw, with what QEMU wrote when the failure is QEMU's */
-async function afterFailure(qemu: RestoredQemu, error: unknown): Promise<unknown> {
-  const isOurs = isCheckpointError(error, 'REPO_DAMAGED') || isCheckpointError(error, 'RESTORE_TARGET_BUSY');
+async function afterFailure(qemu: RestoredQemu, error: unknown, isAborted: boolean): Promise<unknown> {
+  if (error instanceof OwnFailure || isAborted) {
+    await qemu.kill();
+    return error instanceof OwnFailure ? error.reason : error;
+  }
   // Most failures are QEMU's exit seen from the socket; its last words take a moment more.
-  if (!isOurs) await qemu.waitForExit(EXIT_WAIT_MS);
+  await qemu.waitForExit(EXIT_WAIT_MS);
   const exitText = qemu.exitText;
   await qemu.kill();
-  if (isOurs || (isCheckpointError(error) && error.code.startsWith('STORAGE_'))) return error;
   const tail = await qemu.logTail();
   const code = IN_USE.test(tail) ? 'RESTORE_TARGET_BUSY' : 'RESTORE_FAILED';
   const reason =

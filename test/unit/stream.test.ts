@@ -333,11 +333,16 @@ describe('reading a migration stream', () => {
   it('takes many parts, a command without meaning here and the last word on a page', async () => {
     const stream = records(
       `02 00000002 0000000000000008 01 61 ${'11'.repeat(PAGE)} 0000000000000010 7e 00000002` +
-        `03 00000002 0000000000000002 01 61 00 0000000000000010 7e 00000002 08 000c 0000 00`,
+        `03 00000002 0000000000000002 01 61 00 0000000000000010 7e 00000002 08 000b 0000 00`,
     );
     const found = await read(stream);
     expect(found.pageRecords).toBe(1);
     expect(found.pages.get('a 0')).toBeNull();
+  });
+
+  it('needs nobody who takes the pages', async () => {
+    const bytes = await write(content(SMALL, SMALL_CHUNKS));
+    expect(await readMigrationStream(pieces(bytes, 65536))).toMatchObject({ pageRecords: 3, zeroRecords: 2 });
   });
 
   it('refuses more device state than it is ready to hold', async () => {

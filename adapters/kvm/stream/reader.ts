@@ -61,7 +61,7 @@ const MAX_BLOCKS = 4096;
 const MAX_RAM_BYTES = 2 ** 46;
 const MAX_RECORD_BYTES = 8 + 1 + 255 + PAGE_SIZE_BYTES;
 /** Sent by QEMU >= 10.0 before the device state; no payload. */
-const COMMAND_SWITCHOVER_START = 12;
+const COMMAND_SWITCHOVER_START = 11;
 
 /** @throws STREAM_MALFORMED */
 export async function readMigrationStream(
@@ -225,7 +225,9 @@ class RamSections {
       this.#handlers.onPage?.(block, offset / PAGE_SIZE_BYTES, null);
     } else {
       this.#pageRecords++;
-      this.#handlers.onPage?.(block, offset / PAGE_SIZE_BYTES, reader.view(PAGE_SIZE_BYTES));
+      // Taken whether or not somebody wants it: an optional call would skip its arguments too.
+      const bytes = reader.view(PAGE_SIZE_BYTES);
+      this.#handlers.onPage?.(block, offset / PAGE_SIZE_BYTES, bytes);
     }
   }
 
