@@ -44,7 +44,7 @@ export class PageMap {
     if ((this.#changed[page >>> 3]! & bit) === 0) {
       this.#changed[page >>> 3]! |= bit;
       this.#changedCount++;
-      if (before !== ZERO_REF) this.#undo.push(page, before, this.depths[page]!);
+      if (before !== ZERO_REF || this.depths[page] !== 0) this.#undo.push(page, before, this.depths[page]!);
     }
     this.refs[page] = ref;
     this.depths[page] = depth;
