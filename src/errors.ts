@@ -59,6 +59,8 @@ export const ERROR_CODES = [
   'RESTORE_FAILED',
   'EXPORT_EXISTS',
   'STREAM_MALFORMED',
+  // traces
+  'TRACE_MALFORMED',
   // system
   'FFI_FAILED',
   'WORKER_FAILED',
