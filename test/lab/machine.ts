@@ -145,10 +145,12 @@ export class LabMachine {
   async guest(command: string, timeoutMs = 60_000): Promise<string> {
     const id = `c${++this.#commandCount}-${Date.now() % 100_000}`;
     const socket = connect(join(this.dir, 'agent.sock'));
+    let timer: NodeJS.Timeout | undefined;
     try {
       return await new Promise<string>((resolve, reject) => {
         let text = '';
-        const timer = setTimeout(
+        const send = () => socket.write(`${id} ${command}\n`);
+        timer = setTimeout(
           () => reject(new Error(`guest command timed out: ${command}\n${text}`)),
           timeoutMs,
         );
@@ -156,16 +158,20 @@ export class LabMachine {
         socket.once('error', reject);
         socket.on('data', (chunk: string) => {
           text += chunk;
-          const done = new RegExp(`DONE ${id} (\\d+)`).exec(text);
+          const done = /DONE (\S*) (\d+)\r?\n/.exec(text);
           if (done === null) return;
-          clearTimeout(timer);
           const output = text.slice(0, done.index).replace(/\r/g, '');
-          if (done[1] === '0') resolve(output);
-          else reject(new Error(`guest command failed (${done[1] ?? '?'}): ${command}\n${output}`));
+          if (done[1] !== id) {
+            // On a busy host the guest's serial driver may lose the head of a line. The rest of it named no command of ours.
+            text = '';
+            send();
+          } else if (done[2] === '0') resolve(output);
+          else reject(new Error(`guest command failed (${done[2] ?? '?'}): ${command}\n${output}`));
         });
-        socket.write(`${id} ${command}\n`);
+        send();
       });
     } finally {
+      clearTimeout(timer);
       socket.destroy();
     }
   }
