@@ -117,9 +117,9 @@ export class KvmVm implements Vm {
     return this.#runState.read();
   }
 
-  async pause(): Promise<void> {
+  async pause(): Promise<boolean> {
     await this.#devices();
-    await this.#runState.pause();
+    return this.#runState.pause();
   }
 
   resume(): Promise<void> {

@@ -29,6 +29,8 @@ export class RunStateControl {
   readonly #options: RunStateOptions;
   readonly #markerPath: string;
   #guard: Promise<PauseGuard> | undefined;
+  /** `stop` was sent and nothing since then has shown that the VM runs. */
+  #stopSent = false;
   #marker: PauseMarker | undefined;
 
   constructor(options: RunStateOptions) {
@@ -44,7 +46,7 @@ export class RunStateControl {
   async recover(): Promise<boolean> {
     if (!(await isLeftPaused(this.#markerPath))) return false;
     const wasPaused = (await this.read()) === 'paused';
-    if (wasPaused) await this.resume();
+    if (wasPaused) await this.#cont();
     clearPauseMarker(this.#markerPath);
     return wasPaused;
   }
@@ -54,15 +56,22 @@ export class RunStateControl {
     await this.#readyGuard();
   }
 
-  /** `stop`, unless the VM is paused already. @throws VM_STATE, VM_GONE, QMP_TIMEOUT */
-  async pause(): Promise<void> {
+  /** `stop`, unless the VM is paused already; see `Vm.pause`. @throws VM_STATE, VM_GONE, QMP_TIMEOUT */
+  async pause(): Promise<boolean> {
     const { monitor } = this.#options;
     const guard = await this.#readyGuard();
     const [status, migration] = await Promise.all([
       monitor.execute('query-status'),
       monitor.execute('query-migrate'),
     ]);
-    if (runStateOf(status) === 'paused') return;
+    const found = runStateOf(status);
+    if (found === 'paused') return false;
+    if (found === 'other') {
+      throw new CheckpointError('VM_STATE', `the VM is neither running nor paused but ${statusOf(status)}`, {
+        hint: 'wait until its migration, save or shutdown is over',
+        retryable: true,
+      });
+    }
     const migrating = asText(asObject(migration).status);
     if (isMigrating(migrating)) {
       throw new CheckpointError('VM_STATE', `a migration of this VM is under way (${migrating})`, {
@@ -73,24 +82,48 @@ export class RunStateControl {
     this.#marker ??= { pid: process.pid, startTime: await processStartTime(process.pid) };
     await guard.pausing();
     setPauseMarker(this.#markerPath, this.#marker);
+    this.#stopSent = true;
     await monitor.execute('stop');
+    return true;
   }
 
-  /** @throws VM_NOT_RESUMED, VM_GONE */
+  /** See `Vm.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
   async resume(): Promise<void> {
+    if (!this.#stopSent) return;
+    const before = await this.#cont();
+    this.#stopSent = false;
+    (await this.#guard?.catch(() => undefined))?.running();
+    clearPauseMarker(this.#markerPath);
+    if (asObject(before).running === true) {
+      throw new CheckpointError(
+        'VM_STATE',
+        'the VM was resumed by somebody else while it was paused for a checkpoint',
+        {
+          hint: 'the checkpoint is dropped; find out who sends `cont` or `virsh resume` to this VM',
+          retryable: true,
+        },
+      );
+    }
+  }
+
+  /** @returns the reply to query-status just before `cont` */
+  async #cont(): Promise<Json> {
     const { monitor } = this.#options;
-    let status: Json;
+    let replies: readonly Json[];
     try {
-      // Both at once: QEMU answers in order, so the second tells what the first has done.
-      [, status] = await Promise.all([monitor.execute('cont'), monitor.execute('query-status')]);
+      // All at once: QEMU answers in order, so the last tells what `cont` has done.
+      replies = await Promise.all([
+        monitor.execute('query-status'),
+        monitor.execute('cont'),
+        monitor.execute('query-status'),
+      ]);
     } catch (error) {
       if (isCheckpointError(error, 'VM_GONE')) throw error;
       throw notResumed(describeError(error), error);
     }
-    if (asObject(status).running !== true)
-      throw notResumed(`its state is ${asText(asObject(status).status)}`);
-    (await this.#guard?.catch(() => undefined))?.running();
-    clearPauseMarker(this.#markerPath);
+    const [before = null, , after = null] = replies;
+    if (asObject(after).running !== true) throw notResumed(`its state is ${statusOf(after)}`);
+    return before;
   }
 
   async close(): Promise<void> {
@@ -109,9 +142,13 @@ export class RunStateControl {
 
 /** Of the reply of query-status. `prelaunch` is a VM started with -S that has not run yet. */
 export function runStateOf(reply: Json): RunState {
-  const status = asText(asObject(reply).status);
+  const status = statusOf(reply);
   if (status === 'running') return 'running';
   return status === 'paused' || status === 'prelaunch' ? 'paused' : 'other';
+}
+
+function statusOf(reply: Json): string {
+  return asText(asObject(reply).status);
 }
 
 function notResumed(why: string, cause?: unknown): CheckpointError {

@@ -43,6 +43,11 @@ export interface CycleDeps {
   readonly policy: StopPolicy;
   readonly hook: Hook | undefined;
   readonly hookContext: HookContext;
+  /**
+   * Proves, once the VM runs again, that regions and devices are still those that the session opened its tracker for.
+   * @throws VM_STATE when they are not
+   */
+  readonly checkUnchanged: () => Promise<void>;
   readonly signal: AbortSignal | undefined;
   readonly onProgress: (progress: CheckpointProgress) => void;
 }
@@ -101,17 +106,13 @@ export class CheckpointCycle {
     if (this.#scope.kind !== 'dirty') this.#pending.addAll(this.#layout);
     this.#pending.add(this.#deps.tracker.collect());
     faultPoint('afterHarvest');
-    const found = await vm.runState();
-    if (found === 'other') {
-      throw new CheckpointError('VM_STATE', `the VM ${vm.address} is neither running nor paused`, {
-        hint: 'wait until its migration, save or shutdown is over',
-        retryable: true,
-      });
-    }
-    const wasRunning = found === 'running';
-    if (wasRunning) await this.#liveRounds();
-    const captured = await this.#pause(wasRunning, diskPlan);
+    if ((await vm.runState()) === 'running') await this.#liveRounds();
+    const captured = await this.#pause(diskPlan);
+    const unchanged = this.#deps.checkUnchanged();
+    // Waited for below; until then its failure must not count as unhandled.
+    unchanged.catch(() => undefined);
     await this.#deps.pages.writeCaptured(this.#reporter('encode', captured.pausePages));
+    await unchanged;
     this.#deps.markZero(expandRuns(this.#absent.toRuns()));
     return captured;
   }
@@ -142,7 +143,7 @@ export class CheckpointCycle {
     }
   }
 
-  async #pause(wasRunning: boolean, diskPlan: DiskPlan): Promise<Captured> {
+  async #pause(diskPlan: DiskPlan): Promise<Captured> {
     const { vm, tracker, policy, hook, hookContext } = this.#deps;
     await hook?.run('before-pause', hookContext);
     await this.#rehearse();
@@ -157,10 +158,13 @@ export class CheckpointCycle {
     const watch = new Stopwatch();
     let pausePages = 0;
     let resumed = false;
+    let wasRunning: boolean;
     try {
-      if (wasRunning) await watch.time('stop', () => vm.pause());
+      wasRunning = await watch.time('stop', () => vm.pause());
       faultPoint('afterPause');
       const deviceState = watch.time('deviceState', () => vm.saveDeviceState());
+      // Waited for below; until then its failure must not count as unhandled, which would end the process in the pause.
+      deviceState.catch(() => undefined);
       try {
         // Comparing all pages twice would double the pause; everybody else gains from copying beside the device state.
         if (tracker.kind !== 'compare') pausePages += await this.#copyPending(watch);
@@ -178,8 +182,10 @@ export class CheckpointCycle {
       faultPoint('beforeResume');
       resumed = true;
       if (wasRunning) await watch.time('resume', () => vm.resume());
+      else await stillPaused(vm);
     } catch (error) {
-      if (wasRunning && !resumed) await resumeAfterFailure(vm, error);
+      // `resume` leaves a VM alone that `pause` did not stop.
+      if (!resumed) await resumeAfterFailure(vm, error);
       throw error;
     }
     const pauseMs = wasRunning ? watch.elapsedMs() : 0;
@@ -252,6 +258,15 @@ export class CheckpointCycle {
       this.#deps.onProgress({ phase, round: this.#round, donePages, totalPages });
     };
   }
+}
+
+/** A VM that was found paused may be resumed by its owner at any moment, and what was read is then not of one moment. */
+async function stillPaused(vm: Vm): Promise<void> {
+  if ((await vm.runState()) === 'paused') return;
+  throw new CheckpointError('VM_STATE', `the VM ${vm.address} was resumed while its checkpoint was taken`, {
+    hint: 'the checkpoint is dropped; take another',
+    retryable: true,
+  });
 }
 
 /** Resumes a VM that this checkpoint paused. When that fails too, the failure to resume is what matters most. */

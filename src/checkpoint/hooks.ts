@@ -43,8 +43,8 @@ export class CommandHook implements Hook {
   async run(phase: HookPhase, context: HookContext): Promise<void> {
     const child = spawn('/bin/sh', ['-c', this.#command], {
       stdio: ['ignore', 'ignore', 'inherit'],
-      timeout: this.#timeoutMs,
-      killSignal: 'SIGKILL',
+      // A process group of its own, so that what the shell started ends with it.
+      detached: true,
       env: {
         ...process.env,
         CAIRN_PHASE: phase,
@@ -54,16 +54,27 @@ export class CommandHook implements Hook {
         CAIRN_REPOSITORY: context.repository,
       },
     });
+    const timer = setTimeout(() => killGroup(child.pid), this.#timeoutMs);
     const ended = await new Promise<string>((resolve) => {
       child.once('error', (error) => resolve(error.message));
       child.once('exit', (code, signal) =>
         resolve(code === 0 ? '' : `ended with ${signal ?? `status ${code ?? '?'}`}`),
       );
     });
+    clearTimeout(timer);
     if (ended === '') return;
     throw new CheckpointError('HOOK_FAILED', `the hook command failed in phase ${phase}: ${ended}`, {
       hint: 'run the command by hand with the CAIRN_ variables set; see docs/operations.md',
       detail: { phase },
     });
+  }
+}
+
+function killGroup(pid: number | undefined): void {
+  if (pid === undefined) return;
+  try {
+    process.kill(-pid, 'SIGKILL');
+  } catch {
+    // It ended just now.
   }
 }

@@ -3,17 +3,25 @@
  * ledger and locks. On a tmpfs by default, so that it is as volatile as the virtual machines it speaks of.
  */
 
-import { mkdir, stat } from 'node:fs/promises';
+import { lstat, mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { CheckpointError } from '../errors.js';
 
-/** CAIRN_RUNTIME_DIR, else /run/cairn for root, else $XDG_RUNTIME_DIR/cairn. */
+/**
+ * CAIRN_RUNTIME_DIR, else /run/cairn for root, else $XDG_RUNTIME_DIR/cairn. Nothing below /tmp: there somebody else may
+ * own the way to it.
+ * @throws VM_PERMISSION when none is set
+ */
 export function defaultRuntimeDir(env: NodeJS.ProcessEnv = process.env): string {
   const chosen = env.CAIRN_RUNTIME_DIR;
   if (chosen !== undefined && chosen !== '') return chosen;
   if (process.getuid?.() === 0) return '/run/cairn';
-  return join(env.XDG_RUNTIME_DIR ?? `/tmp/cairn-${process.getuid?.() ?? 0}`, 'cairn');
+  const ofSession = env.XDG_RUNTIME_DIR;
+  if (ofSession !== undefined && ofSession !== '') return join(ofSession, 'cairn');
+  throw new CheckpointError('VM_PERMISSION', 'there is no runtime folder for this user', {
+    hint: 'name a folder that only this user can write to with CAIRN_RUNTIME_DIR',
+  });
 }
 
 /**
@@ -24,9 +32,9 @@ export function defaultRuntimeDir(env: NodeJS.ProcessEnv = process.env): string 
 export async function openRuntimeDir(path: string): Promise<string> {
   try {
     await mkdir(path, { recursive: true, mode: 0o700 });
-    const found = await stat(path);
+    const found = await lstat(path);
     const owner = process.getuid?.() ?? found.uid;
-    if (found.uid === owner && (found.mode & 0o022) === 0) return path;
+    if (found.isDirectory() && found.uid === owner && (found.mode & 0o022) === 0) return path;
   } catch (cause) {
     throw new CheckpointError('VM_PERMISSION', `cannot use the runtime folder ${path}`, {
       cause,

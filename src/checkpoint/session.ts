@@ -5,11 +5,11 @@
 
 import { performance } from 'node:perf_hooks';
 
-import { describeError, isCheckpointError } from '../errors.js';
+import { CheckpointError, describeError, isCheckpointError } from '../errors.js';
 import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
 import type { HypervisorRegistry } from '../hypervisor/hypervisor.js';
-import type { MemoryLayout } from '../hypervisor/memory-layout.js';
-import type { DiskSnapshotMode, Vm } from '../hypervisor/vm.js';
+import { sameLayout, type MemoryLayout } from '../hypervisor/memory-layout.js';
+import type { DiskSnapshotMode, Vm, VmHazard } from '../hypervisor/vm.js';
 import type { SharePool } from '../pool/share-pool.js';
 import type { ChainReader } from '../repository/chain-reader.js';
 import type { ChainWriter } from '../repository/chain-writer.js';
@@ -29,7 +29,12 @@ import { PageWriter } from './page-writer.js';
 import { defaultRuntimeDir, openRuntimeDir } from './runtime-dir.js';
 import { decideScope, type Scope } from './scope.js';
 import { StopPolicy } from './stop-policy.js';
-import { summaryFigures, type CheckpointProgress, type CheckpointSummary } from './summary.js';
+import {
+  summaryFigures,
+  type CheckpointProgress,
+  type CheckpointSummary,
+  type SummaryFigures,
+} from './summary.js';
 import { chooseTracker } from './tracker-choice.js';
 import { VmLock } from './vm-lock.js';
 
@@ -77,32 +82,25 @@ const FAULT_POINT_OF_WRITER: Readonly<Record<string, FaultPoint>> = {
 export class CheckpointSession {
   readonly vm: Vm;
   readonly vmName: string;
-  readonly trackerKind: string;
-  /** Why a faster tracker is not in use; empty when the best one is. */
-  readonly trackerReason: string;
   readonly #options: SessionOptions;
   readonly #chain: ChainWriter;
   readonly #lock: VmLock;
   readonly #ledger: Ledger;
   readonly #policy: StopPolicy;
   readonly #hook: Hook | undefined;
-  #tracker: DirtyTracker;
-  #layout: MemoryLayout;
-  #pool: SharePool;
+  #source: PageSource;
+  /** The tracker lost the VM or must no longer be trusted: choose one anew before the next checkpoint. */
+  #sourceIsStale = false;
   #state: ChainState | undefined;
 
   private constructor(options: SessionOptions, parts: SessionParts) {
     this.#options = options;
     this.vm = parts.vm;
     this.vmName = parts.vmName;
-    this.trackerKind = parts.tracker.kind;
-    this.trackerReason = parts.trackerReason;
     this.#chain = parts.chain;
     this.#lock = parts.lock;
     this.#ledger = parts.ledger;
-    this.#tracker = parts.tracker;
-    this.#layout = parts.layout;
-    this.#pool = parts.pool;
+    this.#source = parts.source;
     this.#policy = new StopPolicy({
       maxPauseMs: options.maxPauseMs ?? DEFAULT_MAX_PAUSE_MS,
       maxRounds: MAX_ROUNDS,
@@ -122,37 +120,36 @@ export class CheckpointSession {
         .forAddress(options.vm)
         .attach(options.vm, { runtimeDir, signal: options.signal });
       cleanUp.push(() => vm.close());
-      const lock = await VmLock.take(runtimeDir, vm.identity);
+      const lock = await VmLock.take(vm.identity);
       cleanUp.push(() => lock.release());
       const vmName = options.name ?? chainNameOf(vm);
       const chain = await options.repository.openChainWriter(vmName, vm.identity, { signal: options.signal });
       cleanUp.push(() => chain.close());
-      const layout = await vm.memoryLayout();
-      const { tracker, reason } = await chooseTracker(vm, options.tracker ?? 'auto');
-      cleanUp.push(() => tracker.close());
-      const pool = await openPool(vm, options);
-      return new CheckpointSession(options, {
-        vm,
-        vmName,
-        chain,
-        lock,
-        ledger: new Ledger(runtimeDir, vm.identity),
-        tracker,
-        trackerReason: reason,
-        layout,
-        pool,
-      });
+      const source = await openSource(vm, options);
+      const ledger = new Ledger(runtimeDir, vm.identity);
+      return new CheckpointSession(options, { vm, vmName, chain, lock, ledger, source });
     } catch (error) {
-      for (const undo of cleanUp.reverse()) await undo();
+      await runAll(cleanUp.reverse());
       throw error;
     }
+  }
+
+  get trackerKind(): string {
+    return this.#source.tracker.kind;
+  }
+
+  /** Why a faster tracker is not in use; empty when the best one is. */
+  get trackerReason(): string {
+    return this.#source.reason;
   }
 
   /** Takes one checkpoint. After a failure the session is good for another try. */
   async checkpoint(options: CheckpointOptions = {}): Promise<CheckpointSummary> {
     const started = performance.now();
     const { repository } = this.#options;
-    const [disks, ledger] = await Promise.all([this.vm.disks(), this.#ledger.read(), this.#followLayout()]);
+    await this.#followMemory();
+    const { tracker, layout, pool } = this.#source;
+    const [disks, ledger] = await Promise.all([this.vm.disks(), this.#ledger.read()]);
     const diskPlan = planDisks(disks, {
       memoryOnly: this.#options.memoryOnly ?? false,
       mode: this.#options.diskMode ?? 'auto',
@@ -162,17 +159,23 @@ export class CheckpointSession {
     const scope = decideScope({
       forceBase: options.forceBase ?? false,
       parent,
-      layout: this.#layout,
+      layout,
       ledger: this.#state?.carried === true && ledger !== undefined ? { ...ledger, state: 'clean' } : ledger,
-      tracker: this.#tracker,
+      tracker,
       repositoryId: repository.id,
       chain: this.vmName,
     });
+    const owner = {
+      token: tracker.token,
+      repositoryId: repository.id,
+      chain: this.vmName,
+      checkpointId: parent?.id ?? '',
+    };
     const state = await this.#stateFor(scope, parent);
     const writer = await this.#chain.begin({
       kind: scope.kind === 'base' ? 'base' : 'incremental',
       parent: scope.kind === 'base' ? null : parent,
-      layout: this.#layout,
+      layout,
       map: state.map,
       level: this.#options.compressionLevel ?? DEFAULT_COMPRESSION_LEVEL,
       onPoint: (point) => {
@@ -186,112 +189,164 @@ export class CheckpointSession {
       vmName: this.vmName,
       repository: repository.backend.properties.location,
     };
-    const owner = {
-      token: this.#tracker.token,
-      repositoryId: repository.id,
-      chain: this.vmName,
-      checkpointId: parent?.id ?? '',
-    };
     const onProgress = options.onProgress ?? (() => undefined);
     const pages = new PageWriter({
-      pool: this.#pool,
+      pool,
       writer,
       map: state.map,
       reader: state.reader,
       signal: this.#options.signal,
     });
-    const cycle = new CheckpointCycle(this.#layout, scope, {
+    const cycle = new CheckpointCycle(layout, scope, {
       vm: this.vm,
-      tracker: this.#tracker,
-      pool: this.#pool,
+      tracker,
+      pool,
       pages,
       markZero: (zero) => writer.markZero(zero),
       policy: this.#policy,
       hook: this.#hook,
       hookContext: context,
+      checkUnchanged: () => this.#checkUnchanged(),
       signal: this.#options.signal,
       onProgress,
     });
+    let figures: SummaryFigures;
+    let manifest: Manifest;
     try {
       await this.#ledger.write({ ...owner, state: 'owed' });
       const captured = await cycle.run(diskPlan);
       onProgress({ phase: 'commit', round: captured.rounds, donePages: 0, totalPages: 0 });
       await writer.setDeviceState(captured.deviceState);
-      const figures = summaryFigures({
+      figures = summaryFigures({
         scope,
         captured,
         totals: pages.totals,
-        tracker: this.#tracker.kind,
-        layout: this.#layout,
+        tracker: tracker.kind,
+        layout,
         vmName: this.vmName,
       });
-      const manifest = await writer.commit({
+      manifest = await writer.commit({
         identity: this.vm.identity,
         machine: this.vm.machine,
         disks: captured.disks,
         runState: captured.runState,
         stats: { ...figures, totalMs: performance.now() - started } as unknown as JsonObject,
       });
-      state.carried = false;
-      state.parentId = manifest.id;
-      await this.#ledger.write({ ...owner, state: 'clean', checkpointId: manifest.id });
-      faultPoint('ledgerWritten');
-      await this.#runQuietly('committed', context);
-      return {
-        ...figures,
-        checkpointId: manifest.id,
-        parentId: manifest.parentId,
-        totalMs: performance.now() - started,
-        storedBytes: writer.storedBytes,
-      };
     } catch (error) {
-      await this.#giveBack(cycle, writer, scope);
+      await this.#giveBack(cycle, writer, scope, error);
       await this.#runQuietly('failed', context);
       throw error;
     }
+    // From here on the checkpoint is there, whatever happens: nothing below may fail it.
+    const warnings = [...figures.warnings];
+    state.carried = false;
+    state.parentId = manifest.id;
+    try {
+      await this.#ledger.write({ ...owner, state: 'clean', checkpointId: manifest.id });
+    } catch (error) {
+      warnings.push(
+        `the next checkpoint will compare all pages, because the ledger could not be written: ${describeError(error)}`,
+      );
+    }
+    faultPoint('ledgerWritten');
+    const totalMs = performance.now() - started;
+    await this.#runQuietly('committed', context);
+    return {
+      ...figures,
+      warnings,
+      checkpointId: manifest.id,
+      parentId: manifest.parentId,
+      totalMs,
+      storedBytes: writer.storedBytes,
+    };
   }
 
   /** Lets the VM go as it is, with the tracker armed for the next session. */
   async close(): Promise<void> {
-    await this.#pool.close();
-    this.#tracker.close();
-    await this.#chain.close();
-    await this.#lock.release();
-    await this.vm.close();
+    await runAll([
+      () => this.#source.pool.close(),
+      () => this.#source.tracker.close(),
+      () => this.#chain.close(),
+      () => this.#lock.release(),
+      () => this.vm.close(),
+    ]);
   }
 
-  /** After hotplug: readers and tracker follow the new regions. */
-  async #followLayout(): Promise<void> {
-    const layout = await this.vm.memoryLayout();
-    const known = JSON.stringify(this.#layout);
-    if (JSON.stringify(layout) === known) return;
-    this.#layout = layout;
-    this.#tracker.close();
-    this.#tracker = (await chooseTracker(this.vm, this.#tracker.kind)).tracker;
-    await this.#pool.close();
-    this.#pool = await openPool(this.vm, this.#options);
+  /** After hotplug, or when the tracker lost its record: readers and tracker follow what the VM is now. */
+  async #followMemory(): Promise<void> {
+    const isSame = (await fingerprint(this.vm)) === this.#source.fingerprint;
+    if (isSame && !this.#sourceIsStale) return;
+    const before = this.#source;
+    // Two trackers of one kind may share the record in the kernel: the old handle goes first. It stays usable to be closed twice.
+    before.tracker.close();
+    this.#sourceIsStale = true;
+    this.#source = await openSource(this.vm, this.#options);
+    this.#sourceIsStale = false;
+    await before.pool.close();
+    // What the workers kept went with the pool, and what was put back into the old tracker is not in the new one.
+    this.#state = undefined;
+  }
+
+  async #checkUnchanged(): Promise<void> {
+    const now = await this.#memoryNow();
+    if (now === undefined) return;
+    const { hazards } = now;
+    const escape = hazards.find(
+      ({ effect }) => effect === 'refuse' || (effect === 'compare' && this.trackerKind !== 'compare'),
+    );
+    if (now.fingerprint === this.#source.fingerprint && escape === undefined) return;
+    this.#sourceIsStale = true;
+    const what = escape === undefined ? 'its memory was plugged, unplugged or resized' : escape.text;
+    throw new CheckpointError(
+      'VM_STATE',
+      `the VM ${this.vm.address} changed during the checkpoint: ${what}`,
+      {
+        hint: 'the checkpoint is dropped; the next one follows the change',
+        retryable: true,
+        ...(escape === undefined ? {} : { detail: { hazard: escape.code } }),
+      },
+    );
+  }
+
+  /** Undefined when the VM has ended since its pause: what was captured is whole all the same. */
+  async #memoryNow(): Promise<{ fingerprint: string; hazards: readonly VmHazard[] } | undefined> {
+    try {
+      const { hazards } = await this.vm.inspect();
+      return { hazards, fingerprint: await fingerprint(this.vm) };
+    } catch (error) {
+      if (isCheckpointError(error, 'VM_GONE')) return undefined;
+      throw error;
+    }
   }
 
   /** The page map and the reader that go with `parent`; kept from checkpoint to checkpoint while nothing else intervenes. */
   async #stateFor(scope: Scope, parent: Manifest | null): Promise<ChainState> {
     const parentId = scope.kind === 'base' ? '' : (parent?.id ?? '');
-    if (this.#state?.parentId === parentId && this.#state.map.pageSpan === this.#layout.pageSpan)
-      return this.#state;
-    await this.#pool.forget();
+    const { layout, pool } = this.#source;
+    if (this.#state?.parentId === parentId && sameLayout(this.#state.layout, layout)) return this.#state;
+    await pool.forget();
     const map =
       scope.kind === 'base' || parent === null
-        ? new PageMap(this.#layout.pageSpan)
-        : (await this.#chain.loadMap(parent)).remap(parent.layout, this.#layout);
-    this.#state = { parentId, map, reader: this.#chain.reader(), carried: false };
+        ? new PageMap(layout.pageSpan)
+        : (await this.#chain.loadMap(parent)).remap(parent.layout, layout);
+    this.#state = { parentId, layout, map, reader: this.#chain.reader(), carried: false };
     return this.#state;
   }
 
   /** Failure: the harvested bits go back, and nothing that may be ahead of the repository is kept. */
-  async #giveBack(cycle: CheckpointCycle, writer: CheckpointWriter, scope: Scope): Promise<void> {
-    this.#tracker.putBack(cycle.harvested);
-    await writer.abort();
-    await this.#pool.forget().catch(() => undefined);
-    if (cycle.snapshots.length > 0) {
+  async #giveBack(
+    cycle: CheckpointCycle,
+    writer: CheckpointWriter,
+    scope: Scope,
+    cause: unknown,
+  ): Promise<void> {
+    const { tracker, pool } = this.#source;
+    if (isCheckpointError(cause, 'TRACKER_OFF')) this.#sourceIsStale = true;
+    else tracker.putBack(cycle.harvested);
+    const isAbsent = await writer.abort();
+    await pool.forget().catch(() => undefined);
+    // A manifest that may be there after all needs its disk snapshots.
+    if (isAbsent && cycle.snapshots.length > 0) {
       // The failure that led here is what the caller must hear of; what stays behind on the disks is said beside it.
       await this.vm
         .dropDiskSnapshots(cycle.snapshots)
@@ -313,6 +368,7 @@ export class CheckpointSession {
 /** What of the chain is held in memory between checkpoints. */
 interface ChainState {
   parentId: string;
+  readonly layout: MemoryLayout;
   readonly map: PageMap;
   readonly reader: ChainReader;
   /** True after a failed checkpoint whose bits were put back in this process: the record is still unbroken here. */
@@ -325,8 +381,47 @@ interface SessionParts {
   readonly chain: ChainWriter;
   readonly lock: VmLock;
   readonly ledger: Ledger;
-  readonly tracker: DirtyTracker;
-  readonly trackerReason: string;
+  readonly source: PageSource;
+}
+
+/** What pages come from: the regions as they are now, who tells which changed, who reads them. */
+interface PageSource {
   readonly layout: MemoryLayout;
+  /** Of regions and of where a reader finds them. */
+  readonly fingerprint: string;
+  readonly tracker: DirtyTracker;
+  readonly reason: string;
   readonly pool: SharePool;
+}
+
+async function openSource(vm: Vm, options: SessionOptions): Promise<PageSource> {
+  const layout = await vm.memoryLayout();
+  const { tracker, reason } = await chooseTracker(vm, options.tracker ?? 'auto');
+  try {
+    const pool = await openPool(vm, options);
+    return { layout, fingerprint: fingerprintOf(vm, layout), tracker, reason, pool };
+  } catch (error) {
+    tracker.close();
+    throw error;
+  }
+}
+
+/** Equal as long as every region has the same id and size and is read from the same place. */
+async function fingerprint(vm: Vm): Promise<string> {
+  return fingerprintOf(vm, await vm.memoryLayout());
+}
+
+function fingerprintOf(vm: Vm, layout: MemoryLayout): string {
+  return JSON.stringify([layout, vm.guestReader()]);
+}
+
+/** Runs every step whatever becomes of the others. What fails is a warning: the work that mattered is done or has its own error. */
+async function runAll(steps: readonly (() => Promise<void> | void)[]): Promise<void> {
+  for (const step of steps) {
+    try {
+      await step();
+    } catch (error) {
+      process.emitWarning(describeError(error));
+    }
+  }
 }

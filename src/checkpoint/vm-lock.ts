@@ -1,68 +1,82 @@
 /**
  * One Cairn at a time for one running VM on this host. Two of them would clear each other's dirty bits.
  *
- * A file in the runtime folder, created exclusively, holding the owner's process id and start time; a lock
- * whose owner is gone is taken over.
+ * The lock is a Unix socket in the abstract namespace (unix(7)), named after the running VM: the kernel gives a name to one
+ * socket only and takes it back when its process ends, however that ends. No folder is involved, so that two
+ * users, or two runtime folders, exclude each other too. Whoever connects is told the owner's process id.
  */
 
-import { readFile, rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { connect, createServer, type Server } from 'node:net';
 
 import { CheckpointError, systemErrorCode } from '../errors.js';
 import type { VmIdentity } from '../hypervisor/vm.js';
 import { fileNameOf } from './ledger.js';
-import { isSameProcess, processStartTime } from './process-identity.js';
+
+/** An owner that is busy encoding may answer late; it is asked for the sake of the message only. */
+const ANSWER_LIMIT_MS = 1000;
 
 export class VmLock {
-  readonly #path: string;
+  readonly #server: Server;
 
-  private constructor(path: string) {
-    this.#path = path;
+  private constructor(server: Server) {
+    this.#server = server;
   }
 
   /** @throws VM_LOCKED naming the process that has it */
-  static async take(runtimeDir: string, identity: VmIdentity): Promise<VmLock> {
-    const path = join(runtimeDir, `lock-${fileNameOf(identity)}`);
-    const mine = JSON.stringify({ pid: process.pid, startTime: await processStartTime(process.pid) });
-    for (let attempt = 0; attempt < 3; attempt++) {
-      try {
-        await writeFile(path, mine, { flag: 'wx', mode: 0o600 });
-        return new VmLock(path);
-      } catch (error) {
-        if (systemErrorCode(error) !== 'EEXIST') throw error;
-      }
-      const owner = await readOwner(path);
-      if (owner !== undefined && (await isSameProcess(owner.pid, owner.startTime))) {
-        throw new CheckpointError(
-          'VM_LOCKED',
-          `process ${owner.pid} is already taking checkpoints of this VM`,
-          {
-            hint: 'wait for it, or stop it (SIGTERM ends a watcher cleanly)',
-            retryable: true,
-            detail: { pid: owner.pid },
-          },
-        );
-      }
-      await rm(path, { force: true });
-    }
-    throw new CheckpointError('VM_LOCKED', `cannot take the lock ${path}: others keep taking it`, {
-      retryable: true,
+  static async take(identity: VmIdentity): Promise<VmLock> {
+    const name = lockName(identity);
+    const server = createServer((client) => {
+      client.on('error', () => undefined);
+      client.end(`${process.pid}\n`);
     });
+    try {
+      await new Promise<void>((resolve, reject) => {
+        server.once('error', reject);
+        server.listen(name, resolve);
+      });
+    } catch (error) {
+      if (systemErrorCode(error) !== 'EADDRINUSE') throw error;
+      const owner = await ownerOf(name);
+      throw new CheckpointError(
+        'VM_LOCKED',
+        `${owner === undefined ? 'another process' : `process ${owner}`} is already taking checkpoints of this VM`,
+        {
+          hint: 'wait for it, or stop it (SIGTERM ends a watcher cleanly)',
+          retryable: true,
+          ...(owner === undefined ? {} : { detail: { pid: owner } }),
+        },
+      );
+    }
+    // Holding the lock is no reason to stay alive.
+    server.unref();
+    return new VmLock(server);
   }
 
-  async release(): Promise<void> {
-    await rm(this.#path, { force: true });
+  release(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#server.close(() => resolve());
+    });
   }
 }
 
-async function readOwner(path: string): Promise<{ pid: number; startTime: string } | undefined> {
-  try {
-    const owner = JSON.parse(await readFile(path, 'utf8')) as { pid?: unknown; startTime?: unknown };
-    if (typeof owner.pid === 'number' && typeof owner.startTime === 'string') {
-      return { pid: owner.pid, startTime: owner.startTime };
-    }
-  } catch {
-    // Gone in the meantime, or half written by a process that died: no owner either way.
-  }
-  return undefined;
+function lockName(identity: VmIdentity): string {
+  return `\0cairn-vm-${fileNameOf(identity)}`;
+}
+
+/** Undefined when it does not say. */
+function ownerOf(name: string): Promise<number | undefined> {
+  return new Promise((resolve) => {
+    const socket = connect(name);
+    let text = '';
+    const done = (): void => {
+      socket.destroy();
+      const pid = Number.parseInt(text, 10);
+      resolve(Number.isSafeInteger(pid) ? pid : undefined);
+    };
+    socket.setTimeout(ANSWER_LIMIT_MS, done);
+    socket.setEncoding('latin1');
+    socket.on('data', (chunk: string) => (text += chunk));
+    socket.once('end', done);
+    socket.once('error', done);
+  });
 }

@@ -15,7 +15,7 @@ export interface SharedOptions {
 
 export interface CommandContext {
   readonly reporter: Reporter;
-  /** Aborted by SIGINT or SIGTERM with INTERRUPTED. */
+  /** Aborted by SIGINT, SIGTERM or a closed output with INTERRUPTED. */
   readonly signal: AbortSignal;
   /** @throws USAGE without --repo and CAIRN_REPOSITORY */
   readonly repositoryAddress: () => string;
@@ -43,8 +43,14 @@ export async function run(
   const onSignal = (signal: NodeJS.Signals): void => {
     abort.abort(new CheckpointError('INTERRUPTED', `interrupted by ${signal}`));
   };
+  // A reader such as `head` that has seen enough: end as after a signal, not in the middle of something.
+  const onClosedPipe = (): void => {
+    abort.abort(new CheckpointError('INTERRUPTED', 'nobody reads the output any more'));
+  };
   process.on('SIGINT', onSignal);
   process.on('SIGTERM', onSignal);
+  process.stdout.on('error', onClosedPipe);
+  process.stderr.on('error', onClosedPipe);
   let repository: Repository | undefined;
   const repositoryAddress = (): string => {
     const address = shared.repo ?? process.env.CAIRN_REPOSITORY ?? '';

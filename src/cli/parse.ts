@@ -18,6 +18,15 @@ export function positiveNumber(text: string): number {
   throw new InvalidArgumentError('a number above 0 is needed');
 }
 
+/** Seconds above 0 that a timer can wait for: it counts milliseconds in 31 bits. */
+export function secondsForTimer(text: string): number {
+  const value = positiveNumber(text);
+  if (value * 1000 < 2 ** 31) return value;
+  throw new InvalidArgumentError(
+    `at most ${Math.floor((2 ** 31 - 1) / 1000)} seconds (24 days) are possible`,
+  );
+}
+
 /** For options that may be given several times. */
 export function collect(text: string, before: readonly string[]): readonly string[] {
   return [...before, text];

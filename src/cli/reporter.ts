@@ -111,12 +111,15 @@ export function asCheckpointError(error: unknown): CheckpointError {
   return new CheckpointError('UNEXPECTED', describeError(error), { cause: error });
 }
 
+/** Fields whose keys are data, such as names of environment variables in what the adapter recorded of the machine. */
+const VERBATIM = new Set(['machine']);
+
 /** camelCase keys to snake_case, through nested plain objects and arrays. */
 export function snakeCase(value: object): Record<string, unknown> {
   return Object.fromEntries(
     Object.entries(value).map(([key, inner]) => [
       key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`),
-      snakeValue(inner),
+      VERBATIM.has(key) ? inner : snakeValue(inner),
     ]),
   );
 }

@@ -79,9 +79,17 @@ export interface Vm {
   tracker(kind: string): DirtyTracker;
 
   runState(): Promise<RunState>;
-  /** Stops the vCPUs and waits for device I/O in flight. @throws VM_GONE, QMP_TIMEOUT */
-  pause(): Promise<void>;
-  /** @throws VM_NOT_RESUMED when the VM does not run afterwards, VM_GONE */
+  /**
+   * Stops the vCPUs and waits for device I/O in flight.
+   * @returns true when the VM was running and this call stopped it, false when it was paused already
+   * @throws VM_STATE when it is neither, with nothing changed; VM_GONE; QMP_TIMEOUT, after which it may stand still
+   */
+  pause(): Promise<boolean>;
+  /**
+   * Undoes `pause`: does nothing to a VM that this object did not stop.
+   * @throws VM_NOT_RESUMED when the VM does not run afterwards; VM_STATE when it runs, but somebody else had resumed it
+   * before, so that what was read in the pause is not of one moment; VM_GONE
+   */
   resume(): Promise<void>;
   /**
    * Has the hypervisor write the device state of the paused VM aside, so that `takeDeviceState` can pick it up once the

@@ -96,6 +96,8 @@ export class CheckpointWriter {
   readonly #written: string[] = [];
   /** The manifest may be there although its save failed. */
   #manifestUnsure = false;
+  /** Once aborted: there certainly is no manifest. */
+  #isAbsent = false;
   #state: 'open' | 'committing' | 'committed' | 'aborted' = 'open';
   #storedBytes = 0;
   #recordCount = 0;
@@ -206,9 +208,13 @@ export class CheckpointWriter {
     return manifest;
   }
 
-  /** Takes everything back that is not committed; the map is as it was. Does nothing after a commit. Never throws. */
-  async abort(): Promise<void> {
-    if (this.#state === 'committed' || this.#state === 'aborted') return;
+  /**
+   * Takes everything back that is not committed; the map is as it was. Does nothing after a commit. Never throws.
+   * @returns true when it is certain that there is no such checkpoint in the repository
+   */
+  async abort(): Promise<boolean> {
+    if (this.#state === 'committed') return false;
+    if (this.#state === 'aborted') return this.#isAbsent;
     this.#state = 'aborted';
     this.#options.map.rollback();
     const running = this.#pack;
@@ -219,7 +225,9 @@ export class CheckpointWriter {
     // The manifest goes first. When it cannot be said whether it is there, what it refers to stays, as orphans.
     const isSafe = !this.#manifestUnsure || (await removed(backend, keys.checkpoint(seq, id)));
     if (isSafe) for (const key of this.#written) await removed(backend, key);
+    this.#isAbsent = isSafe;
     this.#deps.done(null);
+    return isSafe;
   }
 
   #mustBeOpen(): void {

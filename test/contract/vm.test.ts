@@ -8,6 +8,13 @@ describeVm('fake', () => {
   return Promise.resolve({
     trackerKind: FAKE_TRACKER,
     attach: () => Promise.resolve(new FakeVm(guest)),
+    operator: () => {
+      const set = (state: 'running' | 'paused') => () => {
+        guest.state = state;
+        return Promise.resolve();
+      };
+      return Promise.resolve({ pause: set('paused'), resume: set('running') });
+    },
     disturb: () => {
       for (const page of [3, 4, 5, 700]) guest.write(page, Uint8Array.of(++written, 1, 2, 3), 100);
       guest.discard(4);

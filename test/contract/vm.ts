@@ -12,6 +12,8 @@ import { PAGE_SIZE_BYTES, countRunPages } from '../../src/types.js';
 export interface VmUnderTest {
   /** Another Cairn process on the same VM. The one before is closed by then. */
   attach(): Promise<Vm>;
+  /** Somebody who pauses and resumes the VM by other means than this adapter. */
+  operator(): Promise<{ pause(): Promise<unknown>; resume(): Promise<unknown> }>;
   /** Has the running guest change memory, and returns when it has. */
   disturb(): Promise<void>;
   /** The kind of tracker whose record outlives a process. */
@@ -116,11 +118,28 @@ export function describeVm(name: string, open: () => Promise<VmUnderTest>): void
 
     it('pauses and resumes, and pausing what is paused changes nothing', async () => {
       expect(await vm.runState()).toBe('running');
-      await vm.pause();
+      expect(await vm.pause()).toBe(true);
       expect(await vm.runState()).toBe('paused');
-      await vm.pause();
+      expect(await vm.pause()).toBe(false);
       expect(await vm.runState()).toBe('paused');
       await vm.resume();
+      expect(await vm.runState()).toBe('running');
+    });
+
+    it('does not resume what it did not pause', async () => {
+      const other = await subject.operator();
+      await other.pause();
+      expect(await vm.pause()).toBe(false);
+      await vm.resume();
+      expect(await vm.runState()).toBe('paused');
+      await other.resume();
+      expect(await vm.runState()).toBe('running');
+    });
+
+    it('says so when somebody else resumed the VM in its pause', async () => {
+      await vm.pause();
+      await (await subject.operator()).resume();
+      await expect(vm.resume()).rejects.toMatchObject({ code: 'VM_STATE' });
       expect(await vm.runState()).toBe('running');
     });
 
@@ -285,7 +304,7 @@ export function describeVm(name: string, open: () => Promise<VmUnderTest>): void
       await vm.close();
       await expect(vm.memoryLayout()).rejects.toMatchObject({ code: 'VM_GONE' });
       await expect(vm.runState()).rejects.toMatchObject({ code: 'VM_GONE' });
-      await expect(vm.resume()).rejects.toMatchObject({ code: 'VM_GONE' });
+      await expect(vm.pause()).rejects.toMatchObject({ code: 'VM_GONE' });
       vm = await subject.attach();
       await vm.memoryLayout();
     });

@@ -21,6 +21,11 @@ function describeKvm(qemu: QemuVersion): void {
     return {
       trackerKind: 'pagemap-scan',
       attach: () => attachKvm(machine.address, { runtimeDir }),
+      operator: () =>
+        Promise.resolve({
+          pause: () => machine.qmp.command('stop'),
+          resume: () => machine.qmp.command('cont'),
+        }),
       disturb: () => machine.waitForProgress(),
       destroy: async () => {
         await machine.destroy();

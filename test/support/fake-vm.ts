@@ -51,6 +51,8 @@ export class FakeVm implements Vm {
   readonly #failAfter = new Map<FakeMethod, unknown>();
   #saved: Uint8Array | undefined;
   #isClosed = false;
+  /** This object stopped the guest. */
+  #stopped = false;
 
   constructor(guest: FakeGuest) {
     this.guest = guest;
@@ -117,15 +119,23 @@ export class FakeVm implements Vm {
     return this.#async('runState', () => this.guest.state);
   }
 
-  async pause(): Promise<void> {
-    await this.#async('pause', () => {
+  async pause(): Promise<boolean> {
+    return this.#async('pause', () => {
+      if (this.guest.state === 'other') throw new CheckpointError('VM_STATE', 'the fake VM is neither');
+      if (this.guest.state === 'paused') return false;
       this.guest.state = 'paused';
+      this.#stopped = true;
+      return true;
     });
   }
 
   async resume(): Promise<void> {
     await this.#async('resume', () => {
+      if (!this.#stopped) return;
+      this.#stopped = false;
+      const before = this.guest.state;
       this.guest.state = 'running';
+      if (before === 'running') throw new CheckpointError('VM_STATE', 'somebody else resumed the fake VM');
     });
   }
 

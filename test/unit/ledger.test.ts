@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtemp, rm, writeFile, readdir } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -47,20 +49,32 @@ describe('the ledger', () => {
 
 describe('the lock of a running VM', () => {
   it('is held by one process at a time', async () => {
-    const lock = await VmLock.take(dir, identity);
-    await expect(VmLock.take(dir, identity)).rejects.toMatchObject({
+    const lock = await VmLock.take(identity);
+    await expect(VmLock.take(identity)).rejects.toMatchObject({
       code: 'VM_LOCKED',
       detail: { pid: process.pid },
     });
     await lock.release();
-    await (await VmLock.take(dir, identity)).release();
+    await (await VmLock.take(identity)).release();
   });
 
-  it('is taken over from a process that is gone', async () => {
-    const lock = await VmLock.take(dir, identity);
-    const [file] = await readdir(dir);
-    await writeFile(join(dir, file!), JSON.stringify({ pid: process.pid, startTime: '1' }));
-    await (await VmLock.take(dir, identity)).release();
+  it('is free again once its process is killed', async () => {
+    const code = `
+      import { VmLock } from ${JSON.stringify(new URL('../../src/checkpoint/vm-lock.js', import.meta.url).href)};
+      await VmLock.take(${JSON.stringify(identity)});
+      process.stdout.write('held');
+      setInterval(() => undefined, 1000);`;
+    const holder = spawn(process.execPath, ['--input-type=module', '-e', code]);
+    await once(holder.stdout, 'data');
+    await expect(VmLock.take(identity)).rejects.toMatchObject({ detail: { pid: holder.pid } });
+    holder.kill('SIGKILL');
+    await once(holder, 'exit');
+    await (await VmLock.take(identity)).release();
+  });
+
+  it('is another one for another run of the VM', async () => {
+    const lock = await VmLock.take(identity);
+    await (await VmLock.take({ ...identity, instance: '12:346' })).release();
     await lock.release();
   });
 });

@@ -8,7 +8,7 @@ import { hypervisors } from '../../index.js';
 import { checkpointText } from '../checkpoint-text.js';
 import { command, run } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { positiveNumber, wholeNumber } from '../parse.js';
+import { secondsForTimer, wholeNumber } from '../parse.js';
 import { asCheckpointError } from '../reporter.js';
 import { addSessionOptions, sessionSettings, type SessionCliOptions } from '../session-options.js';
 
@@ -31,7 +31,7 @@ export function watchCommand(): Command {
     .option(
       '--every <seconds>',
       'time from the start of one checkpoint to the start of the next',
-      positiveNumber,
+      secondsForTimer,
       60,
     )
     .option('--count <n>', 'stop after that many checkpoints', wholeNumber(1))
@@ -47,13 +47,16 @@ export function watchCommand(): Command {
         let taken = 0;
         let failed = 0;
         try {
-          if (session.trackerReason !== '')
-            reporter.warning(`using tracker ${session.trackerKind}: ${session.trackerReason}`);
+          let tracker = '';
           while (!signal.aborted && (options.count === undefined || taken + failed < options.count)) {
             const startedMs = Date.now();
             try {
               const summary = await session.checkpoint();
               taken++;
+              // Hotplug may change it on the way.
+              if (session.trackerKind !== tracker && session.trackerReason !== '')
+                reporter.warning(`using tracker ${session.trackerKind}: ${session.trackerReason}`);
+              tracker = session.trackerKind;
               for (const warning of summary.warnings) reporter.warning(warning);
               reporter.summary({ ...summary }, checkpointText(summary));
             } catch (error) {

@@ -1,0 +1,306 @@
+/** What can go wrong around one checkpoint, and what must hold afterwards. The guest is a fake with faults on order. */
+
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
+
+import { CheckpointSession, type SessionOptions } from '../../src/checkpoint/session.js';
+import { CheckpointError } from '../../src/errors.js';
+import { HypervisorRegistry } from '../../src/hypervisor/hypervisor.js';
+import type { VmDisk } from '../../src/hypervisor/vm.js';
+import { Repository } from '../../src/repository/repository.js';
+import type { CallOptions, ObjectBody } from '../../src/storage/backend.js';
+import { MemoryBackend } from '../../src/storage/memory.js';
+import { PAGE_SIZE_BYTES } from '../../src/types.js';
+import { FakeGuest, type FakeGuestOptions } from '../support/fake-guest.js';
+import { FAKE_TRACKER, FakeHypervisor, type FakeVm } from '../support/fake-vm.js';
+
+const DISK: VmDisk = {
+  id: 'disk0',
+  path: '/srv/disk0.qcow2',
+  format: 'qcow2',
+  writable: true,
+  virtualSizeBytes: 1 << 30,
+  snapshotModes: ['internal', 'external'],
+};
+
+/** Stores manifests, loses the answer, and cannot be asked to take them back. */
+class UnsureBackend extends MemoryBackend {
+  losesManifestReplies = false;
+
+  override async save(key: string, body: ObjectBody, options?: CallOptions): Promise<number> {
+    const sizeBytes = await super.save(key, body, options);
+    this.#fail(key);
+    return sizeBytes;
+  }
+
+  override async remove(key: string, options?: CallOptions): Promise<void> {
+    this.#fail(key);
+    await super.remove(key, options);
+  }
+
+  #fail(key: string): void {
+    if (this.losesManifestReplies && key.includes('/checkpoints/'))
+      throw new CheckpointError('STORAGE_IO', 'no answer');
+  }
+}
+
+let runtimeDir = '';
+let guest: FakeGuest;
+let vm: FakeVm;
+let backend: UnsureBackend;
+let repository: Repository;
+let session: CheckpointSession;
+
+async function open(options: Partial<SessionOptions> = {}): Promise<void> {
+  session = await CheckpointSession.open({
+    repository,
+    hypervisors: new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
+    vm: `fake:${guest.identity.name}`,
+    runtimeDir,
+    workers: 1,
+    ...options,
+  });
+}
+
+async function begin(
+  guestOptions: FakeGuestOptions = {},
+  options: Partial<SessionOptions> = {},
+): Promise<void> {
+  guest = new FakeGuest(guestOptions);
+  backend = new UnsureBackend();
+  repository = await Repository.init(backend);
+  await open(options);
+  write(1);
+}
+
+let written = 0;
+function write(page: number): void {
+  guest.write(page, Uint8Array.of(++written & 255, 1, 2, written >> 8), 100);
+}
+
+/** The guest stands still between checkpoints, so what the newest one holds must be its memory, byte for byte. */
+async function expectNewestIsMemory(): Promise<void> {
+  const manifest = await repository.find('latest');
+  const reader = repository.reader(manifest);
+  const memory = guest.snapshot();
+  const differing: number[] = [];
+  for await (const { firstPage, pageCount, bytes } of reader.pages()) {
+    for (let i = 0; i < pageCount; i++) {
+      const at = (firstPage + i) * PAGE_SIZE_BYTES;
+      const stored =
+        bytes?.subarray(i * PAGE_SIZE_BYTES, (i + 1) * PAGE_SIZE_BYTES) ?? new Uint8Array(PAGE_SIZE_BYTES);
+      if (Buffer.compare(stored, memory.subarray(at, at + PAGE_SIZE_BYTES)) !== 0)
+        differing.push(firstPage + i);
+    }
+  }
+  expect(differing).toEqual([]);
+}
+
+async function checkpointCount(): Promise<number> {
+  return (await repository.checkpoints()).manifests.length;
+}
+
+beforeEach(() => {
+  runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-session-'));
+});
+afterEach(async () => {
+  await session.close();
+  guest.dispose();
+  rmSync(runtimeDir, { recursive: true });
+});
+
+describe('the run state', () => {
+  beforeEach(() => begin());
+
+  it('is running after a checkpoint of a running VM, paused after one of a paused VM', async () => {
+    await session.checkpoint();
+    expect(guest.state).toBe('running');
+    guest.state = 'paused';
+    const { checkpointId, pauseMs } = await session.checkpoint();
+    expect(guest.state).toBe('paused');
+    expect(pauseMs).toBe(0);
+    expect((await repository.find(checkpointId)).runState).toBe('paused');
+    await expectNewestIsMemory();
+  });
+
+  it('stays as an operator makes it between the look at it and the pause', async () => {
+    vm.beforeCall = (method) => {
+      if (method === 'pause') guest.state = 'paused';
+    };
+    const { checkpointId } = await session.checkpoint();
+    expect(guest.state).toBe('paused');
+    expect((await repository.find(checkpointId)).runState).toBe('paused');
+  });
+
+  it('fails the checkpoint when somebody resumes the VM in its pause', async () => {
+    vm.beforeCall = (method) => {
+      if (method === 'saveDeviceState') guest.state = 'running';
+    };
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
+    expect(guest.state).toBe('running');
+    expect(await checkpointCount()).toBe(0);
+  });
+
+  it('fails the checkpoint when somebody resumes a VM that was found paused', async () => {
+    guest.state = 'paused';
+    vm.beforeCall = (method) => {
+      if (method === 'saveDeviceState') guest.state = 'running';
+    };
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
+    expect(await checkpointCount()).toBe(0);
+  });
+
+  it('is not touched when the VM is neither running nor paused', async () => {
+    guest.state = 'other';
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
+    expect(guest.state).toBe('other');
+  });
+
+  it.each(['saveDeviceState', 'collect', 'takeDeviceState', 'resume'] as const)(
+    'is running after %s failed, and the next checkpoint is whole',
+    async (method) => {
+      await session.checkpoint();
+      write(7);
+      let armed = false;
+      vm.beforeCall = (called) => {
+        // Inside the pause, not in the rounds before.
+        if (called === 'saveDeviceState') armed = true;
+        if (armed && called === method) {
+          armed = false;
+          vm.failNext(method, new CheckpointError('QMP_TIMEOUT', 'no answer'));
+        }
+      };
+      await expect(session.checkpoint()).rejects.toMatchObject({});
+      vm.beforeCall = () => undefined;
+      if (method === 'resume') guest.state = 'running';
+      expect(guest.state).toBe('running');
+      await session.checkpoint();
+      await expectNewestIsMemory();
+    },
+  );
+
+  it('is running after the reply to the request to stop was lost', async () => {
+    vm.failAfter('pause', new CheckpointError('QMP_TIMEOUT', 'no answer'));
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'QMP_TIMEOUT' });
+    expect(guest.state).toBe('running');
+  });
+});
+
+describe('the commit', () => {
+  beforeEach(() => begin());
+
+  it('stands when the ledger cannot be written after it', async () => {
+    vm.beforeCall = (method) => {
+      // Of all moments after the first write of the ledger this is one that the fake can see.
+      if (method === 'takeDeviceState') {
+        rmSync(runtimeDir, { recursive: true });
+      }
+    };
+    const summary = await session.checkpoint();
+    expect(summary.warnings.join()).toContain('ledger');
+    expect(await checkpointCount()).toBe(1);
+    await expectNewestIsMemory();
+    vm.beforeCall = () => undefined;
+    runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-session-'));
+  });
+
+  it('keeps the disk snapshots of a checkpoint whose manifest may be there', async () => {
+    await session.close();
+    guest.dispose();
+    await begin({ disks: [DISK] });
+    backend.losesManifestReplies = true;
+    await expect(session.checkpoint()).rejects.toMatchObject({});
+    expect(guest.snapshots.size).toBe(1);
+  });
+
+  it('drops the disk snapshots of a checkpoint that is certainly not there', async () => {
+    await session.close();
+    guest.dispose();
+    await begin({ disks: [DISK] });
+    vm.failNext('takeDeviceState', new CheckpointError('VM_STATE', 'lost'));
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
+    expect(guest.snapshots.size).toBe(0);
+  });
+});
+
+describe('a VM that changes on the way', () => {
+  beforeEach(() => begin());
+
+  it('is followed after hotplug between checkpoints', async () => {
+    await session.checkpoint();
+    guest.setRegions([
+      { id: 'ram', sizeBytes: 1000 * PAGE_SIZE_BYTES },
+      { id: 'rom', sizeBytes: 3 * PAGE_SIZE_BYTES },
+      { id: 'dimm', sizeBytes: 64 * PAGE_SIZE_BYTES },
+    ]);
+    write(1100);
+    await session.checkpoint();
+    await expectNewestIsMemory();
+    write(3);
+    expect((await session.checkpoint()).compareReason).toBe('');
+    await expectNewestIsMemory();
+  });
+
+  it('fails the checkpoint in which it happens, and is whole in the next', async () => {
+    await session.checkpoint();
+    vm.beforeCall = (method) => {
+      if (method !== 'resume') return;
+      vm.beforeCall = () => undefined;
+      guest.setRegions([{ id: 'ram', sizeBytes: 2000 * PAGE_SIZE_BYTES }]);
+    };
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE', retryable: true });
+    expect(await checkpointCount()).toBe(1);
+    await session.checkpoint();
+    await expectNewestIsMemory();
+  });
+
+  it('is compared once a device appears through which writes escape', async () => {
+    await session.checkpoint();
+    expect(session.trackerKind).toBe(FAKE_TRACKER);
+    guest.hazards.push({ code: 'VHOST_USER', text: 'a device writes behind it', effect: 'compare' });
+    await expect(session.checkpoint()).rejects.toMatchObject({ detail: { hazard: 'VHOST_USER' } });
+    await session.checkpoint();
+    expect(session.trackerKind).toBe('compare');
+    await expectNewestIsMemory();
+  });
+
+  it('is refused once a device appears with which no checkpoint is right', async () => {
+    guest.hazards.push({ code: 'VFIO_DEVICE', text: 'a passed-through device', effect: 'refuse' });
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_UNSUPPORTED' });
+    expect(guest.state).toBe('running');
+  });
+
+  it('is compared after its tracker was disarmed by somebody else', async () => {
+    await session.checkpoint();
+    write(9);
+    guest.loseTracker();
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'TRACKER_OFF' });
+    const { compareReason } = await session.checkpoint();
+    expect(compareReason).not.toBe('');
+    await expectNewestIsMemory();
+  });
+});
+
+describe('a session', () => {
+  it('is the only one for a VM, whatever its runtime folder', async () => {
+    await begin();
+    const first = session;
+    const elsewhere = mkdtempSync(join(tmpdir(), 'cairn-session-'));
+    const firstVm = vm;
+    await expect(open({ runtimeDir: elsewhere })).rejects.toMatchObject({ code: 'VM_LOCKED' });
+    rmSync(elsewhere, { recursive: true });
+    session = first;
+    vm = firstVm;
+  });
+
+  it('lets go of everything although one step of it fails', async () => {
+    await begin();
+    vm.close = () => Promise.reject(new Error('cannot close'));
+    await session.close();
+    await open();
+  });
+});
