@@ -1,11 +1,12 @@
 /** Cairn as a library. The CLI is a thin layer on what is exported here. */
 
 import { kvmHypervisor } from '../adapters/kvm/kvm-hypervisor.js';
+import { libvirtHypervisor } from '../adapters/libvirt/libvirt-hypervisor.js';
 import { HypervisorRegistry } from './hypervisor/hypervisor.js';
 
 /** The hypervisors Cairn comes with. */
 export function hypervisors(): HypervisorRegistry {
-  return new HypervisorRegistry([kvmHypervisor]);
+  return new HypervisorRegistry([kvmHypervisor, libvirtHypervisor]);
 }
 
 export { CheckpointSession, type CheckpointOptions, type SessionOptions } from './checkpoint/session.js';

@@ -23,6 +23,7 @@ import { machineFacts, type MachineFacts } from './machine-facts.js';
 import type { Monitor } from './monitor.js';
 import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './pagemap-scan/support.js';
 import { PagemapScanTracker } from './pagemap-scan/tracker.js';
+import { qmpGuard, type GuardProgram } from './pause-guard.js';
 import type { QemuProcess } from './peer-process.js';
 import { RamBlocks, type RamBlock } from './ram-blocks.js';
 import { RunStateControl } from './run-state.js';
@@ -30,7 +31,7 @@ import { RunStateControl } from './run-state.js';
 export interface KvmVmOptions {
   readonly address: string;
   readonly runtimeDir: string;
-  /** Absolute path of the monitor's socket. */
+  /** Absolute path of the monitor's socket; empty when there is none of our own. */
   readonly socketPath: string;
 }
 
@@ -38,6 +39,8 @@ export interface KvmVmDeps {
   /** Closed together with the VM. */
   readonly monitor: Monitor;
   readonly process: QemuProcess;
+  /** Default: the one that uses the monitor's socket. */
+  readonly guard?: GuardProgram;
 }
 
 interface KnownMemory {
@@ -66,7 +69,7 @@ export class KvmVm implements Vm {
     this.#runState = new RunStateControl({
       monitor: deps.monitor,
       process: deps.process,
-      socketPath: options.socketPath,
+      guard: deps.guard ?? qmpGuard(options.socketPath, deps.process),
       runtimeDir: options.runtimeDir,
     });
   }

@@ -1,17 +1,14 @@
 /**
- * The pause guard: a process of its own that outlives a Cairn killed in the pause and resumes the VM.
+ * The pause guard of a QEMU that is reached by its QMP socket (see `pause-guard-process.ts`).
  *
  *     argv    QMP socket path, process id of QEMU, its start time
- *     stdin   "paused\n" before `stop`, "running\n" after `cont`; end of file when Cairn is gone
- *     stdout  "ready\n" at the start, "ok\n" for each "paused"
  *
  * On end of file while paused it connects to the socket (free again, its only client is dead) and sends `cont`, until
  * the VM runs or has ended. It never touches a VM that it was not told of: process id and start time must agree.
  */
 
-import { setTimeout as sleep } from 'node:timers/promises';
-
 import { isCheckpointError } from '../../src/errors.js';
+import { runPauseGuard } from './pause-guard-process.js';
 import { asObject } from './qmp-json.js';
 import { peerPid, qemuProcess } from './peer-process.js';
 import { QmpClient } from './qmp-client.js';
@@ -21,36 +18,9 @@ const RETRY_MS = 100;
 const GIVE_UP_MS = 30_000;
 
 const [path = '', pid = '', startTime = ''] = process.argv.slice(2);
-let isPaused = false;
-let unread = '';
 
-process.stdin.setEncoding('latin1');
-process.stdin.on('data', (text: string) => {
-  unread += text;
-  for (let end = unread.indexOf('\n'); end >= 0; end = unread.indexOf('\n')) {
-    isPaused = unread.slice(0, end) === 'paused';
-    unread = unread.slice(end + 1);
-    if (isPaused) process.stdout.write('ok\n');
-  }
-});
-// Signals meant for Cairn's process group must not take the guard along.
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined);
-// The reader of these lines may be the process whose end this one is waiting for.
-process.stdout.on('error', () => undefined);
-process.stdin.once('end', () => void finish());
-process.stdin.once('error', () => void finish());
-process.stdout.write('ready\n');
+runPauseGuard({ resumeOnce, retryMs: RETRY_MS, giveUpMs: GIVE_UP_MS });
 
-async function finish(): Promise<void> {
-  const until = Date.now() + GIVE_UP_MS;
-  while (isPaused && Date.now() < until) {
-    if (await resumeOnce()) break;
-    await sleep(RETRY_MS);
-  }
-  process.exit(0);
-}
-
-/** @returns true when there is nothing more to do */
 async function resumeOnce(): Promise<boolean> {
   try {
     const client = await QmpClient.connect(path, { greetingTimeoutMs: 1000, commandTimeoutMs: 5000 });

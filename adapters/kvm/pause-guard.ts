@@ -1,4 +1,4 @@
-/** Cairn's side of the pause guard (see `pause-guard-main.ts`): starts it, and tells it before and after each pause. */
+/** Cairn's side of the pause guard (see `pause-guard-process.ts`): starts it, and tells it before and after each pause. */
 
 import { spawn, type ChildProcess } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
@@ -7,7 +7,21 @@ import type { Socket } from 'node:net';
 import { CheckpointError } from '../../src/errors.js';
 import type { QemuProcess } from './peer-process.js';
 
-const MAIN = fileURLToPath(new URL('./pause-guard-main.js', import.meta.url));
+/** A program that speaks the protocol of `pause-guard-process.ts`. */
+export interface GuardProgram {
+  readonly modulePath: string;
+  readonly args: readonly string[];
+  readonly env?: NodeJS.ProcessEnv;
+}
+
+/** The guard that reaches QEMU through a QMP socket. */
+export function qmpGuard(socketPath: string, qemu: QemuProcess): GuardProgram {
+  return {
+    modulePath: fileURLToPath(new URL('./pause-guard-main.js', import.meta.url)),
+    args: [socketPath, String(qemu.pid), qemu.startTime],
+  };
+}
+
 /** Starting Node.js takes some 50 ms, far more on a machine that swaps. */
 const ANSWER_LIMIT_MS = 15_000;
 
@@ -34,13 +48,13 @@ export class PauseGuard {
   }
 
   /** Started and ready. @throws VM_STATE when it does not come up: without it nothing is paused */
-  static async start(socketPath: string, qemu: QemuProcess): Promise<PauseGuard> {
-    const child = spawn(process.execPath, [MAIN, socketPath, String(qemu.pid), qemu.startTime], {
+  static async start({ modulePath, args, env }: GuardProgram): Promise<PauseGuard> {
+    const child = spawn(process.execPath, [modulePath, ...args], {
       // A session of its own: a terminal's Ctrl-C and a shell's kill of the job do not reach it.
       detached: true,
       stdio: ['pipe', 'pipe', 'ignore'],
       cwd: '/',
-      env: {},
+      env: env ?? {},
     });
     const guard = new PauseGuard(child);
     await guard.#answer('ready\n');

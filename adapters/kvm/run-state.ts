@@ -6,7 +6,7 @@ import type { RunState } from '../../src/hypervisor/vm.js';
 import type { Json } from '../../src/types.js';
 import { isMigrating } from './hazards.js';
 import type { Monitor } from './monitor.js';
-import { PauseGuard } from './pause-guard.js';
+import { PauseGuard, type GuardProgram } from './pause-guard.js';
 import {
   clearPauseMarker,
   isLeftPaused,
@@ -20,8 +20,8 @@ import { asObject, asText } from './qmp-json.js';
 export interface RunStateOptions {
   readonly monitor: Monitor;
   readonly process: QemuProcess;
-  /** QMP socket for the guard, which reaches the VM when this process is gone. */
-  readonly socketPath: string;
+  /** Reaches the VM when this process is gone. */
+  readonly guard: GuardProgram;
   readonly runtimeDir: string;
 }
 
@@ -134,8 +134,7 @@ export class RunStateControl {
   async #readyGuard(): Promise<PauseGuard> {
     const present = await this.#guard?.catch(() => undefined);
     if (present?.isAlive === true) return present;
-    const { socketPath, process } = this.#options;
-    this.#guard = PauseGuard.start(socketPath, process);
+    this.#guard = PauseGuard.start(this.#options.guard);
     return this.#guard;
   }
 }

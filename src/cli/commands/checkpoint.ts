@@ -15,6 +15,7 @@ export function checkpointCommand(): Command {
     command('checkpoint', 'take one checkpoint of a running VM', [
       'cairn checkpoint qmp:/run/web1.qmp --repo /srv/cairn',
       'cairn checkpoint qmp:/run/web1.qmp --memory-only --max-pause 5 --json',
+      'cairn checkpoint libvirt:web1 --repo /srv/cairn',
     ]),
   )
     .argument('<vm>', 'address of the VM')

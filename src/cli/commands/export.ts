@@ -13,11 +13,16 @@ interface Options extends SharedOptions {
 export function exportCommand(): Command {
   return command('export', "write a checkpoint as a file that the hypervisor's own tools load", [
     'cairn export latest web1.mig --format qemu   # then: qemu-system-x86_64 ... -incoming "exec:cat web1.mig"',
+    'cairn export latest web1.save --format libvirt   # then: virsh restore web1.save',
   ])
     .argument('<checkpoint>', 'checkpoint id, the start of one, or latest')
     .argument('<file>', 'file to create')
     .option('--name <name>', 'look only in this chain')
-    .option('--format <format>', 'qemu: a migration stream', 'qemu')
+    .option(
+      '--format <format>',
+      'qemu: a migration stream; libvirt: a save image, of a libvirt domain',
+      'qemu',
+    )
     .action((checkpoint: string, path: string, options: Options) =>
       run(options, async ({ reporter, signal, openRepository }) => {
         const repository = await openRepository();

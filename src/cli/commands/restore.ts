@@ -28,7 +28,7 @@ export function restoreCommand(): Command {
     .option('--name <name>', 'look only in this chain')
     .option(
       '--to <address>',
-      'send to a waiting qemu -incoming (unix:PATH or tcp:HOST:PORT) instead of starting one',
+      'send to a waiting qemu -incoming (unix:PATH or tcp:HOST:PORT), or give it to libvirt[:URI], instead of starting a QEMU',
     )
     .option(
       '--set-arg <-option=value>',

@@ -14,12 +14,15 @@ export interface CliResult {
   readonly stderr: string;
 }
 
-const MAIN = fileURLToPath(new URL('../../../src/cli/main.js', import.meta.url));
+export const CAIRN_MAIN = fileURLToPath(new URL('../../../src/cli/main.js', import.meta.url));
 
 export interface CliOptions {
   /** Folder of the test; holds the runtime folder. */
   readonly dir: string;
   readonly env?: NodeJS.ProcessEnv;
+  /** Run as this user. */
+  readonly uid?: number;
+  readonly gid?: number;
 }
 
 export class CairnProcess {
@@ -32,10 +35,12 @@ export class CairnProcess {
   constructor(args: readonly string[], options: CliOptions) {
     const runtimeDir = join(options.dir, 'runtime');
     mkdirSync(runtimeDir, { recursive: true, mode: 0o700 });
-    this.child = spawn(process.execPath, [MAIN, ...args, '--json'], {
+    this.child = spawn(process.execPath, [CAIRN_MAIN, ...args, '--json'], {
       // What the test runner needs in NODE_OPTIONS is not what a user has.
       env: { ...process.env, NODE_OPTIONS: '', CAIRN_RUNTIME_DIR: runtimeDir, ...options.env },
       stdio: ['ignore', 'pipe', 'pipe'],
+      ...(options.uid === undefined ? {} : { uid: options.uid }),
+      ...(options.gid === undefined ? {} : { gid: options.gid }),
     });
     let text = '';
     let stderr = '';

@@ -1,0 +1,16 @@
+/** VMs that libvirt owns, as one of Cairn's hypervisors. */
+
+import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
+import { LIBVIRT_SCHEME } from './address.js';
+import { EXPORT_FORMATS, exportDomain } from './export.js';
+import { attachDomain, LIBVIRT_NAME } from './libvirt-vm.js';
+import { restoreDomain } from './restore.js';
+
+export const libvirtHypervisor: Hypervisor = {
+  name: LIBVIRT_NAME,
+  schemes: [LIBVIRT_SCHEME],
+  exportFormats: EXPORT_FORMATS,
+  attach: attachDomain,
+  restore: restoreDomain,
+  exportTo: exportDomain,
+};

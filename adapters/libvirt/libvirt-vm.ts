@@ -1,0 +1,152 @@
+/**
+ * A domain of libvirt as the core sees it: a QEMU like any other, whose monitor, pauses and identity go through libvirt.
+ */
+
+import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
+import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
+import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
+import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
+import type {
+  DiskSnapshot,
+  DiskSnapshotMode,
+  RunState,
+  Vm,
+  VmDisk,
+  VmIdentity,
+  VmReport,
+} from '../../src/hypervisor/vm.js';
+import { CheckpointError } from '../../src/errors.js';
+import type { JsonObject } from '../../src/types.js';
+import { KvmVm } from '../kvm/kvm-vm.js';
+import { sweepRuntimeDir } from '../kvm/runtime-files.js';
+import { parseDomainAddress } from './address.js';
+import { LibvirtConnection } from './connection.js';
+import { domainProcess } from './domain-process.js';
+import { LibvirtDomain } from './domain.js';
+import { LibvirtMonitor } from './monitor.js';
+import { libvirtGuard } from './pauses.js';
+
+/** What a manifest records as the hypervisor of a domain. */
+export const LIBVIRT_NAME = 'libvirt';
+
+interface Parts {
+  readonly qemu: KvmVm;
+  readonly domain: LibvirtDomain;
+  readonly xml: string;
+}
+
+/** @throws VM_ADDRESS, VM_UNSUPPORTED, VM_UNREACHABLE, VM_PERMISSION, VM_STATE, VM_GONE */
+export async function attachDomain(
+  address: string,
+  { runtimeDir, signal }: AttachOptions,
+): Promise<LibvirtVm> {
+  const { uri, domain: wanted } = parseDomainAddress(address);
+  const connection = await LibvirtConnection.open(uri);
+  try {
+    signal?.throwIfAborted();
+    const domain = await LibvirtDomain.find(connection, wanted);
+    const state = await domain.state();
+    if (state !== 'running' && state !== 'paused') {
+      throw new CheckpointError('VM_STATE', `the domain ${domain.name} does not run`, {
+        hint: `virsh start ${domain.name}`,
+      });
+    }
+    await domain.refuseDuringJob();
+    const process = await domainProcess(domain);
+    await sweepRuntimeDir(runtimeDir);
+    const qemu = await KvmVm.attach(
+      { address, runtimeDir, socketPath: '' },
+      { monitor: new LibvirtMonitor(domain), process, guard: libvirtGuard(domain, process) },
+    );
+    return new LibvirtVm({ qemu, domain, xml: await domain.xml() });
+  } catch (error) {
+    await connection.close();
+    throw error;
+  }
+}
+
+export class LibvirtVm implements Vm {
+  readonly address: string;
+  readonly identity: VmIdentity;
+  readonly #parts: Parts;
+  #xml: string;
+
+  constructor(parts: Parts) {
+    const { qemu, domain } = parts;
+    this.address = qemu.address;
+    this.identity = {
+      ...qemu.identity,
+      hypervisor: LIBVIRT_NAME,
+      name: domain.name,
+      uuid: domain.uuid,
+    };
+    this.#parts = parts;
+    this.#xml = parts.xml;
+  }
+
+  /** As of a QEMU, and: domainXml as of the last pause, libvirtUri. */
+  get machine(): JsonObject {
+    const { qemu, domain } = this.#parts;
+    return { ...qemu.machine, domainXml: this.#xml, libvirtUri: domain.connection.uri };
+  }
+
+  memoryLayout(): Promise<MemoryLayout> {
+    return this.#parts.qemu.memoryLayout();
+  }
+
+  guestReader(): GuestReaderDescription {
+    return this.#parts.qemu.guestReader();
+  }
+
+  inspect(): Promise<VmReport> {
+    return this.#parts.qemu.inspect();
+  }
+
+  tracker(kind: string): DirtyTracker {
+    return this.#parts.qemu.tracker(kind);
+  }
+
+  runState(): Promise<RunState> {
+    return this.#parts.qemu.runState();
+  }
+
+  async pause(): Promise<void> {
+    await this.#parts.domain.refuseDuringJob();
+    // Devices come and go with hotplug. Read before the pause; libvirt takes some milliseconds for it.
+    this.#xml = await this.#parts.domain.xml();
+    await this.#parts.qemu.pause();
+  }
+
+  resume(): Promise<void> {
+    return this.#parts.qemu.resume();
+  }
+
+  saveDeviceState(): Promise<void> {
+    return this.#parts.qemu.saveDeviceState();
+  }
+
+  takeDeviceState(): Promise<Uint8Array> {
+    return this.#parts.qemu.takeDeviceState();
+  }
+
+  disks(): Promise<readonly VmDisk[]> {
+    return this.#parts.qemu.disks();
+  }
+
+  snapshotDisks(
+    name: string,
+    disks: readonly VmDisk[],
+    mode: DiskSnapshotMode,
+  ): Promise<readonly DiskSnapshot[]> {
+    return this.#parts.qemu.snapshotDisks(name, disks, mode);
+  }
+
+  dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    return this.#parts.qemu.dropDiskSnapshots(snapshots);
+  }
+
+  /** The connection to libvirt ends with it. */
+  close(): Promise<void> {
+    return this.#parts.qemu.close();
+  }
+}

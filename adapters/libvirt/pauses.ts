@@ -1,0 +1,41 @@
+/**
+ * Pausing and resuming through libvirt itself, not past it: virDomainSuspend and virDomainResume.
+ *
+ * libvirt would follow a `stop` and `cont` of the monitor by QEMU's events, so virsh would agree too. But only its own calls
+ * wait for a job that holds the domain, and only they take the disk leases (virtlockd, sanlock) back that a pause gives up.
+ */
+
+import { fileURLToPath } from 'node:url';
+
+import type { GuardProgram } from '../kvm/pause-guard.js';
+import type { QemuProcess } from '../kvm/peer-process.js';
+import type { LibvirtDomain } from './domain.js';
+
+/** The process that resumes the domain when this one is killed in the pause. */
+export function libvirtGuard({ connection, uuid }: LibvirtDomain, qemu: QemuProcess): GuardProgram {
+  return {
+    modulePath: fileURLToPath(new URL('./pause-guard-main.js', import.meta.url)),
+    args: [connection.uri, uuid, String(qemu.pid), qemu.startTime],
+    // Where a user's own daemon listens.
+    env: {
+      HOME: process.env.HOME,
+      XDG_RUNTIME_DIR: process.env.XDG_RUNTIME_DIR,
+      XDG_CACHE_HOME: process.env.XDG_CACHE_HOME,
+    },
+  };
+}
+
+/** As `stop`. @throws VM_STATE, retryable, while libvirt is busy with the domain; VM_GONE */
+export async function stopDomain(domain: LibvirtDomain): Promise<void> {
+  await domain.refuseDuringJob();
+  await domain.suspend();
+}
+
+/** As `cont`, no error when it runs already. The call is under way when this returns. @throws VM_STATE, VM_GONE */
+export async function continueDomain(domain: LibvirtDomain): Promise<void> {
+  try {
+    await domain.resume();
+  } catch (error) {
+    if ((await domain.state()) !== 'running') throw error;
+  }
+}

@@ -1,0 +1,252 @@
+/** The lab's guest as a domain of libvirt. */
+
+import { execFile, execFileSync, spawn, spawnSync } from 'node:child_process';
+import {
+  chmodSync,
+  chownSync,
+  closeSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
+
+import { LabMachine } from './machine.js';
+import { CAIRN_MAIN, type CliOptions } from './support/cairn-cli.js';
+import { readRamBlocks } from './support/ground-truth.js';
+import { ensureLab, labCache, scratchDir, SOURCE_ROOT } from './support/lab-files.js';
+
+/** `nobody`, who owns nothing else. */
+const USER_ID = 65534;
+
+/** Empty when libvirt can be used; else why not. */
+export function whyNoLibvirt(): string {
+  const setup = spawnSync('bash', [join(SOURCE_ROOT, 'test/lab/setup/ensure-libvirt.sh')], {
+    encoding: 'utf8',
+  });
+  process.stderr.write(setup.stdout);
+  return setup.status === 0 ? '' : setup.stderr.trim() || 'libvirt cannot be set up here';
+}
+
+/** Empty when another user's libvirt can be used as well; else why not. */
+export function whyNoSession(): string {
+  if (process.getuid?.() !== 0) return 'becoming another user needs root';
+  const { status } = spawnSync(process.execPath, [CAIRN_MAIN, '--version'], { uid: USER_ID, gid: USER_ID });
+  return status === 0 ? '' : `user ${USER_ID} cannot run ${CAIRN_MAIN}`;
+}
+
+export interface LabDomainOptions {
+  /** Of the unprivileged user's libvirt instead of the system's. */
+  readonly session?: boolean;
+  /** Put into the XML: below <domain>, below <devices>. */
+  readonly domainXml?: string;
+  readonly devicesXml?: string;
+}
+
+export class LabDomain {
+  readonly name: string;
+  readonly dir: string;
+  readonly #options: LabDomainOptions;
+
+  private constructor(name: string, dir: string, options: LabDomainOptions) {
+    this.name = name;
+    this.dir = dir;
+    this.#options = options;
+  }
+
+  static async define(name: string, options: LabDomainOptions = {}): Promise<LabDomain> {
+    ensureLab();
+    const dir = scratchDir(name);
+    // QEMU runs as another user there, and opens sockets in it.
+    chmodSync(dir, 0o777);
+    for (const file of ['vmlinuz', 'initrd.gz']) {
+      copyFileSync(join(labCache(), 'guest', file), join(dir, file));
+    }
+    execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', join(dir, 'disk.qcow2'), '256M']);
+    writeFileSync(join(dir, 'domain.xml'), domainXml(name, dir, options));
+    const domain = new LabDomain(name, dir, options);
+    if (options.session === true) {
+      for (const folder of ['home', 'run', 'runtime']) mkdirSync(join(dir, folder), { mode: 0o700 });
+      for (const path of ['home', 'run', 'runtime', 'disk.qcow2'])
+        chownSync(join(dir, path), USER_ID, USER_ID);
+    }
+    await domain.virsh('define', join(dir, 'domain.xml'));
+    return domain;
+  }
+
+  get uri(): string {
+    return this.#options.session === true ? 'qemu:///session' : 'qemu:///system';
+  }
+
+  get address(): string {
+    return this.addressOf(this.name);
+  }
+
+  addressOf(name: string): string {
+    return this.#options.session === true ? `libvirt:${this.uri}#${name}` : `libvirt:${name}`;
+  }
+
+  /** For the command line, run by whoever owns the domain. */
+  get cli(): CliOptions {
+    return { dir: this.dir, ...this.#owner() };
+  }
+
+  async virsh(...args: readonly string[]): Promise<string> {
+    const { stdout } = await promisify(execFile)('virsh', ['-q', '-c', this.uri, ...args], this.#owner());
+    return stdout.trim();
+  }
+
+  async start(): Promise<LabMachine> {
+    await this.virsh('start', this.name);
+    const machine = await this.adopt();
+    await machine.waitForTick(1, 120_000);
+    return machine;
+  }
+
+  /** The running domain, restored perhaps, with the lab's view of its guest. */
+  adopt(name = this.name): Promise<LabMachine> {
+    const folder =
+      this.#options.session === true ? join(this.dir, 'run/libvirt/qemu/run') : '/run/libvirt/qemu';
+    return LabMachine.adopt(name, this.dir, Number(readFileSync(join(folder, `${name}.pid`), 'latin1')));
+  }
+
+  state(name = this.name): Promise<string> {
+    return this.virsh('domstate', name);
+  }
+
+  /** Names of the lifecycle events, as `virsh event` prints them, until the returned function is called. */
+  listen(): () => Promise<readonly string[]> {
+    const child = spawn(
+      'virsh',
+      ['-c', this.uri, 'event', this.name, '--event', 'lifecycle', '--loop'],
+      this.#owner(),
+    );
+    let text = '';
+    child.stdout.setEncoding('utf8').on('data', (chunk: string) => (text += chunk));
+    return async () => {
+      await sleep(200);
+      child.kill('SIGINT');
+      await new Promise((resolve) => child.once('close', resolve));
+      return [...text.matchAll(/'lifecycle' for domain .*?: (\w+)/g)].map((match) => match[1]!);
+    };
+  }
+
+  /**
+   * The truth about the memory of the paused domain: QEMU's own migration stream into a file that virsh passes to it,
+   * since a QEMU of libvirt may neither start programs nor open files.
+   */
+  async groundTruth(name = this.name): Promise<Map<string, Buffer>> {
+    const path = join(this.dir, 'truth.mig');
+    const file = openSync(path, 'w');
+    try {
+      const passed = spawnSync(
+        'virsh',
+        [
+          '-c',
+          this.uri,
+          'qemu-monitor-command',
+          '--pass-fds',
+          '3',
+          name,
+          command('getfd', { fdname: 'truth' }),
+        ],
+        { ...this.#owner(), stdio: ['ignore', 'pipe', 'pipe', file], encoding: 'utf8' },
+      );
+      if (passed.status !== 0) throw new Error(`passing a file to QEMU: ${passed.stderr}`);
+      await this.qmp('migrate-set-parameters', { 'max-bandwidth': 0x7fffffff }, name);
+      await this.qmp('migrate', { uri: 'fd:truth' }, name);
+      for (;;) {
+        const { status } = (await this.qmp('query-migrate', {}, name)) as { status?: string };
+        if (status === 'completed') break;
+        if (status === 'failed') throw new Error('the migration into a file failed');
+        await sleep(10);
+      }
+      return readRamBlocks(readFileSync(path));
+    } finally {
+      closeSync(file);
+      rmSync(path, { force: true });
+    }
+  }
+
+  /** A QMP command through virsh. */
+  async qmp(execute: string, args: Record<string, unknown> = {}, name = this.name): Promise<unknown> {
+    const reply = JSON.parse(await this.virsh('qemu-monitor-command', name, command(execute, args))) as {
+      readonly return?: unknown;
+    };
+    if (reply.return === undefined) throw new Error(`${execute}: ${JSON.stringify(reply)}`);
+    return reply.return;
+  }
+
+  async stop(name = this.name): Promise<void> {
+    await this.virsh('destroy', name).catch(() => '');
+  }
+
+  async remove(): Promise<void> {
+    await this.stop();
+    await this.virsh('undefine', this.name, '--snapshots-metadata').catch(() => '');
+    if (this.#options.session === true) {
+      for (const daemon of ['libvirtd', 'virtlogd']) endDaemon(join(this.dir, `run/libvirt/${daemon}.pid`));
+    }
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+
+  #owner(): { readonly uid?: number; readonly gid?: number; readonly env?: NodeJS.ProcessEnv } {
+    if (this.#options.session !== true) return {};
+    return {
+      uid: USER_ID,
+      gid: USER_ID,
+      env: { ...process.env, HOME: join(this.dir, 'home'), XDG_RUNTIME_DIR: join(this.dir, 'run') },
+    };
+  }
+}
+
+/** A session's daemons would stay for two minutes. */
+function endDaemon(pidFile: string): void {
+  try {
+    if (existsSync(pidFile)) process.kill(Number(readFileSync(pidFile, 'latin1')), 'SIGTERM');
+  } catch {
+    // Gone already.
+  }
+}
+
+function command(execute: string, args: Record<string, unknown>): string {
+  return JSON.stringify({ execute, arguments: args });
+}
+
+function domainXml(name: string, dir: string, options: LabDomainOptions): string {
+  return `<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+  <name>${name}</name>
+  ${options.domainXml ?? "<memory unit='MiB'>256</memory><vcpu>1</vcpu>"}
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+    <kernel>${dir}/vmlinuz</kernel>
+    <initrd>${dir}/initrd.gz</initrd>
+    <cmdline>console=ttyS0 quiet panic=1 mitigations=off</cmdline>
+  </os>
+  <features><acpi/></features>
+  <on_crash>preserve</on_crash>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/>
+      <source file='${dir}/disk.qcow2'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <serial type='file'><source path='${dir}/diary.log' append='on'/></serial>
+    <serial type='unix'><source mode='bind' path='${dir}/agent.sock'/></serial>
+    <memballoon model='virtio'/>
+    ${options.devicesXml ?? ''}
+  </devices>
+  <qemu:commandline>
+    <qemu:arg value='-qmp'/>
+    <qemu:arg value='unix:${dir}/harness.sock,server=on,wait=off'/>
+  </qemu:commandline>
+</domain>
+`;
+}

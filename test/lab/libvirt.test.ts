@@ -1,0 +1,269 @@
+import { randomUUID } from 'node:crypto';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { statSync, writeFileSync } from 'node:fs';
+
+import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
+
+import { LabDomain, whyNoLibvirt, whyNoSession } from './libvirt-domain.js';
+import type { LabMachine } from './machine.js';
+import { CairnProcess, cairn, isSummary, runCairn, type CliOptions } from './support/cairn-cli.js';
+import { differingPages } from './support/ground-truth.js';
+import { PauseHold, readCheckpoint } from './support/oracle.js';
+
+const INCREMENTS = 4;
+const reason = whyNoLibvirt();
+if (reason !== '') process.stderr.write(`skipped: VMs of libvirt: ${reason}\n`);
+const describeWithLibvirt = reason === '' ? describe : describe.skip;
+const sessionReason = reason || whyNoSession();
+if (sessionReason !== reason) process.stderr.write(`skipped: qemu:///session: ${sessionReason}\n`);
+const describeWithSession = sessionReason === '' ? describe : describe.skip;
+
+describeWithLibvirt('a domain that libvirt owns', () => {
+  let domain: LabDomain;
+  let machine: LabMachine;
+  let options: CliOptions;
+  let repo = '';
+  beforeAll(async () => {
+    domain = await LabDomain.define(`cairn-lab-${process.pid}`);
+    options = domain.cli;
+    repo = join(domain.dir, 'repo');
+    await cairn(['init', '--repo', repo], options);
+    machine = await domain.start();
+    await machine.guest('lab fill 24');
+    await machine.guest('lab memory 16');
+    await machine.guest('lab disk');
+  }, 300_000);
+  afterAll(async () => {
+    machine.qmp.close();
+    await domain.remove();
+  });
+
+  it(`has exactly the memory that a base and ${INCREMENTS} increments hold`, async () => {
+    const wrong: string[] = [];
+    for (let i = 0; i <= INCREMENTS; i++) {
+      const hold = new PauseHold(domain.dir);
+      const taking = new CairnProcess(
+        ['checkpoint', domain.address, '--repo', repo, '--hook', hold.command],
+        options,
+      );
+      await hold.reached(taking);
+      expect(await domain.state()).toBe('paused');
+      const truth = await domain.groundTruth();
+      hold.release();
+      const summary = await taking.message(isSummary);
+      expect(await taking.ended).toMatchObject({ exitCode: 0 });
+      expect(await domain.state()).toBe('running');
+      expect(summary).toMatchObject({
+        kind: i === 0 ? 'base' : 'incremental',
+        tracker: 'pagemap-scan',
+        compare_reason: '',
+      });
+      const stored = await readCheckpoint(repo, String(summary.checkpoint_id));
+      wrong.push(...differingPages(truth, stored).map((page) => `checkpoint ${i}: ${page}`));
+    }
+    expect(wrong).toEqual([]);
+    await machine.waitForProgress();
+  }, 300_000);
+
+  it('is found by name, UUID, id and with a connection, and is the same VM each time', async () => {
+    const uuid = await domain.virsh('domuuid', domain.name);
+    const id = await domain.virsh('domid', domain.name);
+    for (const name of [uuid, id, `qemu:///system#${domain.name}`]) {
+      expect(
+        await cairn(['checkpoint', `libvirt:${name}`, '--repo', repo, '--memory-only'], options),
+      ).toMatchObject({ kind: 'incremental', compare_reason: '', vm_name: domain.name });
+    }
+  });
+
+  it('is suspended and resumed once, to everybody who listens to libvirt', async () => {
+    const stop = domain.listen();
+    await sleep(300);
+    await cairn(['checkpoint', domain.address, '--repo', repo, '--memory-only'], options);
+    expect(await stop()).toEqual(['Suspended', 'Resumed']);
+  });
+
+  it('stays paused when virsh has paused it', async () => {
+    await domain.virsh('suspend', domain.name);
+    const summary = await cairn(['checkpoint', domain.address, '--repo', repo, '--memory-only'], options);
+    expect(summary).toMatchObject({ pause_ms: 0 });
+    expect(await domain.state()).toBe('paused');
+    const truth = await domain.groundTruth();
+    expect(differingPages(truth, await readCheckpoint(repo, String(summary.checkpoint_id)))).toEqual([]);
+    await domain.virsh('resume', domain.name);
+    await machine.waitForProgress();
+  });
+
+  it('is left alone while libvirt is busy with it', async () => {
+    const backup = join(domain.dir, 'backup.xml');
+    writeFileSync(
+      backup,
+      `<domainbackup mode='pull'><server transport='unix' socket='${join(domain.dir, 'nbd.sock')}'/></domainbackup>`,
+    );
+    await domain.virsh('backup-begin', domain.name, backup);
+    try {
+      const refused = await runCairn(
+        ['checkpoint', domain.address, '--repo', repo, '--memory-only'],
+        options,
+      );
+      expect(refused.messages.at(-1)).toMatchObject({
+        message_type: 'error',
+        code: 'VM_STATE',
+        retryable: true,
+        detail: { job: 'backup' },
+      });
+      expect(await domain.state()).toBe('running');
+    } finally {
+      await domain.virsh('domjobabort', domain.name);
+    }
+    await cairn(['checkpoint', domain.address, '--repo', repo, '--memory-only'], options);
+  });
+
+  it('runs again, and virsh says so, when cairn is killed in the pause', async () => {
+    const hold = new PauseHold(domain.dir);
+    const doomed = new CairnProcess(
+      ['checkpoint', domain.address, '--repo', repo, '--memory-only', '--hook', hold.command],
+      options,
+    );
+    await hold.reached(doomed);
+    expect(await domain.state()).toBe('paused');
+    doomed.child.kill('SIGKILL');
+    while ((await domain.state()) !== 'running') await sleep(50);
+    await machine.waitForProgress();
+    // The hook's shell outlives Cairn and holds its pipes.
+    hold.release();
+    await doomed.ended;
+  }, 60_000);
+
+  it('refuses what is no running domain of this host', async () => {
+    const code = async (address: string): Promise<unknown> =>
+      (await runCairn(['checkpoint', address, '--repo', repo], options)).messages.at(-1)?.code;
+    expect(await code('libvirt:no-such-domain')).toBe('VM_ADDRESS');
+    expect(await code('libvirt:qemu+ssh://elsewhere/system#web1')).toBe('VM_UNSUPPORTED');
+    expect(await code('libvirt:')).toBe('VM_ADDRESS');
+    expect(await code('libvirt:qemu+unix:///system?socket=/nowhere#web1')).toBe('VM_UNREACHABLE');
+  });
+
+  describe('restored', () => {
+    let checksum = '';
+    let id = '';
+    let tick = 0;
+    let bytes = 0;
+    beforeAll(async () => {
+      await machine.guest('lab stop');
+      checksum = await machine.guest('lab sum');
+      id = String((await cairn(['checkpoint', domain.address, '--repo', repo], options)).checkpoint_id);
+      await machine.waitForProgress();
+      const busy = await runCairn(['restore', id, '--repo', repo, '--to', 'libvirt'], options);
+      expect(busy.messages.at(-1)).toMatchObject({ code: 'RESTORE_TARGET_BUSY' });
+      expect(await domain.state()).toBe('running');
+      tick = machine.lastTick();
+      machine.qmp.close();
+      await domain.stop();
+    });
+    afterEach(() => domain.stop());
+
+    /** Goes on from the checkpoint: counter, open file, data and disk. */
+    const expectToGoOn = async (name = domain.name): Promise<void> => {
+      const again = await domain.adopt(name);
+      try {
+        const first = await again.waitForTick(1, 60_000, bytes);
+        expect(first.tick).toBeLessThanOrEqual(tick);
+        await again.waitForTick(first.tick + 5, 60_000, bytes);
+        expect(again.ticks(bytes).every((at) => at.tick === at.lines)).toBe(true);
+        expect(await again.guest('lab sum')).toBe(checksum);
+        expect(await again.guest('dd if=/dev/vda of=/dev/null bs=1M count=16 iflag=direct 2>&1')).toContain(
+          '16+0 records in',
+        );
+      } finally {
+        again.qmp.close();
+      }
+    };
+    const diaryBytes = (): number => statSync(join(domain.dir, 'diary.log')).size;
+
+    it('by cairn, straight into libvirt', async () => {
+      bytes = diaryBytes();
+      expect(await cairn(['restore', id, '--repo', repo, '--to', 'libvirt'], options)).toMatchObject({
+        vm_address: domain.address,
+        running: true,
+      });
+      expect(await domain.state()).toBe('running');
+      await expectToGoOn();
+      expect(await cairn(['checkpoint', domain.address, '--repo', repo], options)).toMatchObject({
+        kind: 'incremental',
+      });
+    }, 180_000);
+
+    it('by virsh restore from an exported save image', async () => {
+      const image = join(domain.dir, 'exported.save');
+      await cairn(['export', id, image, '--repo', repo, '--format', 'libvirt'], options);
+      expect(await domain.virsh('save-image-dumpxml', image)).toContain(`<name>${domain.name}</name>`);
+      bytes = diaryBytes();
+      await domain.virsh('restore', image);
+      expect(await domain.state()).toBe('running');
+      await expectToGoOn();
+    }, 180_000);
+
+    it('paused, byte for byte as it was', async () => {
+      expect(await cairn(['restore', id, '--repo', repo, '--paused'], options)).toMatchObject({
+        running: false,
+      });
+      expect(await domain.state()).toBe('paused');
+      expect(differingPages(await domain.groundTruth(), await readCheckpoint(repo, id))).toEqual([]);
+      bytes = diaryBytes();
+      await domain.virsh('resume', domain.name);
+      await expectToGoOn();
+    }, 180_000);
+
+    it('under another name and UUID', async () => {
+      const name = `${domain.name}-copy`;
+      const uuid = randomUUID();
+      bytes = diaryBytes();
+      try {
+        const edits = ['--set-arg', `-name=${name}`, '--set-arg', `-uuid=${uuid}`];
+        expect(await cairn(['restore', id, '--repo', repo, ...edits], options)).toMatchObject({
+          vm_address: `libvirt:${name}`,
+        });
+        expect(await domain.virsh('domuuid', name)).toBe(uuid);
+        expect(await domain.state()).toBe('shut off');
+        await expectToGoOn(name);
+      } finally {
+        await domain.stop(name);
+      }
+    }, 180_000);
+  });
+});
+
+describeWithSession("a domain of a user's own libvirt", () => {
+  let domain: LabDomain;
+  beforeAll(async () => {
+    // Short: the path of the monitor's socket begins with it.
+    domain = await LabDomain.define(`cs-${process.pid}`, { session: true });
+  }, 120_000);
+  afterAll(() => domain.remove());
+
+  it('is checkpointed and restored without root', async () => {
+    const repo = join(domain.dir, 'repo');
+    await cairn(['init', '--repo', repo], domain.cli);
+    const machine = await domain.start();
+    const first = await cairn(['checkpoint', domain.address, '--repo', repo], domain.cli);
+    expect(first).toMatchObject({ kind: 'base', tracker: 'pagemap-scan' });
+    expect(await cairn(['checkpoint', domain.address, '--repo', repo], domain.cli)).toMatchObject({
+      kind: 'incremental',
+      compare_reason: '',
+    });
+    const tick = machine.lastTick();
+    machine.qmp.close();
+    await domain.stop();
+    const bytes = statSync(join(domain.dir, 'diary.log')).size;
+    expect(await cairn(['restore', 'latest', '--repo', repo], domain.cli)).toMatchObject({
+      vm_address: domain.address,
+      running: true,
+    });
+    const again = await domain.adopt();
+    const seen = await again.waitForTick(1, 60_000, bytes);
+    expect(seen.tick).toBeLessThanOrEqual(tick + 1);
+    await again.waitForTick(seen.tick + 3, 60_000, bytes);
+    again.qmp.close();
+  }, 120_000);
+});

@@ -1,0 +1,144 @@
+import { describe, expect, it } from '@jest/globals';
+
+import {
+  formatDomainAddress,
+  parseDomainAddress,
+  parseRestoreTarget,
+} from '../../adapters/libvirt/address.js';
+import { isStartedFor } from '../../adapters/libvirt/domain-process.js';
+import { editedXml, identityIn, recordedXml } from '../../adapters/libvirt/domain-xml.js';
+import { describeFailure, libvirtError } from '../../adapters/libvirt/libvirt-error.js';
+import { resultOf } from '../../adapters/libvirt/monitor.js';
+import { saveImageHead } from '../../adapters/libvirt/save-image.js';
+
+const UUID = '30c526e0-ee48-4b63-8d6a-f7642f082b91';
+const XML = `<domain type='kvm' id='3'>
+  <name>a &amp; b</name>
+  <uuid>${UUID}</uuid>
+  <metadata><app:name xmlns:app="urn:x">inner</app:name></metadata>
+  <devices><interface><name>not the domain</name></interface></devices>
+</domain>`;
+
+describe('the address of a domain', () => {
+  it.each([
+    ['libvirt:web1', 'qemu:///system', 'web1'],
+    ['libvirt:qemu:///session#web1', 'qemu:///session', 'web1'],
+    [`libvirt:${UUID}`, 'qemu:///system', UUID],
+    ['libvirt:#7', 'qemu:///system', '7'],
+    ['libvirt:a:b/c', 'qemu:///system', 'a:b/c'],
+  ])('%s', (address, uri, domain) => {
+    expect(parseDomainAddress(address)).toEqual({ uri, domain });
+    expect(parseDomainAddress(formatDomainAddress({ uri, domain }))).toEqual({ uri, domain });
+  });
+
+  it.each(['libvirt:', 'libvirt:qemu:///system#', 'libvirt:a#b#c', 'qmp:/run/x'])('is not %s', (address) => {
+    expect(() => parseDomainAddress(address)).toThrow(expect.objectContaining({ code: 'VM_ADDRESS' }));
+  });
+
+  it.each(['qemu+ssh://host/system', 'xen:///system', 'qemu://host/system', 'lxc:///'])(
+    'is none of this host at %s',
+    (uri) => {
+      expect(() => parseDomainAddress(`libvirt:${uri}#web1`)).toThrow(
+        expect.objectContaining({ code: 'VM_UNSUPPORTED' }),
+      );
+    },
+  );
+
+  it('as the target of a restore is a connection alone', () => {
+    expect(parseRestoreTarget('libvirt')).toBe('qemu:///system');
+    expect(parseRestoreTarget('libvirt:')).toBe('qemu:///system');
+    expect(parseRestoreTarget('libvirt:qemu:///session')).toBe('qemu:///session');
+    expect(parseRestoreTarget('unix:/run/incoming')).toBeUndefined();
+  });
+});
+
+describe('the process of a domain', () => {
+  const argv = (name: string, uuid = UUID): string[] => ['qemu', '-name', name, '-S', '-uuid', uuid];
+
+  it('was started with its name and UUID', () => {
+    expect(isStartedFor(argv('guest=web1,debug-threads=on'), { name: 'web1', uuid: UUID })).toBe(true);
+    expect(isStartedFor(argv('guest=a,,b'), { name: 'a,b', uuid: UUID })).toBe(true);
+  });
+
+  it('is none that only looks like it', () => {
+    expect(isStartedFor(argv('guest=web10'), { name: 'web1', uuid: UUID })).toBe(false);
+    expect(isStartedFor(argv('guest=web1', UUID.replace('3', '4')), { name: 'web1', uuid: UUID })).toBe(
+      false,
+    );
+    expect(isStartedFor(['sleep', '9'], { name: 'web1', uuid: UUID })).toBe(false);
+    expect(isStartedFor([], { name: 'web1', uuid: UUID })).toBe(false);
+  });
+});
+
+describe('the XML of a domain', () => {
+  it('is taken from a checkpoint of libvirt only', () => {
+    expect(recordedXml({ domainXml: XML })).toBe(XML);
+    for (const domainXml of [undefined, 1, '', '<evil/>', '<domain\0']) {
+      expect(() => recordedXml(domainXml === undefined ? {} : { domainXml })).toThrow(
+        expect.objectContaining({ code: 'VM_UNSUPPORTED' }),
+      );
+    }
+  });
+
+  it('gets another name and UUID, and nothing else changes', () => {
+    const uuid = '11111111-2222-3333-4444-555555555555';
+    const edited = editedXml(XML, ['-name=<web$1>', `-uuid=${uuid}`]);
+    expect(identityIn(edited)).toEqual({ name: '<web$1>', uuid });
+    expect(edited.replace('&lt;web$1&gt;', 'a &amp; b').replace(uuid, UUID)).toBe(XML);
+    expect(identityIn(XML)).toEqual({ name: 'a & b', uuid: UUID });
+  });
+
+  it.each(['-m=512', '-uuid=short', '-name=', 'name=x'])('refuses the edit %s', (edit) => {
+    expect(() => editedXml(XML, [edit])).toThrow(expect.objectContaining({ code: 'USAGE' }));
+  });
+});
+
+describe('a save image', () => {
+  it('starts with a header whose numbers find XML and stream', () => {
+    const xml = `${XML}<!-- ü -->`;
+    const head = saveImageHead(xml);
+    expect(head.toString('latin1', 0, 16)).toBe('LibvirtQemudSave');
+    const numbers = Array.from({ length: 19 }, (_, i) => head.readUInt32LE(16 + 4 * i));
+    expect(numbers).toEqual([2, head.length - 92, 1, 0, 0, ...Array<number>(14).fill(0)]);
+    const end = head.indexOf(0, 92);
+    expect(head.toString('utf8', 92, end)).toBe(xml);
+    expect(head.subarray(end).every((byte) => byte === 0)).toBe(true);
+  });
+});
+
+describe('what libvirt hands on from QEMU', () => {
+  it('is the result', () => {
+    expect(resultOf('query-name', '{"return":{"name":"web1"},"id":"libvirt-9"}')).toEqual({ name: 'web1' });
+  });
+
+  it('or the error with its class', () => {
+    expect(() => resultOf('stop', '{"id":"x","error":{"class":"GenericError","desc":"no"}}')).toThrow(
+      expect.objectContaining({
+        code: 'QMP_COMMAND',
+        detail: { class: 'GenericError', desc: 'no', command: 'stop' },
+      }),
+    );
+  });
+
+  it.each(['', 'null', '[]', '{}', '{"error":1}'])('and never %s', (reply) => {
+    expect(() => resultOf('stop', reply)).toThrow(expect.objectContaining({ code: 'QMP_PROTOCOL' }));
+  });
+});
+
+describe("libvirt's errors", () => {
+  it.each([
+    [42, "Domain not found: no domain with matching name 'x'", 'VM_ADDRESS'],
+    [55, 'Requested operation is not valid: domain is not running', 'VM_GONE'],
+    [38, 'Failed to connect socket to /x: Permission denied', 'VM_PERMISSION'],
+    [38, 'Failed to connect socket to /x: No such file or directory', 'VM_UNREACHABLE'],
+    [45, 'authentication unavailable', 'VM_PERMISSION'],
+    [1, 'internal error: something', 'VM_STATE'],
+  ])('%i %s', (code, message, expected) => {
+    expect(describeFailure({ code, message }).code).toBe(expected);
+  });
+
+  it('can be tried again when another operation holds the domain', () => {
+    const error = libvirtError('pausing', { code: 68, message: 'cannot acquire state change lock' });
+    expect(error).toMatchObject({ code: 'VM_STATE', retryable: true });
+  });
+});
