@@ -110,11 +110,11 @@ export class LibvirtVm implements Vm {
     return this.#parts.qemu.runState();
   }
 
-  async pause(): Promise<void> {
+  async pause(): Promise<boolean> {
     await this.#parts.domain.refuseDuringJob();
     // Devices come and go with hotplug. Read before the pause; libvirt takes some milliseconds for it.
     this.#xml = await this.#parts.domain.xml();
-    await this.#parts.qemu.pause();
+    return this.#parts.qemu.pause();
   }
 
   resume(): Promise<void> {
