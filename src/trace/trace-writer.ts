@@ -31,8 +31,8 @@ export interface RecordedEpoch {
   readonly after: Uint8Array;
 }
 
-/** Slow is good: a trace is written once and read often. */
-const DEFAULT_LEVEL = 12;
+/** The VM waits while an epoch is compressed; higher levels gain little on differences. */
+const DEFAULT_LEVEL = 6;
 
 export class TraceWriter {
   readonly #path: string;

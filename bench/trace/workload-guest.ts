@@ -1,0 +1,79 @@
+/** The workload guest: a real Debian userland under real QEMU (TCG), its disk thrown away afterwards. */
+
+import { execFileSync } from 'node:child_process';
+import { dirname, join } from 'node:path';
+
+import { LabMachine } from '../../test/lab/machine.js';
+import { labCache, SOURCE_ROOT } from '../../test/lab/support/lab-files.js';
+
+export interface Workload {
+  /** As `bench/trace/guest/workload` knows it. */
+  readonly name: string;
+  readonly description: string;
+  /** Until the load is past its beginning. */
+  readonly warmUpMs: number;
+}
+
+export const WORKLOADS: readonly Workload[] = [
+  {
+    name: 'idle',
+    description: 'nothing but the kernel and a line a second to a serial port',
+    warmUpMs: 3000,
+  },
+  {
+    name: 'redis',
+    description: 'redis-server under redis-benchmark: set, get, incr, lpush, hset, zadd',
+    warmUpMs: 12_000,
+  },
+  {
+    name: 'python',
+    description: 'a Python heap of 60000 objects, changed and replaced at random',
+    warmUpMs: 15_000,
+  },
+  {
+    name: 'sqlite',
+    description: 'SQLite on ext4: transactions of 10 inserts and 10 updates',
+    warmUpMs: 6000,
+  },
+  { name: 'compile', description: 'gcc -O2 -g over generated C files', warmUpMs: 6000 },
+  { name: 'archive', description: 'tar of file trees through zstd -3 and gzip -6', warmUpMs: 6000 },
+  { name: 'web', description: 'nginx under wrk, files from 30 KiB to 1 MiB', warmUpMs: 6000 },
+  { name: 'stress', description: 'stress-ng --vm 1, all of its methods', warmUpMs: 5000 },
+  { name: 'random', description: 'small writes to random places of 96 MiB', warmUpMs: 5000 },
+  {
+    name: 'sequential',
+    description: 'records of 64 bytes written through 96 MiB, front to end',
+    warmUpMs: 5000,
+  },
+];
+
+const MEMORY_MIB = 512;
+
+/** Where image and traces are kept. */
+export function workloadCache(): string {
+  return dirname(labCache());
+}
+
+export async function startWorkloadGuest(workload: Workload): Promise<LabMachine> {
+  execFileSync('bash', [join(SOURCE_ROOT, 'bench/trace/build-image.sh'), workloadCache()], {
+    stdio: 'inherit',
+  });
+  const image = join(workloadCache(), 'workloads');
+  const machine = await LabMachine.start({
+    name: `workload-${workload.name}`,
+    memoryMib: MEMORY_MIB,
+    devices: ['balloon'],
+    extraArgs: [
+      ...['-kernel', join(image, 'vmlinuz'), '-initrd', join(image, 'initrd.gz')],
+      ...['-drive', `file=${join(image, 'root.img')},if=none,id=root,format=raw,snapshot=on`],
+      ...['-device', 'virtio-blk-pci,drive=root'],
+    ],
+  });
+  try {
+    await machine.guest(`/workload ${workload.name}`);
+    return machine;
+  } catch (error) {
+    await machine.destroy();
+    throw error;
+  }
+}
