@@ -43,11 +43,10 @@ export function disksOf(reply: Json): readonly VmDisk[] {
   });
 }
 
-/** @throws DISK_SNAPSHOT_FAILED with nothing left behind, VM_GONE */
-export async function snapshotDisks(
-  monitor: Monitor,
-  name: string,
+/** What the snapshots will be called. @throws DISK_SNAPSHOT_FAILED when the file of an overlay exists already */
+export async function planDiskSnapshots(
   disks: readonly VmDisk[],
+  name: string,
   mode: DiskSnapshotMode,
 ): Promise<readonly DiskSnapshot[]> {
   const snapshots = disks.map((disk) => plan(disk, name, mode));
@@ -55,11 +54,20 @@ export async function snapshotDisks(
   for (const { overlayPath } of snapshots) {
     if (overlayPath !== '' && (await exists(overlayPath))) present.add(overlayPath);
   }
-  if (present.size > 0) {
-    throw new CheckpointError('DISK_SNAPSHOT_FAILED', `${[...present].join(', ')} exists already`, {
-      hint: 'remove it if no VM uses it',
-    });
-  }
+  if (present.size === 0) return snapshots;
+  throw new CheckpointError('DISK_SNAPSHOT_FAILED', `${[...present].join(', ')} exists already`, {
+    hint: 'remove it if no VM uses it',
+  });
+}
+
+/** @throws DISK_SNAPSHOT_FAILED with nothing left behind, VM_GONE */
+export async function snapshotDisks(
+  monitor: Monitor,
+  name: string,
+  disks: readonly VmDisk[],
+  mode: DiskSnapshotMode,
+): Promise<readonly DiskSnapshot[]> {
+  const snapshots = await planDiskSnapshots(disks, name, mode);
   const named = await blockDeviceNames(monitor);
   const actions = snapshots.map((snapshot) => action(snapshot, named.has(snapshot.diskId)));
   try {

@@ -62,10 +62,8 @@ export async function overlayExternal(
   try {
     for (const { path } of external(disks)) {
       const found = await findReference(path, diskReferences(changed, cwd));
-      const overlay = await reserveOverlay(path, checkpointId.slice(0, 8));
+      const overlay = await putOverlayOn(path, found.format, checkpointId);
       overlays.push(overlay);
-      await createOverlay(overlay, path, found.format);
-      await sameOwner(overlay, path);
       changed = found.reference.replace(changed, overlay);
     }
   } catch (error) {
@@ -73,6 +71,19 @@ export async function overlayExternal(
     throw error;
   }
   return { options: changed, overlays };
+}
+
+/** A new overlay, owned as the frozen image is. @returns its path. @throws RESTORE_FAILED with none left behind */
+export async function putOverlayOn(frozen: string, format: string, checkpointId: string): Promise<string> {
+  const overlay = await reserveOverlay(frozen, checkpointId.slice(0, 8));
+  try {
+    await createOverlay(overlay, frozen, format);
+    await sameOwner(overlay, frozen);
+    return overlay;
+  } catch (error) {
+    await removeOverlays([overlay]);
+    throw error;
+  }
 }
 
 export async function removeOverlays(overlays: readonly string[]): Promise<void> {

@@ -54,6 +54,11 @@ export async function restoreCheckpoint(
   const source = withAbsoluteDisks(recorded);
   try {
     request.signal?.throwIfAborted();
+    if (request.edits !== undefined) {
+      throw new CheckpointError('USAGE', 'there is no domain to edit: no libvirt starts this VM', {
+        hint: 'change the command line instead: --set-arg, --drop-arg',
+      });
+    }
     const sections = deviceSections(await source.deviceState());
     if (request.target !== undefined)
       return await restoreIntoTarget(source, sections, request.target, request);

@@ -1,7 +1,10 @@
-/** The recorded domain XML: taken from a checkpoint with care, and given another name or UUID. */
+/** The recorded domain XML: taken from a checkpoint with care, and given another identity. */
+
+import { randomBytes, randomUUID } from 'node:crypto';
 
 import { CheckpointError } from '../../src/errors.js';
 import type { JsonObject } from '../../src/types.js';
+import { escaped, unescaped } from './xml-text.js';
 
 export interface DomainIdentity {
   readonly name: string;
@@ -22,14 +25,18 @@ export function identityIn(xml: string): DomainIdentity {
   const name = NAME.exec(xml)?.groups?.value;
   const uuid = UUID.exec(xml)?.groups?.value;
   if (name === undefined || uuid === undefined) {
-    throw new CheckpointError('VM_UNSUPPORTED', 'the recorded domain XML has no name or no UUID');
+    throw new CheckpointError('VM_UNSUPPORTED', 'the domain XML has no name or no UUID');
   }
   return { name: unescaped(name), uuid };
 }
 
+/** Another name, and another UUID with it. */
+export function renamed(xml: string, name: string, uuid: string = randomUUID()): string {
+  return put(put(xml, UUID, uuid), NAME, name);
+}
+
 /**
- * The edits of `restore --set-arg`: -name=NAME and -uuid=UUID. Everything else of a domain is edited in an exported image
- * (virsh save-image-edit).
+ * The edits of `restore --set-arg`: -name=NAME and -uuid=UUID, what of QEMU's command line a domain shares.
  * @throws USAGE
  */
 export function editedXml(xml: string, setArgs: readonly string[]): string {
@@ -41,28 +48,26 @@ export function editedXml(xml: string, setArgs: readonly string[]): string {
       (option === 'uuid' && !/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(value))
     ) {
       throw new CheckpointError('USAGE', `"${argument}" cannot be set when libvirt starts the VM`, {
-        hint: 'possible: -name=NAME and -uuid=UUID; for the rest cairn export --format libvirt, then virsh save-image-edit',
+        hint: 'possible: -name=NAME and -uuid=UUID; for the rest --new-name, --new-macs, --disk and --xml-edit',
       });
     }
-    const put = (_: string, before: string): string => `${before}${escaped(value)}`;
-    edited = edited.replace(option === 'name' ? NAME : UUID, put);
+    edited = put(edited, option === 'name' ? NAME : UUID, value);
   }
   return edited;
+}
+
+/** Every interface gets another address of the range that QEMU's guests have (52:54:00). */
+export function withNewMacs(xml: string): string {
+  return xml.replace(/(<mac\b[^>]*?\baddress=)(['"])52:54:00[^'"]*\2/gi, (_, before: string) => {
+    const own = [...randomBytes(3)].map((byte) => byte.toString(16).padStart(2, '0')).join(':');
+    return `${before}'52:54:00:${own}'`;
+  });
 }
 
 /** Of the domain: no element of that name stands deeper before it, libvirt writes them first. */
 const NAME = /(<domain\b[^>]*>\s*<name>)(?<value>[^<]+)/;
 const UUID = /(<domain\b[^>]*>\s*<name>[^<]*<\/name>\s*<uuid>)(?<value>[^<]+)/;
 
-function escaped(text: string): string {
-  return text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
-}
-
-function unescaped(text: string): string {
-  return text
-    .replaceAll('&lt;', '<')
-    .replaceAll('&gt;', '>')
-    .replaceAll('&apos;', "'")
-    .replaceAll('&quot;', '"')
-    .replaceAll('&amp;', '&');
+function put(xml: string, where: RegExp, value: string): string {
+  return xml.replace(where, (_, before: string) => `${before}${escaped(value)}`);
 }

@@ -1,5 +1,8 @@
 /** One domain of a connection: what it is, what libvirt does with it at the moment, and its run state. */
 
+import { performance } from 'node:perf_hooks';
+import { setTimeout as delay } from 'node:timers/promises';
+
 import { CheckpointError, isCheckpointError } from '../../src/errors.js';
 import type { LibvirtConnection } from './connection.js';
 import { libvirt, takeText, type Pointer } from './native.js';
@@ -15,6 +18,13 @@ export type DomainState = 'running' | 'paused' | 'shutoff' | 'other';
 
 /** VIR_DOMAIN_XML_SECURE | VIR_DOMAIN_XML_MIGRATABLE */
 const XML_FLAGS = 1 | 8;
+/** VIR_DOMAIN_XML_SECURE | VIR_DOMAIN_XML_INACTIVE */
+const DEFINITION_FLAGS = 1 | 2;
+/** VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA | ...DISK_ONLY | ...ATOMIC */
+const SNAPSHOT_FLAGS = 4 | 16 | 128;
+
+/** How often a job under way is looked at. */
+const JOB_POLL_MS = 250;
 
 /** virDomainJobType */
 const JOB_BOUNDED = 1;
@@ -90,12 +100,21 @@ export class LibvirtDomain {
     return OPERATIONS[operation[0]!] ?? 'job';
   }
 
-  /** @throws VM_STATE, retryable, while libvirt is busy with the domain */
-  async refuseDuringJob(): Promise<void> {
-    const job = await this.job();
+  /**
+   * Returns when libvirt has no job on the domain.
+   * @param waitMs how long to wait for the end of one
+   * @throws VM_STATE, retryable, when there still is one
+   */
+  async awaitNoJob(waitMs = 0, signal?: AbortSignal): Promise<void> {
+    const until = performance.now() + waitMs;
+    let job = await this.job();
+    while (job !== undefined && performance.now() < until) {
+      await delay(JOB_POLL_MS, undefined, { ...(signal === undefined ? {} : { signal }) });
+      job = await this.job();
+    }
     if (job === undefined) return;
     throw new CheckpointError('VM_STATE', `libvirt is busy with the domain ${this.name} (${job})`, {
-      hint: `wait until it is over; virsh domjobinfo ${this.name} shows it`,
+      hint: `wait until it is over (--wait-job SECONDS); virsh domjobinfo ${this.name} shows it`,
       retryable: true,
       detail: { job },
     });
@@ -109,6 +128,29 @@ export class LibvirtDomain {
   /** @throws VM_STATE, VM_GONE */
   async resume(): Promise<void> {
     await this.#run('resuming the domain', libvirt().domainResume);
+  }
+
+  /** True when libvirt keeps a definition of it, which outlives the running domain. */
+  async isPersistent(): Promise<boolean> {
+    return (await this.#run('asking for the definition', libvirt().domainIsPersistent)) === 1;
+  }
+
+  /** The kept definition, passwords included. */
+  async definition(): Promise<string> {
+    return takeText(await this.#run('reading the definition', libvirt().domainGetXml, DEFINITION_FLAGS));
+  }
+
+  /** Replaces the kept definition. @throws VM_STATE */
+  async define(xml: string): Promise<void> {
+    const call = libvirt().domainDefineXml;
+    this.connection.adopt(await this.connection.withConnection('changing the definition', call, xml));
+  }
+
+  /** All disks of the given <domainsnapshot>, or none. @throws VM_STATE */
+  async snapshotDisks(snapshotXml: string): Promise<void> {
+    const call = libvirt().snapshotCreateXml;
+    const snapshot = await this.#run('taking the snapshot', call, snapshotXml, SNAPSHOT_FLAGS);
+    libvirt().snapshotFree(snapshot);
   }
 
   /** A QMP command past libvirt. @returns QEMU's whole reply */

@@ -5,10 +5,18 @@ import type { Writable } from 'node:stream';
 import type { CheckpointSource } from '../../src/hypervisor/hypervisor.js';
 import { exportCheckpoint as exportOfKvm, EXPORT_FORMATS as FORMATS_OF_KVM } from '../kvm/export.js';
 import { pushStream } from '../kvm/stream/push.js';
+import { compressInto, IMAGE_COMPRESSIONS } from './compression.js';
 import { recordedXml } from './domain-xml.js';
 import { saveImageHead } from './save-image.js';
 
-export const EXPORT_FORMATS: readonly string[] = ['libvirt', ...FORMATS_OF_KVM];
+const SAVE_IMAGE = 'libvirt';
+
+/** `libvirt`, `libvirt+gzip` and so on, and QEMU's. */
+export const EXPORT_FORMATS: readonly string[] = [
+  SAVE_IMAGE,
+  ...IMAGE_COMPRESSIONS.map(({ program }) => `${SAVE_IMAGE}+${program}`),
+  ...FORMATS_OF_KVM,
+];
 
 /**
  * Does not end the sink.
@@ -21,10 +29,13 @@ export async function exportDomain(
   sink: Writable,
   signal?: AbortSignal,
 ): Promise<number> {
-  if (format !== 'libvirt') return exportOfKvm(source, format, sink, signal);
-  const head = saveImageHead(recordedXml(source.machine));
+  const compression = IMAGE_COMPRESSIONS.find(({ program }) => format === `${SAVE_IMAGE}+${program}`);
+  if (format !== SAVE_IMAGE && compression === undefined) return exportOfKvm(source, format, sink, signal);
+  const head = saveImageHead(recordedXml(source.machine), compression?.id);
   const headBytes = await pushStream(once(head), sink, signal);
-  return headBytes + (await exportOfKvm(source, 'qemu', sink, signal));
+  const stream = (into: Writable): Promise<number> => exportOfKvm(source, 'qemu', into, signal);
+  const bytes = compression === undefined ? stream(sink) : compressInto(sink, compression, stream);
+  return headBytes + (await bytes);
 }
 
 // eslint-disable-next-line @typescript-eslint/require-await -- a stream of one piece

@@ -20,6 +20,7 @@ import type { JsonObject } from '../../src/types.js';
 import { KvmVm } from '../kvm/kvm-vm.js';
 import { sweepRuntimeDir } from '../kvm/runtime-files.js';
 import { parseDomainAddress } from './address.js';
+import { snapshotExternally } from './external-snapshot.js';
 import { LibvirtConnection } from './connection.js';
 import { domainProcess } from './domain-process.js';
 import { LibvirtDomain } from './domain.js';
@@ -33,12 +34,14 @@ interface Parts {
   readonly qemu: KvmVm;
   readonly domain: LibvirtDomain;
   readonly xml: string;
+  readonly waitJobMs: number | undefined;
+  readonly signal: AbortSignal | undefined;
 }
 
 /** @throws VM_ADDRESS, VM_UNSUPPORTED, VM_UNREACHABLE, VM_PERMISSION, VM_STATE, VM_GONE */
 export async function attachDomain(
   address: string,
-  { runtimeDir, signal }: AttachOptions,
+  { runtimeDir, waitJobMs, signal }: AttachOptions,
 ): Promise<LibvirtVm> {
   const { uri, domain: wanted } = parseDomainAddress(address);
   const connection = await LibvirtConnection.open(uri);
@@ -51,14 +54,14 @@ export async function attachDomain(
         hint: `virsh start ${domain.name}`,
       });
     }
-    await domain.refuseDuringJob();
+    await domain.awaitNoJob(waitJobMs, signal);
     const process = await domainProcess(domain);
     await sweepRuntimeDir(runtimeDir);
     const qemu = await KvmVm.attach(
       { address, runtimeDir, socketPath: '' },
       { monitor: new LibvirtMonitor(domain), process, guard: libvirtGuard(domain, process) },
     );
-    return new LibvirtVm({ qemu, domain, xml: await domain.xml() });
+    return new LibvirtVm({ qemu, domain, waitJobMs, signal, xml: await domain.xml() });
   } catch (error) {
     await connection.close();
     throw error;
@@ -111,9 +114,10 @@ export class LibvirtVm implements Vm {
   }
 
   async pause(): Promise<boolean> {
-    await this.#parts.domain.refuseDuringJob();
+    const { domain, waitJobMs, signal } = this.#parts;
+    await domain.awaitNoJob(waitJobMs, signal);
     // Devices come and go with hotplug. Read before the pause; libvirt takes some milliseconds for it.
-    this.#xml = await this.#parts.domain.xml();
+    this.#xml = await domain.xml();
     return this.#parts.qemu.pause();
   }
 
@@ -129,7 +133,9 @@ export class LibvirtVm implements Vm {
     return this.#parts.qemu.takeDeviceState();
   }
 
-  disks(): Promise<readonly VmDisk[]> {
+  async disks(): Promise<readonly VmDisk[]> {
+    // The first that a checkpoint asks for, also of a domain that is paused already.
+    this.#xml = await this.#parts.domain.xml();
     return this.#parts.qemu.disks();
   }
 
@@ -138,7 +144,9 @@ export class LibvirtVm implements Vm {
     disks: readonly VmDisk[],
     mode: DiskSnapshotMode,
   ): Promise<readonly DiskSnapshot[]> {
-    return this.#parts.qemu.snapshotDisks(name, disks, mode);
+    const { qemu, domain } = this.#parts;
+    if (mode === 'external') return snapshotExternally(domain, this.#xml, name, disks);
+    return qemu.snapshotDisks(name, disks, mode);
   }
 
   dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {

@@ -58,6 +58,10 @@ export interface Libvirt {
     number
   >;
   readonly typedParamsFree: NativeCall<[parameters: Pointer, count: number], void>;
+  readonly domainIsPersistent: NativeCall<[domain: Pointer], number>;
+  readonly domainDefineXml: NativeCall<[connection: Pointer, xml: string], Pointer>;
+  readonly snapshotCreateXml: NativeCall<[domain: Pointer, xml: string, flags: number], Pointer>;
+  readonly snapshotFree: NativeCall<[snapshot: Pointer], number>;
   readonly domainSuspend: NativeCall<[domain: Pointer], number>;
   readonly domainResume: NativeCall<[domain: Pointer], number>;
   readonly domainRestore: NativeCall<
@@ -173,6 +177,12 @@ function bind(): Libvirt {
       'int virTypedParamsGetInt(void *params, int nparams, const char *name, void *value)',
     ),
     typedParamsFree: main.func('void virTypedParamsFree(void *params, int nparams)'),
+    domainIsPersistent: main.func('int virDomainIsPersistent(void *domain)'),
+    domainDefineXml: main.func('void *virDomainDefineXML(void *conn, const char *xml)'),
+    snapshotCreateXml: main.func(
+      'void *virDomainSnapshotCreateXML(void *domain, const char *xml, unsigned int flags)',
+    ),
+    snapshotFree: main.func('int virDomainSnapshotFree(void *snapshot)'),
     domainSuspend: main.func('int virDomainSuspend(void *domain)'),
     domainResume: main.func('int virDomainResume(void *domain)'),
     domainRestore: main.func(

@@ -27,7 +27,7 @@ export function libvirtGuard({ connection, uuid }: LibvirtDomain, qemu: QemuProc
 
 /** As `stop`. @throws VM_STATE, retryable, while libvirt is busy with the domain; VM_GONE */
 export async function stopDomain(domain: LibvirtDomain): Promise<void> {
-  await domain.refuseDuringJob();
+  await domain.awaitNoJob();
   await domain.suspend();
 }
 

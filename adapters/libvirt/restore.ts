@@ -14,7 +14,8 @@ import { once } from 'node:events';
 import { defaultRuntimeDir, openRuntimeDir } from '../../src/checkpoint/runtime-dir.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../src/errors.js';
 import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../src/hypervisor/hypervisor.js';
-import { checkInternalSnapshots, external, rollBackInternal } from '../kvm/restore-disks.js';
+import { checkInternalSnapshots, external, removeOverlays, rollBackInternal } from '../kvm/restore-disks.js';
+import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
 import { restoreCheckpoint as restoreOfKvm } from '../kvm/restore.js';
 import { deviceSections } from '../kvm/stream/device-state.js';
 import { pushStream } from '../kvm/stream/push.js';
@@ -22,10 +23,12 @@ import { writeMigrationStream } from '../kvm/stream/writer.js';
 import { formatDomainAddress, localUri, parseRestoreTarget, SYSTEM_URI } from './address.js';
 import { LibvirtConnection } from './connection.js';
 import { domainProcess } from './domain-process.js';
-import { editedXml, identityIn, recordedXml, type DomainIdentity } from './domain-xml.js';
+import { editDomain } from './description-edits.js';
+import { identityIn, type DomainIdentity } from './domain-xml.js';
 import { LibvirtDomain } from './domain.js';
 import { makeFifo, openForReader } from './fifo.js';
 import { libvirt } from './native.js';
+import { followInDefinition, overlayDisks } from './restore-disks.js';
 import { saveImageHead } from './save-image.js';
 
 /** virDomainSaveRestoreFlags */
@@ -44,17 +47,23 @@ export async function restoreDomain(
   const uri = request.target === undefined ? recordedUri(source) : parseRestoreTarget(request.target);
   if (uri === undefined) return restoreOfKvm(source, request);
   refuseOptions(request);
-  const xml = editedXml(recordedXml(source.machine), request.setArgs);
-  const identity = identityIn(xml);
-  const disks = request.keepDisks ? [] : source.disks;
-  refuseExternal(disks.length === 0 ? [] : external(disks).map(({ path }) => path));
+  const { xml: edited, disks } = await editDomain(source, request);
+  const identity = identityIn(edited);
   const sections = deviceSections(await source.deviceState());
   const connection = await LibvirtConnection.open(uri);
   try {
     await refuseActive(connection, identity);
     await checkInternalSnapshots(disks);
-    const streamBytes = await load({ source, request, connection, xml, sections });
+    const { xml, overlays } = await overlayDisks(edited, external(disks), source.checkpointId);
+    let streamBytes: number;
+    try {
+      streamBytes = await load({ source, disks, request, connection, xml, sections });
+    } catch (error) {
+      await removeOverlays([...overlays.values()]);
+      throw error;
+    }
     const domain = await LibvirtDomain.find(connection, identity.uuid);
+    await followInDefinition(domain, overlays);
     const { pid } = await domainProcess(domain);
     const vmAddress = formatDomainAddress({ uri, domain: domain.name });
     return { vmAddress, pid, running: (await domain.state()) === 'running', streamBytes };
@@ -69,6 +78,7 @@ export async function restoreDomain(
 
 interface Load {
   readonly source: CheckpointSource;
+  readonly disks: readonly DiskSnapshot[];
   readonly request: RestoreRequest;
   readonly connection: LibvirtConnection;
   readonly xml: string;
@@ -110,7 +120,7 @@ function settled<Value>(promise: Promise<Value>): Promise<Settled<Value>> {
 }
 
 async function send(path: string, work: Load, isOver: () => boolean): Promise<number> {
-  const { source, request, xml, sections } = work;
+  const { source, disks, request, xml, sections } = work;
   const socket = await openForReader(path, isOver, request.signal);
   if (socket === undefined) return 0;
   try {
@@ -124,7 +134,7 @@ async function send(path: string, work: Load, isOver: () => boolean): Promise<nu
       {
         // Main memory of a new QEMU is all zero, unless it lies in a file that held something.
         omitZeroPagesOf: (regionId) => regionId === 'pc.ram' && !/<source\s+type=['"]file['"]/.test(xml),
-        beforeDeviceState: () => rollBackInternal(request.keepDisks ? [] : source.disks),
+        beforeDeviceState: () => rollBackInternal(disks),
         onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
         ...(request.signal === undefined ? {} : { signal: request.signal }),
       },
@@ -160,9 +170,7 @@ function failure(source: CheckpointSource, ofLibvirt: unknown, ofStream: unknown
     `libvirt did not restore ${source.checkpointId}: ${why}`,
     {
       cause: ofLibvirt,
-      ...(isBusy
-        ? { hint: 'stop the domain that uses it, or restore with --set-arg -name= and -uuid=' }
-        : {}),
+      ...(isBusy ? { hint: 'stop the domain that uses it, or restore with --new-name and --disk' } : {}),
     },
   );
 }
@@ -181,7 +189,7 @@ async function refuseActive(connection: LibvirtConnection, { name, uuid }: Domai
     }
     if ((await domain.state()) === 'shutoff') continue;
     throw new CheckpointError('RESTORE_TARGET_BUSY', `the domain ${domain.name} is active`, {
-      hint: `virsh destroy ${domain.name} ends it; --set-arg -name=NEW --set-arg -uuid=NEW restores beside it`,
+      hint: `virsh destroy ${domain.name} ends it; --new-name NEW restores beside it`,
     });
   }
 }
@@ -200,17 +208,6 @@ function refuseOptions(request: RestoreRequest): void {
   ];
   if (given.length === 0) return;
   throw new CheckpointError('USAGE', `${given.join(', ')} cannot be used when libvirt starts the VM`, {
-    hint: 'edit the domain instead: cairn export --format libvirt, then virsh save-image-edit and virsh restore',
+    hint: 'edit the domain instead: --new-name, --new-macs, --disk, --xml-edit',
   });
-}
-
-function refuseExternal(paths: readonly string[]): void {
-  if (paths.length === 0) return;
-  throw new CheckpointError(
-    'VM_UNSUPPORTED',
-    `the disks of this checkpoint are external snapshots (${paths.join(', ')})`,
-    {
-      hint: 'cairn export --format libvirt, point the disks to new overlays of these images with virsh save-image-edit, then virsh restore; or --keep-disks',
-    },
-  );
 }

@@ -59,6 +59,8 @@ export interface SessionOptions {
   readonly diskMode?: DiskSnapshotMode | 'auto' | undefined;
   /** Shell command, see `hooks.ts`. */
   readonly hook?: string | undefined;
+  /** See `AttachOptions.waitJobMs`. */
+  readonly waitJobMs?: number | undefined;
   readonly runtimeDir?: string | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -118,7 +120,7 @@ export class CheckpointSession {
     try {
       const vm = await options.hypervisors
         .forAddress(options.vm)
-        .attach(options.vm, { runtimeDir, signal: options.signal });
+        .attach(options.vm, { runtimeDir, waitJobMs: options.waitJobMs, signal: options.signal });
       cleanUp.push(() => vm.close());
       const lock = await VmLock.take(vm.identity);
       cleanUp.push(() => lock.release());

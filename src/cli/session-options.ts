@@ -17,6 +17,7 @@ export interface SessionCliOptions extends SharedOptions {
   readonly memoryOnly?: boolean;
   readonly disks: DiskSnapshotMode | 'auto';
   readonly hook?: string;
+  readonly waitJob?: number;
 }
 
 export function addSessionOptions(to: Command): Command {
@@ -43,6 +44,11 @@ export function addSessionOptions(to: Command): Command {
         .choices(['auto', 'internal', 'external'])
         .default('auto'),
     )
+    .option(
+      '--wait-job <seconds>',
+      'of a libvirt domain: wait that long for a running job (save, migration, backup) instead of refusing',
+      positiveNumber,
+    )
     .option('--hook <command>', 'shell command run around the pause, see docs/operations.md');
 }
 
@@ -59,5 +65,6 @@ export function sessionSettings(
     memoryOnly: options.memoryOnly,
     diskMode: options.disks,
     hook: options.hook,
+    waitJobMs: options.waitJob === undefined ? undefined : options.waitJob * 1000,
   };
 }

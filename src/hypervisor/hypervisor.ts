@@ -28,12 +28,25 @@ export interface CheckpointSource {
   pages(signal?: AbortSignal): AsyncIterable<PageChunk>;
 }
 
+/** Changes to a machine that a manager such as libvirt describes and starts. */
+export interface DescriptionEdits {
+  /** Another name, and with it another UUID. */
+  readonly newName?: string;
+  readonly newMacs: boolean;
+  /** Disks that lie elsewhere now, each `DISK=PATH`, DISK as the manager calls it. */
+  readonly diskPaths: readonly string[];
+  /** Shell command: gets the description on stdin, writes the changed one to stdout. */
+  readonly command?: string;
+}
+
 export interface RestoreRequest {
   /** Undefined: start a new VM. Otherwise an address that waits for an incoming stream, such as unix:/path or tcp:host:port. */
   readonly target?: string;
   /** Replace (or add) arguments of the recorded command line, each `-option=value` or `-flag`. */
   readonly setArgs: readonly string[];
   readonly dropArgs: readonly string[];
+  /** Only where a manager starts the VM. */
+  readonly edits?: DescriptionEdits;
   /** Another program than the recorded one. */
   readonly program?: string;
   /** Where the new VM takes commands; default: as recorded. */
@@ -72,7 +85,9 @@ export interface Hypervisor {
 export interface AttachOptions {
   /** Folder of this host for sockets and small state, 0700; see `checkpoint/runtime-dir.ts`. */
   readonly runtimeDir: string;
-  readonly signal?: AbortSignal;
+  /** How long to wait for a job of the VM's manager (a save, a backup) to end; default 0: refuse. */
+  readonly waitJobMs?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 export class HypervisorRegistry {

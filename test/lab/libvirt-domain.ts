@@ -110,14 +110,19 @@ export class LabDomain {
   }
 
   /** The running domain, restored perhaps, with the lab's view of its guest. */
-  adopt(name = this.name): Promise<LabMachine> {
+  adopt(name = this.name, dir = this.dir): Promise<LabMachine> {
     const folder =
       this.#options.session === true ? join(this.dir, 'run/libvirt/qemu/run') : '/run/libvirt/qemu';
-    return LabMachine.adopt(name, this.dir, Number(readFileSync(join(folder, `${name}.pid`), 'latin1')));
+    return LabMachine.adopt(name, dir, Number(readFileSync(join(folder, `${name}.pid`), 'latin1')));
   }
 
   state(name = this.name): Promise<string> {
     return this.virsh('domstate', name);
+  }
+
+  /** Image of vda, as virsh says. */
+  async diskPath(...options: readonly string[]): Promise<string> {
+    return (await this.virsh('domblklist', this.name, ...options)).replace(/^\s*vda\s+/, '');
   }
 
   /** Names of the lifecycle events, as `virsh event` prints them, until the returned function is called. */

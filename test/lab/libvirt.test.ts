@@ -1,7 +1,6 @@
-import { randomUUID } from 'node:crypto';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { statSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, mkdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 
 import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
 
@@ -11,7 +10,9 @@ import { CairnProcess, cairn, isSummary, runCairn, type CliOptions } from './sup
 import { differingPages } from './support/ground-truth.js';
 import { PauseHold, readCheckpoint } from './support/oracle.js';
 
-const INCREMENTS = 4;
+const INCREMENTS = 3;
+const MAC = '52:54:00:01:02:03';
+const NETWORK = `<interface type='user'><mac address='${MAC}'/><model type='virtio'/></interface>`;
 const reason = whyNoLibvirt();
 if (reason !== '') process.stderr.write(`skipped: VMs of libvirt: ${reason}\n`);
 const describeWithLibvirt = reason === '' ? describe : describe.skip;
@@ -25,7 +26,7 @@ describeWithLibvirt('a domain that libvirt owns', () => {
   let options: CliOptions;
   let repo = '';
   beforeAll(async () => {
-    domain = await LabDomain.define(`cairn-lab-${process.pid}`);
+    domain = await LabDomain.define(`cairn-lab-${process.pid}`, { devicesXml: NETWORK });
     options = domain.cli;
     repo = join(domain.dir, 'repo');
     await cairn(['init', '--repo', repo], options);
@@ -113,10 +114,18 @@ describeWithLibvirt('a domain that libvirt owns', () => {
         detail: { job: 'backup' },
       });
       expect(await domain.state()).toBe('running');
-    } finally {
+      const waiting = new CairnProcess(
+        ['checkpoint', domain.address, '--repo', repo, '--memory-only', '--wait-job', '60'],
+        options,
+      );
+      await sleep(1500);
+      expect(waiting.isOver).toBe(false);
+      expect(waiting.messages.filter(isSummary)).toEqual([]);
       await domain.virsh('domjobabort', domain.name);
+      expect(await waiting.ended).toMatchObject({ exitCode: 0 });
+    } finally {
+      await domain.virsh('domjobabort', domain.name).catch(() => '');
     }
-    await cairn(['checkpoint', domain.address, '--repo', repo, '--memory-only'], options);
   });
 
   it('runs again, and virsh says so, when cairn is killed in the pause', async () => {
@@ -144,15 +153,39 @@ describeWithLibvirt('a domain that libvirt owns', () => {
     expect(await code('libvirt:qemu+unix:///system?socket=/nowhere#web1')).toBe('VM_UNREACHABLE');
   });
 
+  it('has disks that virsh and cairn snapshot in turn', async () => {
+    const path = join(domain.dir, 'disk.qcow2');
+    const external = ['checkpoint', domain.address, '--repo', repo, '--disks', 'external'];
+    const { checkpoint_id: first } = await cairn(external, options);
+    const { checkpoint_id: second } = await cairn(external, options);
+    const overlay = join(domain.dir, `disk.cairn-${String(second)}.qcow2`);
+    expect(await domain.diskPath()).toBe(overlay);
+    expect(await domain.diskPath('--inactive')).toBe(overlay);
+    await domain.virsh('snapshot-create-as', domain.name, 'mine', '--disk-only', '--no-metadata');
+    await domain.virsh('blockcommit', domain.name, 'vda', '--active', '--pivot', '--wait');
+    expect(await domain.diskPath()).toBe(path);
+    expect(await domain.virsh('snapshot-list', domain.name)).toBe('');
+    await cairn(['checkpoint', domain.address, '--repo', repo, '--disks', 'internal'], options);
+    expect(await domain.diskPath()).toBe(path);
+    await machine.waitForProgress();
+    // The commit went into the images that the first two stand on; they are good for no restore any more.
+    for (const id of [first, second]) rmSync(join(domain.dir, `disk.cairn-${String(id)}.qcow2`));
+  });
+
   describe('restored', () => {
     let checksum = '';
     let id = '';
     let tick = 0;
     let bytes = 0;
+    let external = '';
     beforeAll(async () => {
       await machine.guest('lab stop');
       checksum = await machine.guest('lab sum');
       id = String((await cairn(['checkpoint', domain.address, '--repo', repo], options)).checkpoint_id);
+      external = String(
+        (await cairn(['checkpoint', domain.address, '--repo', repo, '--disks', 'external'], options))
+          .checkpoint_id,
+      );
       await machine.waitForProgress();
       const busy = await runCairn(['restore', id, '--repo', repo, '--to', 'libvirt'], options);
       expect(busy.messages.at(-1)).toMatchObject({ code: 'RESTORE_TARGET_BUSY' });
@@ -194,15 +227,19 @@ describeWithLibvirt('a domain that libvirt owns', () => {
       });
     }, 180_000);
 
-    it('by virsh restore from an exported save image', async () => {
-      const image = join(domain.dir, 'exported.save');
-      await cairn(['export', id, image, '--repo', repo, '--format', 'libvirt'], options);
-      expect(await domain.virsh('save-image-dumpxml', image)).toContain(`<name>${domain.name}</name>`);
-      bytes = diaryBytes();
-      await domain.virsh('restore', image);
-      expect(await domain.state()).toBe('running');
-      await expectToGoOn();
-    }, 180_000);
+    it.each(['libvirt', 'libvirt+gzip'])(
+      'by virsh restore from an exported image, %s',
+      async (format) => {
+        const image = join(domain.dir, `exported.${format}`);
+        await cairn(['export', id, image, '--repo', repo, '--format', format], options);
+        expect(await domain.virsh('save-image-dumpxml', image)).toContain(`<name>${domain.name}</name>`);
+        bytes = diaryBytes();
+        await domain.virsh('restore', image);
+        expect(await domain.state()).toBe('running');
+        await expectToGoOn();
+      },
+      180_000,
+    );
 
     it('paused, byte for byte as it was', async () => {
       expect(await cairn(['restore', id, '--repo', repo, '--paused'], options)).toMatchObject({
@@ -215,18 +252,41 @@ describeWithLibvirt('a domain that libvirt owns', () => {
       await expectToGoOn();
     }, 180_000);
 
-    it('under another name and UUID', async () => {
-      const name = `${domain.name}-copy`;
-      const uuid = randomUUID();
+    it('with its disk on a new overlay, which its definition names from then on', async () => {
       bytes = diaryBytes();
+      await cairn(['restore', external, '--repo', repo], options);
+      const overlay = await domain.diskPath();
+      expect(overlay).toBe(join(domain.dir, `disk.qcow2.cairn-restore-${external.slice(0, 8)}.qcow2`));
+      expect(await domain.diskPath('--inactive')).toBe(overlay);
+      await expectToGoOn();
+    }, 180_000);
+
+    it('beside the original, with another name, UUID, MAC address, disk and paths', async () => {
+      const name = `${domain.name}-copy`;
+      const dir = join(domain.dir, 'copy');
+      mkdirSync(dir);
+      chmodSync(dir, 0o777);
+      await cairn(['restore', id, '--repo', repo], options);
+      await domain.virsh('suspend', domain.name);
+      copyFileSync(join(domain.dir, 'disk.qcow2'), join(dir, 'disk.qcow2'));
+      await domain.virsh('resume', domain.name);
+      bytes = 0;
       try {
-        const edits = ['--set-arg', `-name=${name}`, '--set-arg', `-uuid=${uuid}`];
+        const edits = [
+          ...['--new-name', name, '--new-macs', '--disk', `vda=${join(dir, 'disk.qcow2')}`],
+          ...['--xml-edit', `sed 's#${domain.dir}/\\([a-z]*[.]\\(sock\\|log\\)\\)#${dir}/\\1#'`],
+        ];
         expect(await cairn(['restore', id, '--repo', repo, ...edits], options)).toMatchObject({
           vm_address: `libvirt:${name}`,
         });
-        expect(await domain.virsh('domuuid', name)).toBe(uuid);
-        expect(await domain.state()).toBe('shut off');
-        await expectToGoOn(name);
+        expect(await domain.state()).toBe('running');
+        expect(await domain.virsh('domuuid', name)).not.toBe(await domain.virsh('domuuid', domain.name));
+        expect(await domain.virsh('domiflist', name)).not.toContain(MAC);
+        const copy = await domain.adopt(name, dir);
+        const first = await copy.waitForTick(1);
+        await copy.waitForTick(first.tick + 3);
+        expect(await copy.guest('lab sum')).toBe(checksum);
+        copy.qmp.close();
       } finally {
         await domain.stop(name);
       }

@@ -1,3 +1,6 @@
+import { spawnSync } from 'node:child_process';
+import { PassThrough, Readable } from 'node:stream';
+
 import { describe, expect, it } from '@jest/globals';
 
 import {
@@ -6,9 +9,19 @@ import {
   parseRestoreTarget,
 } from '../../adapters/libvirt/address.js';
 import { isStartedFor } from '../../adapters/libvirt/domain-process.js';
-import { editedXml, identityIn, recordedXml } from '../../adapters/libvirt/domain-xml.js';
+import { compressInto, IMAGE_COMPRESSIONS } from '../../adapters/libvirt/compression.js';
+import { disksIn, withDisk } from '../../adapters/libvirt/domain-disks.js';
+import {
+  editedXml,
+  identityIn,
+  recordedXml,
+  renamed,
+  withNewMacs,
+} from '../../adapters/libvirt/domain-xml.js';
+import { snapshotXml } from '../../adapters/libvirt/external-snapshot.js';
 import { describeFailure, libvirtError } from '../../adapters/libvirt/libvirt-error.js';
 import { resultOf } from '../../adapters/libvirt/monitor.js';
+import { pushStream } from '../../adapters/kvm/stream/push.js';
 import { saveImageHead } from '../../adapters/libvirt/save-image.js';
 
 const UUID = '30c526e0-ee48-4b63-8d6a-f7642f082b91';
@@ -93,6 +106,66 @@ describe('the XML of a domain', () => {
   });
 });
 
+describe('the disks of a domain', () => {
+  const chain = `<disk type='block' device='disk'>
+    <driver name='qemu' type='raw' cache='none'/>
+    <source dev='/dev/vg/a&amp;b' index='2'/>
+    <backingStore type='file' index='1'><format type='qcow2'/><source file='/base'/><backingStore/></backingStore>
+    <target dev='vda' bus='virtio'/>
+  </disk>`;
+  const cdrom = `<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>`;
+  const xml = `<domain><devices>${chain}${cdrom}</devices></domain>`;
+
+  it('are named by their own source, not by those below', () => {
+    expect(disksIn(xml)).toMatchObject([
+      { target: 'vda', path: '/dev/vg/a&b', format: 'raw' },
+      { target: 'sda', path: '' },
+    ]);
+  });
+
+  it('take another image, and nothing else changes', () => {
+    const moved = withDisk(xml, 'vda', "/srv/it's.qcow2", 'qcow2');
+    expect(disksIn(moved)[0]).toMatchObject({ target: 'vda', path: "/srv/it's.qcow2", format: 'qcow2' });
+    expect(moved).not.toContain('backingStore');
+    expect(moved).toContain("<disk type='file' device='disk'>");
+    expect(moved).toContain(cdrom);
+    expect(() => withDisk(xml, 'vdb', '/x')).toThrow(expect.objectContaining({ code: 'USAGE' }));
+  });
+
+  it('are snapshotted one by one', () => {
+    const snapshot = {
+      diskId: 'n',
+      path: '/dev/vg/a&b',
+      snapshotName: '',
+      mode: 'external',
+      overlayPath: '/o',
+    } as const;
+    expect(snapshotXml(xml, [snapshot])).toBe(
+      "<domainsnapshot><disks><disk name='vda' snapshot='external' type='file'><driver type='qcow2'/>" +
+        "<source file='/o'/></disk><disk name='sda' snapshot='no'/></disks></domainsnapshot>",
+    );
+    expect(() => snapshotXml(xml, [{ ...snapshot, path: '/x' }])).toThrow(
+      expect.objectContaining({ code: 'DISK_SNAPSHOT_FAILED' }),
+    );
+  });
+});
+
+describe('a copy of a domain', () => {
+  it('has another name, UUID and, if asked for, MAC addresses', () => {
+    const net = XML.replace(
+      '<devices>',
+      "<devices><mac address='52:54:00:aa:bb:cc'/><mac address='00:11:22:33:44:55'/>",
+    );
+    const copy = identityIn(renamed(net, 'web2'));
+    expect(copy.name).toBe('web2');
+    expect(copy.uuid).not.toBe(UUID);
+    expect(renamed(net, 'web2')).toContain('52:54:00:aa:bb:cc');
+    expect(withNewMacs(net)).not.toContain('52:54:00:aa:bb:cc');
+    // Of a real card, or given by somebody's plan.
+    expect(withNewMacs(net)).toContain('00:11:22:33:44:55');
+  });
+});
+
 describe('a save image', () => {
   it('starts with a header whose numbers find XML and stream', () => {
     const xml = `${XML}<!-- ü -->`;
@@ -103,6 +176,39 @@ describe('a save image', () => {
     const end = head.indexOf(0, 92);
     expect(head.toString('utf8', 92, end)).toBe(xml);
     expect(head.subarray(end).every((byte) => byte === 0)).toBe(true);
+  });
+});
+
+describe('a compressed save image', () => {
+  const data = Buffer.from('memory of a guest '.repeat(50_000));
+  const installed = IMAGE_COMPRESSIONS.filter(
+    ({ program }) => spawnSync(program, ['--version']).status === 0,
+  );
+  async function compressed(compression: (typeof IMAGE_COMPRESSIONS)[number]): Promise<Buffer> {
+    const sink = new PassThrough();
+    const chunks: Buffer[] = [];
+    sink.on('data', (chunk: Buffer) => chunks.push(chunk));
+    const bytes = await compressInto(sink, compression, (into) => pushStream(Readable.from([data]), into));
+    expect(Buffer.concat(chunks)).toHaveLength(bytes);
+    return Buffer.concat(chunks);
+  }
+
+  it.each(installed)('is what $program reads', async (compression) => {
+    const small = await compressed(compression);
+    expect(small.length).toBeLessThan(data.length / 10);
+    const { stdout } = spawnSync(compression.program, ['-dc'], { input: small, maxBuffer: 1 << 24 });
+    expect(stdout.equals(data)).toBe(true);
+  });
+
+  it('needs its program', async () => {
+    await expect(compressed({ id: 9, program: 'no-such-program' })).rejects.toMatchObject({ code: 'USAGE' });
+  });
+
+  it('fails with what fails to fill it', async () => {
+    const failing = compressInto(new PassThrough(), IMAGE_COMPRESSIONS[0]!, () =>
+      Promise.reject(new Error('damage')),
+    );
+    await expect(failing).rejects.toThrow('damage');
   });
 });
 

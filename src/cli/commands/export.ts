@@ -20,7 +20,7 @@ export function exportCommand(): Command {
     .option('--name <name>', 'look only in this chain')
     .option(
       '--format <format>',
-      'qemu: a migration stream; libvirt: a save image, of a libvirt domain',
+      'qemu: a migration stream; libvirt: a save image, of a libvirt domain, libvirt+gzip and so on a compressed one',
       'qemu',
     )
     .action((checkpoint: string, path: string, options: Options) =>

@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
 
+import type { RestoreRequest } from '../../hypervisor/hypervisor.js';
 import { hypervisors } from '../../index.js';
 import { restoreCheckpoint } from '../../restore/restore.js';
 import { command, run, type SharedOptions } from '../command.js';
@@ -16,6 +17,10 @@ interface Options extends SharedOptions {
   readonly paused?: boolean;
   readonly keepDisks?: boolean;
   readonly log?: string;
+  readonly newName?: string;
+  readonly newMacs?: boolean;
+  readonly disk: readonly string[];
+  readonly xmlEdit?: string;
 }
 
 export function restoreCommand(): Command {
@@ -23,6 +28,7 @@ export function restoreCommand(): Command {
     'cairn restore latest --repo /srv/cairn',
     'cairn restore 3f9a --qmp /run/web2.qmp --set-arg -name=web2 --paused',
     'cairn restore latest --name web1 --to unix:/run/incoming.sock',
+    'cairn restore latest --name web1 --to libvirt --new-name web2 --disk vda=/srv/web2.qcow2',
   ])
     .argument('<checkpoint>', 'checkpoint id, the start of one, or latest')
     .option('--name <name>', 'look only in this chain')
@@ -46,6 +52,10 @@ export function restoreCommand(): Command {
     .option('--qmp <path>', 'QMP socket of the new VM (default: as recorded)')
     .option('--paused', 'leave the VM paused')
     .option('--keep-disks', 'do not roll the disks back to the checkpoint')
+    .option('--new-name <name>', 'libvirt: under this name and a new UUID')
+    .option('--new-macs', 'libvirt: new MAC addresses, which the guest uses from its next boot on')
+    .option('--disk <target=path>', 'libvirt: this disk lies at PATH now (repeatable)', collect, [])
+    .option('--xml-edit <command>', 'libvirt: shell command through which the domain XML goes')
     .option('--log <path>', 'output of the new QEMU goes here')
     .action((checkpoint: string, options: Options) =>
       run(options, async ({ reporter, signal, openRepository }) => {
@@ -60,6 +70,7 @@ export function restoreCommand(): Command {
             keepDisks: options.keepDisks ?? false,
             signal,
             onProgress: (done, total) => reporter.progress({ task: 'restore', done, total, unit: 'bytes' }),
+            ...editsOf(options),
             ...(options.to === undefined ? {} : { target: options.to }),
             ...(options.program === undefined ? {} : { program: options.program }),
             ...(options.qmp === undefined ? {} : { socketPath: options.qmp }),
@@ -77,4 +88,16 @@ export function restoreCommand(): Command {
         return undefined;
       }),
     );
+}
+
+function editsOf({ newName, newMacs, disk, xmlEdit }: Options): Pick<RestoreRequest, 'edits'> {
+  if (newName === undefined && newMacs === undefined && disk.length === 0 && xmlEdit === undefined) return {};
+  return {
+    edits: {
+      newMacs: newMacs ?? false,
+      diskPaths: disk,
+      ...(newName === undefined ? {} : { newName }),
+      ...(xmlEdit === undefined ? {} : { command: xmlEdit }),
+    },
+  };
 }
