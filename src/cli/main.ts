@@ -3,6 +3,7 @@
 
 import { Command, CommanderError } from 'commander';
 
+import { analyzeCommand } from './commands/analyze.js';
 import { checkpointCommand } from './commands/checkpoint.js';
 import { diffCommand } from './commands/diff.js';
 import { doctorCommand } from './commands/doctor.js';
@@ -35,6 +36,7 @@ for (const subcommand of [
   listCommand(),
   showCommand(),
   diffCommand(),
+  analyzeCommand(),
   verifyCommand(),
   restoreCommand(),
   exportCommand(),

@@ -6,7 +6,7 @@ import { isCheckpointError } from '../../errors.js';
 import { hypervisors } from '../../index.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { formatBytes, formatTable } from '../format.js';
+import { formatBytes, formatTable } from '../../format.js';
 
 export function doctorCommand(): Command {
   return command('doctor', 'say what this host and this VM allow, and what to change', [

@@ -3,7 +3,7 @@ import type { Command } from 'commander';
 import type { Manifest } from '../../repository/manifest.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { formatBytes, formatMs, formatTable } from '../format.js';
+import { formatBytes, formatMs, formatTable } from '../../format.js';
 import { statNumber } from '../manifest-stats.js';
 
 interface Options extends SharedOptions {

@@ -3,7 +3,7 @@ import type { Command } from 'commander';
 import { verify } from '../../repository/verify.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { formatBytes } from '../format.js';
+import { formatBytes } from '../../format.js';
 
 interface Options extends SharedOptions {
   readonly name?: string;

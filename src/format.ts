@@ -16,6 +16,15 @@ export function formatMs(ms: number): string {
   return ms < 1000 ? `${ms.toFixed(ms < 10 ? 1 : 0)} ms` : `${(ms / 1000).toFixed(2)} s`;
 }
 
+/** A length of time that people plan with: 0.2 s, 5 min, 1 h. */
+export function formatInterval(ms: number): string {
+  const seconds = ms / 1000;
+  if (seconds < 120) return `${Number(seconds.toPrecision(2))} s`;
+  return seconds < 7200
+    ? `${Number((seconds / 60).toPrecision(2))} min`
+    : `${Number((seconds / 3600).toPrecision(2))} h`;
+}
+
 /** Columns aligned by their widest cell; numbers to the right. */
 export function formatTable(header: readonly string[], rows: readonly (readonly string[])[]): string {
   const all = [header, ...rows];
