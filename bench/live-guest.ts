@@ -11,12 +11,15 @@ import {
   type SessionOptions,
 } from '../src/index.js';
 import { PAGE_SIZE_BYTES } from '../src/types.js';
-import { LabMachine } from '../test/lab/machine.js';
+import { LabMachine, type LabDevice } from '../test/lab/machine.js';
+import type { QemuVersion } from '../test/lab/support/lab-files.js';
 
 export interface LiveGuestOptions {
   readonly memoryMib: number;
   /** Memory filled with data before anything is measured. */
   readonly fillMib: number;
+  readonly qemu?: QemuVersion;
+  readonly devices?: readonly LabDevice[];
   readonly session?: Partial<SessionOptions>;
 }
 
@@ -36,7 +39,8 @@ export class LiveGuest {
     const machine = await LabMachine.start({
       name: 'bench',
       memoryMib: options.memoryMib,
-      devices: ['net', 'balloon', 'vga'],
+      devices: options.devices ?? ['net', 'balloon', 'vga'],
+      ...(options.qemu === undefined ? {} : { qemu: options.qemu }),
     });
     await machine.guest(`lab fill ${options.fillMib}`, 900_000);
     const repo = join(machine.dir, 'repo');
@@ -50,14 +54,8 @@ export class LiveGuest {
   }
 
   /** Has the guest write new data over about `mib` MiB of its filled memory. */
-  async dirty(mib: number, timeoutMs = 600_000): Promise<void> {
-    // A different stretch of the same random data each time: whole pages change, at a known count.
-    const n = ++this.#writes;
-    await this.machine.guest(
-      `[ -e /tmp/target ] || dd if=/tmp/fill of=/tmp/target bs=1M count=${mib} 2>/dev/null; ` +
-        `dd if=/tmp/fill of=/tmp/target bs=4096 count=${mib * 256} skip=${(n * 53) % 8192} conv=notrunc 2>/dev/null`,
-      timeoutMs,
-    );
+  async dirty(mib: number): Promise<void> {
+    await rewrite(this.machine, mib, ++this.#writes);
   }
 
   /**
@@ -81,4 +79,13 @@ export class LiveGuest {
     await this.session.close();
     await this.machine.destroy();
   }
+}
+
+/** The n-th time, n from 1: a different stretch of the same random data each time, so that whole pages change, at a known count. */
+export async function rewrite(machine: LabMachine, mib: number, n: number): Promise<void> {
+  await machine.guest(
+    `[ -e /tmp/target ] || dd if=/tmp/fill of=/tmp/target bs=1M count=${mib} 2>/dev/null; ` +
+      `dd if=/tmp/fill of=/tmp/target bs=4096 count=${mib * 256} skip=${(n * 53) % 8192} conv=notrunc 2>/dev/null`,
+    600_000,
+  );
 }

@@ -37,7 +37,7 @@ const WORKLOADS: readonly Workload[] = [
 ];
 
 export async function* checkpointTimeRows(context: BenchContext): AsyncGenerator<BenchRow> {
-  yield* rowsForSize(context, 1024, 640, 95);
+  yield* rowsForSize(context, 1024, 640, 97);
   if (!context.quick) yield* rowsForSize(context, 4096, 3000, 99);
 }
 
