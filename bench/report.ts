@@ -4,7 +4,8 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 import type { BenchResults } from './main.js';
-import type { BenchRow } from './rows.js';
+import { writePlots } from './plots.js';
+import type { BenchArea, BenchRow } from './rows.js';
 
 const BEGIN = '<!-- results:begin -->';
 const END = '<!-- results:end -->';
@@ -13,10 +14,9 @@ const END = '<!-- results:end -->';
 export function writeTables(root: string, results: BenchResults): void {
   const { machine } = results;
   const where = `${machine.cpu}, ${machine.cores} cores, Linux ${machine.kernel}, Node ${machine.node}, ${results.date}; guests emulated (TCG) on the same cores`;
-  replaceIn(join(root, 'docs/performance.md'), `Measured on ${where}.\n\n${areaTables(results.rows)}`);
-  const promised = results.rows.filter(
-    ({ area, goal }) => goal !== '' && (area === 'pause' || area === 'checkpoint-time'),
-  );
+  const plots = writePlots(root, results.rows);
+  replaceIn(join(root, 'docs/performance.md'), `Measured on ${where}.\n\n${areaTables(results.rows, plots)}`);
+  const promised = results.rows.filter(isHeadline);
   replaceIn(
     join(root, 'README.md'),
     `${table(promised)}\n\nFrom [bench/results/latest.json](bench/results/latest.json): ${where}. Everything else, misses ` +
@@ -24,9 +24,29 @@ export function writeTables(root: string, results: BenchResults): void {
   );
 }
 
-function areaTables(rows: readonly BenchRow[]): string {
+/** What the README shows of each area: the figures that sum it up and have a goal. */
+function isHeadline({ area, name, workload, peer, goal }: BenchRow): boolean {
+  if (goal === '') return false;
+  switch (area) {
+    case 'scan':
+    case 'delta-size':
+    case 'delta-speed':
+      return workload.startsWith('all ');
+    case 'pause':
+      return workload.endsWith('between checkpoints') || name === 'pause, p50';
+    case 'checkpoint-time':
+      return peer.endsWith('durable') || workload.includes('libvirt');
+    case 'slow-down':
+    case 'growth':
+      return true;
+    default:
+      return false;
+  }
+}
+
+function areaTables(rows: readonly BenchRow[], plots: ReadonlyMap<BenchArea, string>): string {
   return [...new Set(rows.map(({ area }) => area))]
-    .map((area) => `## ${area}\n${table(rows.filter((row) => row.area === area))}`)
+    .map((area) => `## ${area}\n${plots.get(area) ?? ''}${table(rows.filter((row) => row.area === area))}`)
     .join('\n\n');
 }
 
