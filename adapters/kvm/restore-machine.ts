@@ -64,7 +64,7 @@ function incomplete(key: string): CheckpointError {
     'RESTORE_FAILED',
     `the checkpoint did not record how its VM was started ("${key}" is missing)`,
     {
-      hint: 'start a QEMU with the same devices and -incoming yourself and name it with --target',
+      hint: 'start a QEMU with the same devices and -incoming yourself and name its address with --to',
     },
   );
 }

@@ -132,6 +132,8 @@ export class RestoredQemu {
       try {
         const { buffer, bytesRead } = await log.read(Buffer.alloc(LOG_TAIL_BYTES), 0, LOG_TAIL_BYTES, from);
         const lines = buffer.toString('utf8', 0, bytesRead).trimEnd().split('\n');
+        // The rest of a line says little, and what stood before it is needed to tell what it is.
+        if (from > this.#logOffset) lines.shift();
         return lines.slice(-LOG_TAIL_LINES).join('\n');
       } finally {
         await log.close();

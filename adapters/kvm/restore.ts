@@ -13,6 +13,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { createConnection, type Socket } from 'node:net';
 import { join, resolve } from 'node:path';
 
+import { processStartTime } from '../../src/checkpoint/process-identity.js';
 import { defaultRuntimeDir, openRuntimeDir } from '../../src/checkpoint/runtime-dir.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../src/errors.js';
 import type {
@@ -33,6 +34,7 @@ import {
 import { incomingCompleted } from './restore-follow.js';
 import { recordedMachine, type RecordedMachine } from './restore-machine.js';
 import { RestoredQemu } from './restore-process.js';
+import { withoutOptionValues } from './restore-redact.js';
 import { checkSocketsFree } from './restore-sockets.js';
 import { restoreIntoTarget } from './restore-target.js';
 import { deviceSections } from './stream/device-state.js';
@@ -112,12 +114,12 @@ async function restoreIntoNewQemu(
       qmpPath: commandLine.qmpPath,
       logPath: request.logPath ?? `${commandLine.qmpPath}.log`,
     });
+    const load = { source, sections, request, options: overlaid.options };
     try {
-      const load = { source, sections, request, options: overlaid.options };
       const { streamBytes, running } = await loadInto(qemu, load);
       return { vmAddress: `qmp:${commandLine.qmpPath}`, pid: qemu.pid, running, streamBytes };
     } catch (error) {
-      throw await afterFailure(qemu, error, request.signal?.aborted === true);
+      throw await afterFailure(qemu, error, load.options, request.signal?.aborted === true);
     }
   } catch (error) {
     await removeOverlays(overlaid.overlays);
@@ -137,7 +139,11 @@ async function loadInto(
   load: Load,
 ): Promise<{ readonly streamBytes: number; readonly running: boolean }> {
   const { request } = load;
-  const folder = await mkdtemp(join(await openRuntimeDir(defaultRuntimeDir()), 'restore-'));
+  const runtimeDir = await openRuntimeDir(defaultRuntimeDir());
+  // Named after this process, so that it is swept should this one be killed.
+  const folder = await mkdtemp(
+    join(runtimeDir, `restore-${process.pid}-${await processStartTime(process.pid)}-`),
+  );
   let monitor: QmpClient | undefined;
   try {
     monitor = await qemu.connect(request.signal);
@@ -239,7 +245,12 @@ async function ownStep(step: Promise<void>): Promise<void> {
 }
 
 /** Kills the new QEMU. @returns the error to throw, with what QEMU wrote when the failure is QEMU's */
-async function afterFailure(qemu: RestoredQemu, error: unknown, isAborted: boolean): Promise<unknown> {
+async function afterFailure(
+  qemu: RestoredQemu,
+  error: unknown,
+  options: readonly QemuOption[],
+  isAborted: boolean,
+): Promise<unknown> {
   if (error instanceof OwnFailure || isAborted) {
     await qemu.kill();
     return error instanceof OwnFailure ? error.reason : error;
@@ -248,7 +259,7 @@ async function afterFailure(qemu: RestoredQemu, error: unknown, isAborted: boole
   await qemu.waitForExit(EXIT_WAIT_MS);
   const exitText = qemu.exitText;
   await qemu.kill();
-  const tail = await qemu.logTail();
+  const tail = withoutOptionValues(await qemu.logTail(), options);
   const code = IN_USE.test(tail) ? 'RESTORE_TARGET_BUSY' : 'RESTORE_FAILED';
   const reason =
     exitText ?? (isCheckpointError(error, 'RESTORE_FAILED') ? error.message : describeError(error));

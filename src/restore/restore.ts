@@ -1,10 +1,9 @@
 /** Bringing a VM back, and giving a checkpoint to other tools: the hypervisor that it came from does the work. */
 
-import { createWriteStream } from 'node:fs';
-import { rm, stat } from 'node:fs/promises';
+import { open, rm, type FileHandle } from 'node:fs/promises';
 import { finished } from 'node:stream/promises';
 
-import { CheckpointError, systemErrorCode } from '../errors.js';
+import { CheckpointError, describeError, isCheckpointError, systemErrorCode } from '../errors.js';
 import type { HypervisorRegistry, RestoreRequest, RestoreResult } from '../hypervisor/hypervisor.js';
 import type { Manifest } from '../repository/manifest.js';
 import type { Repository } from '../repository/repository.js';
@@ -24,7 +23,8 @@ export function restoreCheckpoint(options: RestoreOptions, request: RestoreReque
 /**
  * Writes a checkpoint to a new file, 0600: it holds guest memory. A failed export leaves no file.
  * @returns bytes written
- * @throws EXPORT_EXISTS, USAGE for a format this hypervisor does not have, REPO_DAMAGED, STORAGE_FULL
+ * @throws EXPORT_EXISTS, USAGE for a format this hypervisor does not have or a folder that is not there, REPO_DAMAGED,
+ *   STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO
  */
 export async function exportCheckpoint(
   options: RestoreOptions,
@@ -37,12 +37,11 @@ export async function exportCheckpoint(
       hint: `known: ${hypervisor.exportFormats.join(', ')}`,
     });
   }
-  if (await exists(request.path)) {
-    throw new CheckpointError('EXPORT_EXISTS', `${request.path} exists already`, {
-      hint: 'name a file that does not exist',
-    });
-  }
-  const sink = createWriteStream(request.path, { flags: 'wx', mode: 0o600 });
+  const file = await createNew(request.path);
+  // Flushed before it is closed: a file system that finds out late that it is full says so then.
+  const sink = file.createWriteStream({ flush: true });
+  // Whoever writes listens too; what comes after that must not end the process.
+  sink.on('error', () => undefined);
   try {
     const bytes = await hypervisor.exportTo(source, request.format, sink, request.signal);
     sink.end();
@@ -50,19 +49,44 @@ export async function exportCheckpoint(
     return bytes;
   } catch (error) {
     sink.destroy();
+    // Ours: nobody else's could be created under that name.
     await rm(request.path, { force: true });
-    if (systemErrorCode(error) === 'ENOSPC') {
-      throw new CheckpointError('STORAGE_FULL', `no space left for ${request.path}`, { cause: error });
-    }
-    throw error;
+    throw isCheckpointError(error) ? error : exportFailure(request.path, error);
   }
 }
 
-async function exists(path: string): Promise<boolean> {
+/** Never a file that is there already. */
+async function createNew(path: string): Promise<FileHandle> {
   try {
-    await stat(path);
-    return true;
-  } catch {
-    return false;
+    return await open(path, 'wx', 0o600);
+  } catch (cause) {
+    throw exportFailure(path, cause);
+  }
+}
+
+function exportFailure(path: string, cause: unknown): unknown {
+  switch (systemErrorCode(cause)) {
+    case 'EEXIST':
+      return new CheckpointError('EXPORT_EXISTS', `${path} exists already`, {
+        cause,
+        hint: 'name a file that does not exist',
+      });
+    case 'ENOENT':
+    case 'ENOTDIR':
+      return new CheckpointError('USAGE', `the folder for ${path} does not exist`, { cause });
+    case 'ENOSPC':
+    case 'EDQUOT':
+      return new CheckpointError('STORAGE_FULL', `no space left for ${path}`, {
+        cause,
+        hint: 'free space or name a file on another file system',
+      });
+    case 'EROFS':
+    case 'EACCES':
+    case 'EPERM':
+      return new CheckpointError('STORAGE_READ_ONLY', `${path} cannot be created here`, { cause });
+    case undefined:
+      return cause;
+    default:
+      return new CheckpointError('STORAGE_IO', `writing ${path}: ${describeError(cause)}`, { cause });
   }
 }
