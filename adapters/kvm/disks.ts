@@ -60,7 +60,10 @@ export async function planDiskSnapshots(
   });
 }
 
-/** @throws DISK_SNAPSHOT_FAILED with nothing left behind, VM_GONE */
+/**
+ * @throws DISK_SNAPSHOT_FAILED with nothing left behind when QEMU refused. Without its answer (a timeout, VM_GONE) the snapshots
+ *   may be there, and the VM may already write to the overlays: nothing is removed, and `detail.possiblyPresent` names them
+ */
 export async function snapshotDisks(
   monitor: Monitor,
   name: string,
@@ -74,7 +77,7 @@ export async function snapshotDisks(
     await monitor.execute('transaction', { actions }, { timeoutMs: TRANSACTION_TIMEOUT_MS });
     return snapshots;
   } catch (error) {
-    if (isCheckpointError(error, 'VM_GONE')) throw error;
+    if (!isCheckpointError(error, 'QMP_COMMAND')) throw unanswered(snapshots, error);
     // QEMU takes all members back, but leaves the files of overlays that it created.
     for (const { overlayPath } of snapshots) if (overlayPath !== '') await rm(overlayPath, { force: true });
     throw new CheckpointError(
@@ -88,6 +91,23 @@ export async function snapshotDisks(
   }
 }
 
+function unanswered(snapshots: readonly DiskSnapshot[], cause: unknown): CheckpointError {
+  const possiblyPresent = snapshots.map(nameOf);
+  return new CheckpointError(
+    isCheckpointError(cause, 'VM_GONE') ? 'VM_GONE' : 'DISK_SNAPSHOT_FAILED',
+    `whether the disks were snapshotted is not known: ${describeError(cause)}; look for ${possiblyPresent.join('; ')}`,
+    {
+      cause,
+      hint: '`info block` in the monitor and `qemu-img snapshot -l` tell; remove no overlay that the VM writes to',
+      detail: { possiblyPresent },
+    },
+  );
+}
+
+function nameOf({ mode, overlayPath, snapshotName, path }: DiskSnapshot): string {
+  return mode === 'external' ? `overlay ${overlayPath}` : `snapshot ${snapshotName} in ${path}`;
+}
+
 /**
  * Deletes internal snapshots. Overlays stay: the VM writes to them, and merging them is a long copy that the operator
  * starts. @throws DISK_SNAPSHOT_FAILED naming what stays behind
@@ -96,7 +116,7 @@ export async function dropDiskSnapshots(monitor: Monitor, snapshots: readonly Di
   const left: string[] = [];
   for (const snapshot of snapshots) {
     if (snapshot.mode === 'external') {
-      left.push(`overlay ${snapshot.overlayPath}`);
+      left.push(nameOf(snapshot));
       continue;
     }
     try {
@@ -106,7 +126,7 @@ export async function dropDiskSnapshots(monitor: Monitor, snapshots: readonly Di
         { timeoutMs: TRANSACTION_TIMEOUT_MS },
       );
     } catch (error) {
-      left.push(`snapshot ${snapshot.snapshotName} in ${snapshot.path} (${describeError(error)})`);
+      left.push(`${nameOf(snapshot)} (${describeError(error)})`);
     }
   }
   if (left.length === 0) return;

@@ -1,0 +1,69 @@
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
+
+import { snapshotDisks } from '../../adapters/kvm/disks.js';
+import { CheckpointError, type ErrorCode } from '../../src/errors.js';
+import type { DiskSnapshotMode, VmDisk } from '../../src/hypervisor/vm.js';
+import { FakeMonitor } from '../support/fake-monitor.js';
+
+let dir: string;
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), 'cairn-disks-'));
+});
+afterEach(() => rmSync(dir, { recursive: true }));
+
+function disk(): VmDisk {
+  return {
+    id: 'hd0',
+    path: join(dir, 'web.qcow2'),
+    format: 'qcow2',
+    writable: true,
+    virtualSizeBytes: 1 << 30,
+    snapshotModes: ['internal', 'external'],
+  };
+}
+
+function overlay(): string {
+  return join(dir, 'web.cairn-c1.qcow2');
+}
+
+/** A QEMU that creates the overlay, and then fails the transaction as given. */
+function failingWith(code: ErrorCode): FakeMonitor {
+  return new FakeMonitor((command) => {
+    if (command !== 'transaction') return [];
+    writeFileSync(overlay(), '');
+    throw new CheckpointError(code, `${code} it is`);
+  });
+}
+
+describe('a disk snapshot that fails', () => {
+  it('leaves no overlay behind when QEMU has refused it', async () => {
+    const refused = snapshotDisks(failingWith('QMP_COMMAND'), 'c1', [disk()], 'external');
+    await expect(refused).rejects.toMatchObject({ code: 'DISK_SNAPSHOT_FAILED' });
+    expect(existsSync(overlay())).toBe(false);
+  });
+
+  it.each<[ErrorCode, ErrorCode]>([
+    ['QMP_TIMEOUT', 'DISK_SNAPSHOT_FAILED'],
+    ['QMP_PROTOCOL', 'DISK_SNAPSHOT_FAILED'],
+    ['VM_GONE', 'VM_GONE'],
+  ])('keeps the overlay that the VM may write to after %s, and names it', async (code, reported) => {
+    const unanswered = snapshotDisks(failingWith(code), 'c1', [disk()], 'external');
+    await expect(unanswered).rejects.toMatchObject({
+      code: reported,
+      detail: { possiblyPresent: [`overlay ${overlay()}`] },
+    });
+    expect(existsSync(overlay())).toBe(true);
+  });
+
+  it.each<DiskSnapshotMode>(['internal', 'external'])(
+    'without an answer names what to look for (%s)',
+    async (mode) => {
+      const what = mode === 'internal' ? `snapshot cairn-c1 in ${disk().path}` : `overlay ${overlay()}`;
+      await expect(snapshotDisks(failingWith('QMP_TIMEOUT'), 'c1', [disk()], mode)).rejects.toThrow(what);
+    },
+  );
+});
