@@ -1,4 +1,4 @@
-/** What `verify` remembers of each record it has read: 5 bytes, to compare the index with. */
+/** What `verify` remembers of each record it has read: 13 bytes, to check digests and to compare the index with. */
 
 import type { OpenPack } from './pack-reader.js';
 import { frameOfRef, recordOfRef, type RecordRef } from './record-ref.js';
@@ -11,13 +11,21 @@ export class RecordTable {
   readonly #starts: Uint32Array;
   readonly pages: Uint32Array;
   readonly depths: Uint8Array;
+  /** Of the decoded pages. */
+  readonly hashes: BigUint64Array;
+  /** Of each frame, as it stands in it. */
+  readonly digests: BigUint64Array;
+  /** Frames found bad: their records count as BROKEN. */
+  readonly badFrames = new Set<number>();
 
-  constructor(pack: OpenPack) {
+  constructor(readonly pack: OpenPack) {
     this.#starts = new Uint32Array(pack.frames.length + 1);
     pack.frames.forEach((frame, i) => (this.#starts[i + 1] = this.#starts[i]! + frame.recordCount));
     const count = this.#starts[pack.frames.length]!;
     this.pages = new Uint32Array(count);
     this.depths = new Uint8Array(count).fill(BROKEN);
+    this.hashes = new BigUint64Array(count);
+    this.digests = new BigUint64Array(pack.frames.length);
   }
 
   startOf(frame: number): number {

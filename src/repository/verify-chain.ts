@@ -18,7 +18,8 @@ import { loadManifests } from './manifest-store.js';
 import { manifestKey, type Manifest, type SegmentEntry } from './manifest.js';
 import { packOfRef, ZERO_REF } from './record-ref.js';
 import { BROKEN, type RecordTable } from './record-table.js';
-import { verifyPack, VERIFY_WINDOW_PAGES } from './verify-pack.js';
+import { verifyPack, verifyPacksAgain, type PackCheck } from './verify-pack.js';
+import { verifyPages, VERIFY_WINDOW_PAGES } from './verify-pages.js';
 import { loadVmRecord } from './vm-record.js';
 
 export interface ChainVerification {
@@ -73,6 +74,7 @@ export class ChainVerifier {
     const segments = this.#listedSegments(manifests);
     const referred = await this.#readSegments(segments);
     await this.#checkPacks(manifests, referred);
+    await this.#checkPages();
     await this.#compareSegments(segments);
     for (const manifest of manifests) await this.#checkDeviceState(manifest);
     if (this.#problemCount > 0) await this.#findAffected(manifests);
@@ -156,19 +158,36 @@ export class ChainVerifier {
         const pack = await (entry === undefined
           ? packs.open(seq, this.#call)
           : packs.openListed(entry, this.#call));
-        await verifyPack(
-          pack,
-          {
-            reader: this.#reader,
-            kernels: this.#kernels,
-            tables: this.#tables,
-            onProblem: (key, error) => this.#reportError(key, error),
-            onBytes: this.#deps.onBytes,
-          },
-          this.#call,
-        );
+        await verifyPack(pack, this.#packCheck(), this.#call);
       });
     }
+  }
+
+  #packCheck(): PackCheck {
+    return {
+      packs: this.#reader.packs,
+      tables: this.#tables,
+      onProblem: (key, error) => this.#reportError(key, error),
+      // Half of the work; the pages are the other.
+      onBytes: (sizeBytes) => this.#deps.onBytes(sizeBytes / 2),
+    };
+  }
+
+  async #checkPages(): Promise<void> {
+    const tables = [...this.#tables.values()];
+    const packBytes = sum(tables.flatMap(({ pack }) => pack.frames.map(({ lengthBytes }) => lengthBytes)));
+    const recordCount = sum(tables.map(({ pages }) => pages.length));
+    const isWorse = await verifyPages(
+      {
+        reader: this.#reader,
+        kernels: this.#kernels,
+        tables: this.#tables,
+        onProblem: (key, error) => this.#reportError(key, error),
+        onRecords: (count) => this.#deps.onBytes((packBytes / 2 / recordCount) * count),
+      },
+      this.#call,
+    );
+    if (isWorse) await verifyPacksAgain(tables, this.#packCheck(), this.#call);
   }
 
   async #compareSegments(segments: Map<number, ListedSegment>): Promise<void> {
@@ -281,6 +300,10 @@ export class ChainVerifier {
     this.#problemCount++;
     this.#deps.onProblem(problem);
   }
+}
+
+function sum(numbers: readonly number[]): number {
+  return numbers.reduce((total, number) => total + number, 0);
 }
 
 /** The same place of the same region, in two numberings. */

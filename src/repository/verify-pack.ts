@@ -1,109 +1,119 @@
 /**
- * Reads every frame of a pack, decodes every record down to its page, and compares the pages with the frame's digest.
- * That proves the whole way: a record applied to the wrong base gives another page, and another digest.
+ * First half of verification: reads every frame of a pack once. Checksums, columns, blobs, and that each record builds on one
+ * that is there and lies before it. What its pages come to is for `verify-pages.ts`.
  */
 
 import { CODEC_RUNS } from '../codec/codec-ids.js';
-import type { Kernels } from '../kernels/kernels.js';
 import type { CallOptions } from '../storage/backend.js';
-import { PAGE_SIZE_BYTES } from '../types.js';
-import type { ChainReader } from './chain-reader.js';
 import { damaged } from './damage.js';
-import { FRAME_KIND_PAGES, type PageRecords } from './frame.js';
-import type { OpenPack } from './pack-reader.js';
-import { frameKeyOfRef, makeRef, MAX_DELTA_DEPTH, packOfRef, ZERO_REF, frameKey } from './record-ref.js';
+import { decodeBlobFrame, decodeFrameAsync, FRAME_KIND_PAGES, type PageRecords } from './frame.js';
+import type { OpenPack, PackReader, StoredFrame } from './pack-reader.js';
+import { frameKey, frameKeyOfRef, MAX_DELTA_DEPTH, packOfRef, ZERO_REF } from './record-ref.js';
 import { BROKEN, RecordTable } from './record-table.js';
 
 export interface PackCheck {
-  readonly reader: ChainReader;
-  readonly kernels: Kernels;
+  readonly packs: PackReader;
   /** Of all packs up to this one, by number. */
   readonly tables: Map<number, RecordTable>;
-  /** A frame is found bad; the others are still looked at. */
+  /** A frame is found bad; the others are still looked at. Throws on what is not about damage. */
   readonly onProblem: (key: string, error: unknown) => void;
   readonly onBytes: (sizeBytes: number) => void;
 }
 
-/**
- * Records checked together, 32 MiB of pages. The bases of scattered deltas lie in most frames of the base: the more
- * deltas at a time, the less often these are decoded.
- */
-export const VERIFY_WINDOW_PAGES = 8192;
-
-// Scratch in the kernels' memory: one page, and room for the hashes of a frame's records.
-const PAGE_AT = 64;
-const HASHES_AT = PAGE_AT + PAGE_SIZE_BYTES;
+/** Frames being decompressed at a time, on libuv's threads. */
+const DECODES_IN_FLIGHT = 4;
 
 /** Enters the pack in `tables`. @throws what is not about damage: interruption, failures of the backend */
 export async function verifyPack(pack: OpenPack, check: PackCheck, options: CallOptions): Promise<void> {
   const table = new RecordTable(pack);
   check.tables.set(pack.seq, table);
-  for (const batch of batches(pack)) {
-    try {
-      await verifyFrames(pack, batch, table, check, options);
-    } catch (error) {
-      if (batch.length === 1) check.onProblem(pack.key, error);
-      // One by one, to find the bad ones and check the others.
-      else for (const frame of batch) await verifyAlone(pack, frame, table, check, options);
-    }
-    check.onBytes(batch.reduce((sum, frame) => sum + pack.frames[frame]!.lengthBytes, 0));
-  }
+  await enterFrames(table, check, options);
 }
 
-async function verifyAlone(
-  pack: OpenPack,
-  frame: number,
-  table: RecordTable,
+/**
+ * Enters depths once more, after frames were found bad by their pages: what builds on those is bad too.
+ * @param tables all packs, in the order of their numbers
+ */
+export async function verifyPacksAgain(
+  tables: Iterable<RecordTable>,
   check: PackCheck,
   options: CallOptions,
 ): Promise<void> {
-  try {
-    await verifyFrames(pack, [frame], table, check, options);
-  } catch (error) {
+  for (const table of tables) {
+    table.depths.fill(BROKEN);
+    await enterFrames(table, { ...check, onBytes: () => undefined }, options);
+  }
+}
+
+async function enterFrames(table: RecordTable, check: PackCheck, options: CallOptions): Promise<void> {
+  const { pack } = table;
+  const numbers = pack.frames.map((_, frame) => frame).filter((frame) => !table.badFrames.has(frame));
+  const fail = (frame: number, error: unknown): void => {
     check.onProblem(pack.key, error);
+    table.badFrames.add(frame);
+  };
+  let inFlight: Decoding[] = [];
+  const finish = async (): Promise<void> => {
+    for (const { frame, records } of inFlight) {
+      try {
+        const read = await records;
+        if (read !== undefined) enterRecords(table, frame, read, check.tables);
+      } catch (error) {
+        fail(frame, error);
+      }
+      check.onBytes(pack.frames[frame]!.lengthBytes);
+    }
+    inFlight = [];
+  };
+  for (let next = 0; next < numbers.length;) {
+    try {
+      for await (const stored of check.packs.frames(pack.seq, numbers.slice(next), options)) {
+        next++;
+        inFlight.push(startDecoding(stored));
+        if (inFlight.length === DECODES_IN_FLIGHT) await finish();
+      }
+    } catch (error) {
+      // The frame after those that came; go on behind it.
+      fail(numbers[next]!, error);
+      next++;
+    }
+    await finish();
   }
 }
 
-async function verifyFrames(
-  pack: OpenPack,
-  frames: readonly number[],
+interface Decoding {
+  readonly frame: number;
+  /** Undefined for a blob. */
+  readonly records: Promise<PageRecords | undefined>;
+}
+
+function startDecoding(stored: StoredFrame): Decoding {
+  const { frame, entry, bytes } = stored;
+  const records =
+    entry.kind === FRAME_KIND_PAGES ? decodeFrameAsync(bytes, stored) : decodeBlob(bytes, stored);
+  // Met when its turn comes.
+  records.catch(() => undefined);
+  return { frame, records };
+}
+
+// eslint-disable-next-line @typescript-eslint/require-await -- a failure has to be a rejection, as for the other kind
+async function decodeBlob(bytes: Uint8Array, stored: StoredFrame): Promise<undefined> {
+  decodeBlobFrame(bytes, stored);
+  return undefined;
+}
+
+/** Page, digest and depth of each record, the last from that of its base. */
+function enterRecords(
   table: RecordTable,
-  check: PackCheck,
-  options: CallOptions,
-): Promise<void> {
-  const { reader } = check;
-  const pageFrames = frames.filter((frame) => pack.frames[frame]!.kind === FRAME_KIND_PAGES);
-  for (const frame of frames) {
-    if (!pageFrames.includes(frame)) await reader.readBlob(pack.seq, frame, options);
-  }
-  const refs = pageFrames.flatMap((frame) =>
-    Array.from({ length: pack.frames[frame]!.recordCount }, (_, record) => makeRef(pack.seq, frame, record)),
-  );
-  const pages = new Uint8Array(refs.length * PAGE_SIZE_BYTES);
-  await reader.readPagesByRef(Float64Array.from(refs), pages, options);
-  let at = 0;
-  for (const frame of pageFrames) {
-    const records = await reader.frame(pack.seq, frame, options);
-    if (records.count !== pack.frames[frame]!.recordCount) {
-      throw damaged(pack.key, 'record count differs from the directory', { frame });
-    }
-    const end = at + records.count * PAGE_SIZE_BYTES;
-    if (digestOf(check.kernels, pages.subarray(at, end)) !== records.digest) {
-      throw damaged(pack.key, 'decoded pages differ from the digest', { frame });
-    }
-    enterDepths(pack, frame, records, table, check.tables);
-    at = end;
-  }
-}
-
-/** Depth of each record, from that of its base. */
-function enterDepths(
-  pack: OpenPack,
   frame: number,
   records: PageRecords,
-  table: RecordTable,
   tables: Map<number, RecordTable>,
 ): void {
+  const { pack } = table;
+  if (records.count !== pack.frames[frame]!.recordCount) {
+    throw damaged(pack.key, 'record count differs from the directory', { frame });
+  }
+  table.digests[frame] = records.digest;
   const start = table.startOf(frame);
   for (let record = 0; record < records.count; record++) {
     let depth = 0;
@@ -123,33 +133,4 @@ function enterDepths(
     table.pages[start + record] = records.pages[record]!;
     table.depths[start + record] = depth;
   }
-}
-
-/** The frame digest of docs/format.md over decoded pages. */
-export function digestOf(kernels: Kernels, pages: Uint8Array): bigint {
-  const count = pages.length / PAGE_SIZE_BYTES;
-  kernels.ensure(HASHES_AT + count * 8);
-  const memory = kernels.bytes();
-  const hashes = new DataView(memory.buffer, memory.byteOffset + HASHES_AT, count * 8);
-  for (let i = 0; i < count; i++) {
-    memory.set(pages.subarray(i * PAGE_SIZE_BYTES, (i + 1) * PAGE_SIZE_BYTES), PAGE_AT);
-    hashes.setBigUint64(i * 8, kernels.hash64(PAGE_AT, PAGE_SIZE_BYTES, 0n), true);
-  }
-  return kernels.hash64(HASHES_AT, count * 8, 0n);
-}
-
-/** Frame numbers in order, together as many as fill the window. */
-function* batches(pack: OpenPack): Generator<readonly number[]> {
-  let batch: number[] = [];
-  let records = 0;
-  for (const [frame, { recordCount }] of pack.frames.entries()) {
-    if (batch.length > 0 && records + recordCount > VERIFY_WINDOW_PAGES) {
-      yield batch;
-      batch = [];
-      records = 0;
-    }
-    batch.push(frame);
-    records += recordCount;
-  }
-  if (batch.length > 0) yield batch;
 }

@@ -49,7 +49,7 @@ export async function verify(repository: Repository, options: VerifyOptions = {}
   let done = 0;
   const onBytes = (sizeBytes: number): void => {
     done += sizeBytes;
-    options.onProgress?.(Math.min(done, total), total);
+    options.onProgress?.(Math.min(Math.round(done), total), total);
   };
   try {
     await Repository.open(backend, { signal });

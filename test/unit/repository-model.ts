@@ -12,7 +12,7 @@ import type { Manifest } from '../../src/repository/manifest.js';
 import { PageMap } from '../../src/repository/page-map.js';
 import { MAX_DELTA_DEPTH } from '../../src/repository/record-ref.js';
 import type { Repository } from '../../src/repository/repository.js';
-import { digestOf } from '../../src/repository/verify-pack.js';
+import { digestOf } from '../../src/repository/verify-pages.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 
 export const IDENTITY: VmIdentity = {
