@@ -15,10 +15,10 @@ import type { DirtyTracker, Harvest, TrackerReport } from '../../src/hypervisor/
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { FileHoles } from './file-holes.js';
+import { checkStillMapped } from './mapped-blocks.js';
 import { visitUnpopulated } from './pagemap-scan/scan.js';
 import { kernelObstacle } from './pagemap-scan/support.js';
 import type { QemuProcess } from './peer-process.js';
-import { readMemory } from './process-memory.js';
 import type { RamBlock } from './ram-blocks.js';
 
 export const COMPARE_KIND = 'compare';
@@ -74,8 +74,8 @@ export class CompareTracker implements DirtyTracker {
     const { process, layout, blocks } = this.#options;
     const dirty = new DirtyBitmap(layout.pageSpan);
     const absent = new DirtyBitmap(layout.pageSpan);
-    // The map of an address space that is gone shows nothing but absent pages.
-    readMemory(process.pid, blocks[0]!.host, new Uint8Array(1));
+    // Of what is gone all pages look absent.
+    checkStillMapped(process.pid, canScan ? pagemap : undefined, blocks);
     layout.regions.forEach((region, i) => {
       dirty.setRange(region.firstPage, region.pageCount);
       const { host, backing, sizeBytes } = blocks[i]!;

@@ -69,7 +69,7 @@ export class KvmVm implements Vm {
     this.#runState = new RunStateControl({
       monitor: deps.monitor,
       process: deps.process,
-      guard: deps.guard ?? qmpGuard(options.socketPath, deps.process),
+      guard: deps.guard ?? qmpGuard(options.socketPath),
       runtimeDir: options.runtimeDir,
     });
   }

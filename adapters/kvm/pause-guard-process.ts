@@ -2,28 +2,60 @@
  * The pause guard: a process of its own that outlives a Cairn killed in the pause and resumes the VM. What is common to
  * all ways of reaching a VM; `pause-guard-main.ts` is the one through QMP.
  *
- *     stdin   "paused\n" before the VM is stopped, "running\n" when it runs again; end of file when Cairn is gone
+ *     argv    process id of QEMU, its start time, path of the pause marker, attachment it is for; then what the way needs
+ *     stdin   "paused\n" before the marker is set and the VM stopped, "running\n" when it runs again; end of file when Cairn
+ *             is gone
  *     stdout  "ready\n" at the start, "ok\n" for each "paused"
+ *
+ * The marker says whether there is anything to do: the guard goes on as long as the marker of its attachment is there and that
+ * QEMU lives, and takes the marker away once the VM runs. Without a marker nothing was paused, or somebody has seen to it since:
+ * it leaves the VM alone.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises';
 
+import { isSameProcess } from '../../src/checkpoint/process-identity.js';
+import { clearPauseMarker, readPauseMarker } from './pause-marker.js';
+
+/** Whoever has kept the guard from the VM for this long does so for good: try less often. */
+const PATIENT_AFTER_MS = 30_000;
+const PATIENT_RETRY_MS = 1000;
+
+export interface GuardedQemu {
+  readonly pid: number;
+  readonly startTime: string;
+}
+
 export interface GuardOptions {
-  /** @returns true when there is nothing more to do: the VM runs, or it is gone */
-  readonly resumeOnce: () => Promise<boolean>;
+  /**
+   * @param isLeft to be asked once more right before the VM is resumed: the way to it takes time, in which others may
+   *   have resumed it and its operator have paused it
+   * @returns true when the VM runs or was not left any more; also a failure means another try
+   */
+  readonly resumeOnce: (
+    qemu: GuardedQemu,
+    moreArgs: readonly string[],
+    isLeft: () => Promise<boolean>,
+  ) => Promise<boolean>;
   readonly retryMs: number;
-  readonly giveUpMs: number;
 }
 
 /** Never returns to its caller's end: the process exits when Cairn is gone and nothing is left to do. */
-export function runPauseGuard(options: GuardOptions): void {
+export function runPauseGuard({ resumeOnce, retryMs }: GuardOptions): void {
+  const [pid = '', startTime = '', markerPath = '', attachment = '', ...moreArgs] = process.argv.slice(2);
+  const qemu = { pid: Number(pid), startTime };
   let isPaused = false;
   let unread = '';
+  const isLeft = async (): Promise<boolean> =>
+    isPaused && (await readPauseMarker(markerPath))?.attachment === attachment;
   const finish = async (): Promise<void> => {
-    const until = Date.now() + options.giveUpMs;
-    while (isPaused && Date.now() < until) {
-      if (await options.resumeOnce()) break;
-      await sleep(options.retryMs);
+    const patientFrom = Date.now() + PATIENT_AFTER_MS;
+    while ((await isLeft()) && (await isSameProcess(qemu.pid, startTime))) {
+      if (await resumeOnce(qemu, moreArgs, isLeft).catch(() => false)) {
+        if (await isLeft()) clearPauseMarker(markerPath);
+        break;
+      }
+      await sleep(Date.now() < patientFrom ? retryMs : PATIENT_RETRY_MS);
     }
     process.exit(0);
   };

@@ -10,15 +10,23 @@ import type { QemuProcess } from './peer-process.js';
 /** A program that speaks the protocol of `pause-guard-process.ts`. */
 export interface GuardProgram {
   readonly modulePath: string;
+  /** How it reaches the VM. */
   readonly args: readonly string[];
   readonly env?: NodeJS.ProcessEnv;
 }
 
+/** What a guard is for, and how it learns whether it is needed. */
+export interface Guarded {
+  readonly qemu: QemuProcess;
+  readonly markerPath: string;
+  readonly attachment: string;
+}
+
 /** The guard that reaches QEMU through a QMP socket. */
-export function qmpGuard(socketPath: string, qemu: QemuProcess): GuardProgram {
+export function qmpGuard(socketPath: string): GuardProgram {
   return {
     modulePath: fileURLToPath(new URL('./pause-guard-main.js', import.meta.url)),
-    args: [socketPath, String(qemu.pid), qemu.startTime],
+    args: [socketPath],
   };
 }
 
@@ -48,8 +56,12 @@ export class PauseGuard {
   }
 
   /** Started and ready. @throws VM_STATE when it does not come up: without it nothing is paused */
-  static async start({ modulePath, args, env }: GuardProgram): Promise<PauseGuard> {
-    const child = spawn(process.execPath, [modulePath, ...args], {
+  static async start(
+    { modulePath, args, env }: GuardProgram,
+    { qemu, markerPath, attachment }: Guarded,
+  ): Promise<PauseGuard> {
+    const common = [String(qemu.pid), qemu.startTime, markerPath, attachment];
+    const child = spawn(process.execPath, [modulePath, ...common, ...args], {
       // A session of its own: a terminal's Ctrl-C and a shell's kill of the job do not reach it.
       detached: true,
       stdio: ['pipe', 'pipe', 'ignore'],

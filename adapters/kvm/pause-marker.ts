@@ -1,22 +1,27 @@
 /**
- * A file in the runtime folder that says: this VM is paused by that Cairn, for a moment. If Cairn and its pause guard both die
- * in that moment, the next one that attaches finds it and resumes the VM.
+ * A file in the runtime folder that says: this VM is paused by that Cairn, for a moment. If Cairn dies in that moment, its
+ * pause guard finds it and resumes the VM; if both die, the next Cairn that attaches does.
+ *
+ * It is written before `stop`. One that cannot be read was cut off while it was written, so nothing was paused.
  */
 
 import { rmSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
 
 import { isSameProcess } from '../../src/checkpoint/process-identity.js';
 import type { QemuProcess } from './peer-process.js';
+import { runtimeFile } from './runtime-files.js';
 
 export interface PauseMarker {
+  /** Of the Cairn that paused the VM. */
   readonly pid: number;
   readonly startTime: string;
+  /** Tells attachments of one process apart: a guard acts only for its own. */
+  readonly attachment: string;
 }
 
 export function pauseMarkerPath(runtimeDir: string, process: QemuProcess): string {
-  return join(runtimeDir, `paused-${process.pid}-${process.startTime}.json`);
+  return runtimeFile(runtimeDir, 'paused', process);
 }
 
 /** Synchronous: it is one small write to a tmpfs right before the pause. */
@@ -30,19 +35,18 @@ export function clearPauseMarker(path: string): void {
 
 /** True when the marker is there and the process that set it is gone. */
 export async function isLeftPaused(path: string): Promise<boolean> {
-  let text: string;
+  const owner = await readPauseMarker(path);
+  return owner !== undefined && !(await isSameProcess(owner.pid, owner.startTime));
+}
+
+/** Undefined when there is none, or none that was written whole. */
+export async function readPauseMarker(path: string): Promise<PauseMarker | undefined> {
   try {
-    text = await readFile(path, 'utf8');
+    const { pid, startTime, attachment } = JSON.parse(await readFile(path, 'utf8')) as Partial<PauseMarker>;
+    const isWhole =
+      typeof pid === 'number' && typeof startTime === 'string' && typeof attachment === 'string';
+    return isWhole ? { pid, startTime, attachment } : undefined;
   } catch {
-    return false;
+    return undefined;
   }
-  try {
-    const owner = JSON.parse(text) as Partial<PauseMarker>;
-    if (typeof owner.pid === 'number' && typeof owner.startTime === 'string') {
-      return !(await isSameProcess(owner.pid, owner.startTime));
-    }
-  } catch {
-    // Half written: its writer died between creating and filling it, which is before the pause.
-  }
-  return true;
 }

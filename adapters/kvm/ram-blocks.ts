@@ -8,11 +8,11 @@
  */
 
 import { readFile, rename, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
 
 import { CheckpointError } from '../../src/errors.js';
 import { humanCommand, type Monitor } from './monitor.js';
 import type { QemuProcess } from './peer-process.js';
+import { runtimeFile } from './runtime-files.js';
 import { backingOf, mappingsOf, readMaps, type Backing, type Mapping } from './process-maps.js';
 import { findRamBlocks, recheckBlock, type FoundBlock } from './ram-block-heap.js';
 import { parseRamBlockTable, type RamBlockRow } from './ram-block-table.js';
@@ -42,7 +42,7 @@ export class RamBlocks {
   constructor(monitor: Monitor, process: QemuProcess, runtimeDir: string) {
     this.#monitor = monitor;
     this.#process = process;
-    this.#cachePath = join(runtimeDir, `ramblocks-${process.pid}-${process.startTime}.json`);
+    this.#cachePath = runtimeFile(runtimeDir, 'ramblocks', process);
   }
 
   /** In the order in which QEMU lists them. @throws VM_GONE, VM_PERMISSION, VM_UNSUPPORTED */

@@ -1,5 +1,7 @@
 /** Running, paused and back: what the engine does to the vCPUs, and what makes sure that they run again. */
 
+import { randomBytes } from 'node:crypto';
+
 import { processStartTime } from '../../src/checkpoint/process-identity.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../src/errors.js';
 import type { RunState } from '../../src/hypervisor/vm.js';
@@ -28,14 +30,25 @@ export interface RunStateOptions {
 export class RunStateControl {
   readonly #options: RunStateOptions;
   readonly #markerPath: string;
+  readonly #attachment = randomBytes(8).toString('hex');
+  readonly #stopListening: () => void;
   #guard: Promise<PauseGuard> | undefined;
   /** `stop` was sent and nothing since then has shown that the VM runs. */
   #stopSent = false;
+  /** `stop` was answered and `cont` not sent: who resumes the VM now is somebody else. */
+  #isStopped = false;
+  /** Since the last pause. It may stand still again, for reasons of that somebody. */
+  #resumedByOthers = false;
   #marker: PauseMarker | undefined;
 
   constructor(options: RunStateOptions) {
     this.#options = options;
     this.#markerPath = pauseMarkerPath(options.runtimeDir, options.process);
+    this.#stopListening = onResume(options.monitor, () => {
+      if (!this.#isStopped) return;
+      this.#resumedByOthers = true;
+      this.#pauseIsOver().catch(() => undefined);
+    });
   }
 
   async read(): Promise<RunState> {
@@ -79,31 +92,41 @@ export class RunStateControl {
         retryable: true,
       });
     }
-    this.#marker ??= { pid: process.pid, startTime: await processStartTime(process.pid) };
+    this.#marker ??= {
+      pid: process.pid,
+      startTime: await processStartTime(process.pid),
+      attachment: this.#attachment,
+    };
+    this.#resumedByOthers = false;
     await guard.pausing();
     setPauseMarker(this.#markerPath, this.#marker);
     this.#stopSent = true;
-    await monitor.execute('stop');
+    try {
+      await monitor.execute('stop');
+    } finally {
+      // Without an answer it may still take effect.
+      this.#isStopped = true;
+    }
     return true;
   }
 
   /** See `Vm.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
   async resume(): Promise<void> {
-    if (!this.#stopSent) return;
-    const before = await this.#cont();
-    this.#stopSent = false;
-    (await this.#guard?.catch(() => undefined))?.running();
-    clearPauseMarker(this.#markerPath);
-    if (asObject(before).running === true) {
-      throw new CheckpointError(
-        'VM_STATE',
-        'the VM was resumed by somebody else while it was paused for a checkpoint',
-        {
-          hint: 'the checkpoint is dropped; find out who sends `cont` or `virsh resume` to this VM',
-          retryable: true,
-        },
-      );
+    if (this.#resumedByOthers) {
+      this.#resumedByOthers = false;
+      throw resumedByOthers();
     }
+    if (!this.#stopSent) return;
+    this.#isStopped = false;
+    let before: Json;
+    try {
+      before = await this.#cont();
+    } catch (error) {
+      this.#isStopped = true;
+      throw error;
+    }
+    await this.#pauseIsOver();
+    if (asObject(before).running === true) throw resumedByOthers();
   }
 
   /** @returns the reply to query-status just before `cont` */
@@ -127,14 +150,28 @@ export class RunStateControl {
   }
 
   async close(): Promise<void> {
+    this.#stopListening();
     (await this.#guard?.catch(() => undefined))?.close();
     this.#guard = undefined;
+  }
+
+  /** From here on nobody may resume the VM: if it stands still later, its operator has paused it. */
+  async #pauseIsOver(): Promise<void> {
+    this.#stopSent = false;
+    this.#isStopped = false;
+    clearPauseMarker(this.#markerPath);
+    (await this.#guard?.catch(() => undefined))?.running();
   }
 
   async #readyGuard(): Promise<PauseGuard> {
     const present = await this.#guard?.catch(() => undefined);
     if (present?.isAlive === true) return present;
-    this.#guard = PauseGuard.start(this.#options.guard);
+    const { guard, process } = this.#options;
+    this.#guard = PauseGuard.start(guard, {
+      qemu: process,
+      markerPath: this.#markerPath,
+      attachment: this.#attachment,
+    });
     return this.#guard;
   }
 }
@@ -155,4 +192,27 @@ function notResumed(why: string, cause?: unknown): CheckpointError {
     ...(cause === undefined ? {} : { cause }),
     hint: 'look at the VM in its monitor (info status)',
   });
+}
+
+function resumedByOthers(): CheckpointError {
+  return new CheckpointError(
+    'VM_STATE',
+    'the VM was resumed by somebody else while it was paused for a checkpoint',
+    {
+      hint: 'the checkpoint is dropped; find out who sends `cont` or `virsh resume` to this VM',
+      retryable: true,
+    },
+  );
+}
+
+/** libvirt hands no events on: there only the run state itself shows what others do. */
+function onResume(monitor: Monitor, listener: () => void): () => void {
+  try {
+    return monitor.onEvent(({ event }) => {
+      if (event === 'RESUME') listener();
+    });
+  } catch (error) {
+    if (isCheckpointError(error, 'VM_UNSUPPORTED')) return () => undefined;
+    throw error;
+  }
 }

@@ -59,7 +59,7 @@ export async function attachDomain(
     await sweepRuntimeDir(runtimeDir);
     const qemu = await KvmVm.attach(
       { address, runtimeDir, socketPath: '' },
-      { monitor: new LibvirtMonitor(domain), process, guard: libvirtGuard(domain, process) },
+      { monitor: new LibvirtMonitor(domain), process, guard: libvirtGuard(domain) },
     );
     return new LibvirtVm({ qemu, domain, waitJobMs, signal, xml: await domain.xml() });
   } catch (error) {

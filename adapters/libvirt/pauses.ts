@@ -8,14 +8,13 @@
 import { fileURLToPath } from 'node:url';
 
 import type { GuardProgram } from '../kvm/pause-guard.js';
-import type { QemuProcess } from '../kvm/peer-process.js';
 import type { LibvirtDomain } from './domain.js';
 
 /** The process that resumes the domain when this one is killed in the pause. */
-export function libvirtGuard({ connection, uuid }: LibvirtDomain, qemu: QemuProcess): GuardProgram {
+export function libvirtGuard({ connection, uuid }: LibvirtDomain): GuardProgram {
   return {
     modulePath: fileURLToPath(new URL('./pause-guard-main.js', import.meta.url)),
-    args: [connection.uri, uuid, String(qemu.pid), qemu.startTime],
+    args: [connection.uri, uuid],
     // Where a user's own daemon listens.
     env: {
       HOME: process.env.HOME,

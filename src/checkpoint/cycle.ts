@@ -274,7 +274,8 @@ async function resumeAfterFailure(vm: Vm, cause: unknown): Promise<void> {
   try {
     await vm.resume();
   } catch (error) {
-    if (isCheckpointError(error, 'VM_GONE')) return;
+    // Gone, or resumed by somebody else: there is nothing left to resume.
+    if (isCheckpointError(error, 'VM_GONE') || isCheckpointError(error, 'VM_STATE')) return;
     throw new CheckpointError(
       'VM_NOT_RESUMED',
       `the VM ${vm.address} was paused for a checkpoint and could not be resumed`,

@@ -87,8 +87,8 @@ export interface Vm {
   pause(): Promise<boolean>;
   /**
    * Undoes `pause`: does nothing to a VM that this object did not stop.
-   * @throws VM_NOT_RESUMED when the VM does not run afterwards; VM_STATE when it runs, but somebody else had resumed it
-   * before, so that what was read in the pause is not of one moment; VM_GONE
+   * @throws VM_NOT_RESUMED when the VM does not run afterwards; VM_STATE when somebody else has resumed it before, so that
+   * what was read in the pause is not of one moment: it runs, or stands still for their reasons; VM_GONE
    */
   resume(): Promise<void>;
   /**
@@ -102,7 +102,8 @@ export interface Vm {
   disks(): Promise<readonly VmDisk[]>;
   /**
    * Snapshots all given disks in one transaction of the paused VM, or none.
-   * @throws DISK_SNAPSHOT_FAILED with nothing left behind
+   * @throws DISK_SNAPSHOT_FAILED with nothing left behind, unless `detail.possiblyPresent` names what may be there because
+   *   the hypervisor did not answer
    */
   snapshotDisks(
     name: string,

@@ -167,7 +167,7 @@ describe('the pagemap-scan tracker', () => {
     second.tracker.close();
   });
 
-  it('takes its descriptor over under another token when the runtime folder is lost', async () => {
+  it('opens a descriptor of its own, under another token, when the runtime folder is lost', async () => {
     const { machine, runtimeDir } = await start();
     const first = await attach(machine, runtimeDir);
     const { token } = first.tracker;
@@ -182,6 +182,32 @@ describe('the pagemap-scan tracker', () => {
     await machine.waitForProgress();
     expect(second.tracker.collect().dirty.count()).toBeGreaterThan(0);
     second.tracker.close();
+  });
+
+  it('never shares its record with a Cairn that has another runtime folder', async () => {
+    const { machine, runtimeDir } = await start();
+    const other = { runtimeDir: mkdtempSync(join(tmpdir(), 'cairn-tracker-')) };
+    cleanUp.push(() => rmSync(other.runtimeDir, { recursive: true }));
+    const first = await attach(machine, runtimeDir);
+    first.tracker.collect();
+    await first.vm.close();
+
+    const second = await attach(machine, other.runtimeDir);
+    await machine.waitForProgress();
+    second.tracker.collect();
+    // What the second has cleared, the first must not take for unchanged.
+    expect(() => first.tracker.collect()).toThrow(expect.objectContaining({ code: 'TRACKER_OFF' }));
+    const { token } = first.tracker;
+    first.tracker.close();
+    await second.vm.close();
+
+    const third = await attach(machine, runtimeDir);
+    cleanUp.push(() => third.vm.close());
+    expect(third.tracker.token).not.toBe(token);
+    expect(() => second.tracker.collect()).toThrow(expect.objectContaining({ code: 'TRACKER_OFF' }));
+    expect(userfaultfds(machine.pid)).toHaveLength(1);
+    second.tracker.close();
+    third.tracker.close();
   });
 
   it('leaves nothing behind in QEMU when it is stopped, and a collect without it fails', async () => {

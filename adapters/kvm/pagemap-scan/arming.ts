@@ -8,9 +8,9 @@
 import { randomBytes } from 'node:crypto';
 import { readdirSync, readFileSync, readlinkSync, rmSync, statSync } from 'node:fs';
 import { readFile, rename, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
 
 import type { QemuProcess } from '../peer-process.js';
+import { runtimeFile } from '../runtime-files.js';
 import { FEATURE_WP_ASYNC } from './userfaultfd.js';
 
 export interface TrackedRange {
@@ -38,7 +38,7 @@ export function newToken(process: QemuProcess): string {
 }
 
 export function armingPath(runtimeDir: string, process: QemuProcess): string {
-  return join(runtimeDir, `uffd-${process.pid}-${process.startTime}.json`);
+  return runtimeFile(runtimeDir, 'uffd', process);
 }
 
 /** Undefined when there is none, or it cannot be read. */
@@ -91,6 +91,15 @@ export function describe(pid: number, descriptor: number): RemoteDescriptor | un
     )?.[1];
     if (features === undefined || (BigInt(`0x${features}`) & FEATURE_WP_ASYNC) === 0n) return undefined;
     return { descriptor, inode: statSync(path).ino };
+  } catch {
+    return undefined;
+  }
+}
+
+/** Undefined when the process has no such descriptor. */
+export function inodeOf(pid: number, descriptor: number): number | undefined {
+  try {
+    return statSync(`/proc/${pid}/fd/${descriptor}`).ino;
   } catch {
     return undefined;
   }

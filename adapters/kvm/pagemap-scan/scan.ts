@@ -9,6 +9,7 @@
 
 import { CheckpointError } from '../../../src/errors.js';
 import { addressOf, errnoName, libc } from '../../../src/ffi/libc.js';
+import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 
 const PAGEMAP_SCAN = 0xc0606610n;
 const PM_SCAN_WP_MATCHING = 1n;
@@ -112,6 +113,17 @@ export function isTracked(pagemap: number, start: number, end: number): boolean 
   const scanned = libc().ioctl(pagemap, PAGEMAP_SCAN, argument);
   if (scanned.value < 0) throw scanError(errnoName(scanned.errno));
   return scanned.value === 0;
+}
+
+/** True when something is mapped at that page. Touches no page. @throws TRACKER_FAILED, VM_GONE */
+export function isMapped(pagemap: number, address: number): boolean {
+  const argument = scanArgument(address, address + PAGE_SIZE_BYTES, 0n);
+  // Any page, whatever its categories.
+  argument[ARG.returned] = RETURNED;
+  argument[ARG.vecLen] = 1n;
+  const scanned = libc().ioctl(pagemap, PAGEMAP_SCAN, argument);
+  if (scanned.value < 0) throw scanError(errnoName(scanned.errno));
+  return scanned.value > 0;
 }
 
 /** For the probe: does this kernel know the ioctl? @returns empty, or the name of the error */

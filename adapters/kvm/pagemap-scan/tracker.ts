@@ -17,12 +17,14 @@ import type { DirtyTracker, Harvest } from '../../../src/hypervisor/dirty-tracke
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 import { FileHoles } from '../file-holes.js';
+import { checkStillMapped } from '../mapped-blocks.js';
 import type { QemuProcess } from '../peer-process.js';
 import { readMemory } from '../process-memory.js';
 import type { RamBlock } from '../ram-blocks.js';
 import {
   armingPath,
   describe,
+  inodeOf,
   newToken,
   readArming,
   removeArming,
@@ -117,8 +119,9 @@ export class PagemapScanTracker implements DirtyTracker {
     const { process, layout, blocks } = this.#options;
     const written = new DirtyBitmap(layout.pageSpan);
     const unpopulated = new DirtyBitmap(layout.pageSpan);
-    // A scan of an address space that is gone finds nothing and says nothing.
-    readMemory(process.pid, blocks[0]!.host, new Uint8Array(1));
+    // A scan of what is gone finds nothing and says nothing.
+    checkStillMapped(process.pid, armed.pagemap, blocks);
+    checkStillOurs(process.pid, armed.remote, blocks[0]!.host);
     try {
       layout.regions.forEach((region, i) => {
         const { host, backing } = blocks[i]!;
@@ -163,16 +166,7 @@ export class PagemapScanTracker implements DirtyTracker {
     }
     removeArming(path);
     this.close();
-    const { descriptor, inode } = armed.remote;
-    injectSyscall(process.pid, SYS_CLOSE, [descriptor], () => {
-      // The number may have been given to another file only if QEMU closed ours; it stands still while this looks.
-      if (describe(process.pid, descriptor)?.inode !== inode) {
-        throw new CheckpointError(
-          'TRACKER_FAILED',
-          `descriptor ${descriptor} of QEMU is not the tracker's any more`,
-        );
-      }
-    });
+    closeRemote(process.pid, armed.remote);
   }
 
   close(): void {
@@ -209,8 +203,9 @@ export class PagemapScanTracker implements DirtyTracker {
   }
 
   /**
-   * The descriptor of an earlier arming: the one that the state file names, else (the file is lost) one that write-protects
-   * our memory. Undefined when there is neither.
+   * The descriptor that our state file names, undefined when it is not there any more. Any other one that tracks our memory
+   * was armed by a Cairn with another runtime folder, or before this one was lost. It is disarmed: two that read the marks
+   * of one descriptor would clear them for each other, and whoever armed it finds it gone and compares all pages.
    */
   #takeOver(pagemap: number, known: Arming | undefined): RemoteDescriptor | undefined {
     const { pid } = this.#options.process;
@@ -219,15 +214,8 @@ export class PagemapScanTracker implements DirtyTracker {
       isTracked(pagemap, start, start + sizeBytes),
     );
     if (ranges.length === 0) return undefined;
-    return writeTrackingDescriptors(pid).find((candidate) => {
-      const duplicated = duplicate(pid, candidate);
-      try {
-        // Only the descriptor that a range belongs to may register it once more.
-        return ranges.every(({ start, sizeBytes }) => registerRange(duplicated, start, sizeBytes) === '');
-      } finally {
-        closeSync(duplicated);
-      }
-    });
+    for (const other of writeTrackingDescriptors(pid)) disarm(pid, other, ranges);
+    return undefined;
   }
 
   /** Opens a userfaultfd inside QEMU. */
@@ -283,6 +271,44 @@ function openPagemap(pid: number): number {
       hint: 'run as root, or as the user of QEMU with CAP_SYS_PTRACE',
     });
   }
+}
+
+/** Ends the tracking of those ranges that this descriptor tracks, and closes it in QEMU if there were any. */
+function disarm(pid: number, remote: RemoteDescriptor, ranges: readonly TrackedRange[]): void {
+  const duplicated = duplicate(pid, remote);
+  try {
+    // Only the descriptor that a range belongs to may register it once more.
+    const own = ranges.filter(({ start, sizeBytes }) => registerRange(duplicated, start, sizeBytes) === '');
+    if (own.length === 0) return;
+    for (const { start, sizeBytes } of own) unregisterRange(duplicated, start, sizeBytes);
+  } finally {
+    closeSync(duplicated);
+  }
+  closeRemote(pid, remote);
+}
+
+/** Closes the tracker's descriptor inside QEMU. */
+function closeRemote(pid: number, { descriptor, inode }: RemoteDescriptor): void {
+  injectSyscall(pid, SYS_CLOSE, [descriptor], () => {
+    // The number may have been given to another file only if QEMU closed ours; it stands still while this looks.
+    if (describe(pid, descriptor)?.inode !== inode) {
+      throw new CheckpointError(
+        'TRACKER_FAILED',
+        `descriptor ${descriptor} of QEMU is not the tracker's any more`,
+      );
+    }
+  });
+}
+
+/** When its descriptor is closed, the marks are of another one, or none. @throws TRACKER_OFF, VM_GONE */
+function checkStillOurs(pid: number, { descriptor, inode }: RemoteDescriptor, address: number): void {
+  if (inodeOf(pid, descriptor) === inode) return;
+  // A process that has ended has no descriptors; asking for its memory says so.
+  readMemory(pid, address, new Uint8Array(1));
+  throw new CheckpointError('TRACKER_OFF', 'the guest memory is not tracked for this Cairn any more', {
+    hint: 'another Cairn, with another runtime folder, took over; the next checkpoint arms the tracker again',
+    retryable: true,
+  });
 }
 
 /** A duplicate of a descriptor of another process; the caller closes it. Source: pidfd_getfd(2). */

@@ -1,0 +1,102 @@
+import { spawn, type ChildProcess } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
+
+import { CompareTracker } from '../../adapters/kvm/compare-tracker.js';
+import { pagemapScanReport } from '../../adapters/kvm/pagemap-scan/support.js';
+import { PagemapScanTracker } from '../../adapters/kvm/pagemap-scan/tracker.js';
+import type { RamBlock } from '../../adapters/kvm/ram-blocks.js';
+import { processStartTime } from '../../src/checkpoint/process-identity.js';
+import { layOut } from '../../src/hypervisor/memory-layout.js';
+
+const HOLDER = fileURLToPath(new URL('../support/mapped-memory.js', import.meta.url));
+const SIZE_BYTES = 1 << 20;
+
+interface Subject {
+  readonly child: ChildProcess;
+  readonly options: ConstructorParameters<typeof PagemapScanTracker>[0];
+}
+
+let runtimeDir: string;
+let subject: Subject;
+beforeEach(async () => {
+  runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-unplugged-'));
+  const child = spawn(process.execPath, [HOLDER, String(SIZE_BYTES)], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const host = Number(await answer(child));
+  const block: RamBlock = {
+    id: 'dimm0',
+    sizeBytes: SIZE_BYTES,
+    host,
+    backing: 'anonymous',
+    backingPageBytes: 4096,
+    file: undefined,
+  };
+  const pid = child.pid!;
+  subject = {
+    child,
+    options: {
+      process: { pid, startTime: await processStartTime(pid), program: process.execPath },
+      layout: layOut([block]),
+      blocks: [block],
+      runtimeDir,
+    },
+  };
+});
+afterEach(() => {
+  subject.child.kill('SIGKILL');
+  rmSync(runtimeDir, { recursive: true });
+});
+
+function answer(child: ChildProcess): Promise<string> {
+  return new Promise((resolve) => child.stdout!.setEncoding('latin1').once('data', resolve));
+}
+
+async function unplug(): Promise<void> {
+  subject.child.stdin!.write('\n');
+  await answer(subject.child);
+}
+
+async function end(): Promise<void> {
+  const exited = new Promise((resolve) => subject.child.once('exit', resolve));
+  subject.child.kill('SIGKILL');
+  await exited;
+}
+
+describe.each([
+  ['compare', CompareTracker],
+  ['pagemap-scan', PagemapScanTracker],
+] as const)('the %s tracker', (kind, Tracker) => {
+  async function started(): Promise<InstanceType<typeof Tracker> | undefined> {
+    const report = pagemapScanReport(subject.options.process.pid);
+    if (kind === 'pagemap-scan' && !report.usable) {
+      console.warn(`skipped: ${report.reason}`);
+      return undefined;
+    }
+    const tracker = new Tracker(subject.options);
+    await tracker.start();
+    expect(tracker.collect().dirty.count()).toBeGreaterThan(0);
+    return tracker;
+  }
+
+  it('fails when a block is gone, instead of taking its pages for unchanged or empty', async () => {
+    const tracker = await started();
+    if (tracker === undefined) return;
+    await unplug();
+    expect(() => tracker.collect()).toThrow(
+      expect.objectContaining({ code: 'TRACKER_OFF', retryable: true, detail: { region: 'dimm0' } }),
+    );
+    tracker.close();
+  });
+
+  it('says that the VM is gone when the process is', async () => {
+    const tracker = await started();
+    if (tracker === undefined) return;
+    await end();
+    expect(() => tracker.collect()).toThrow(expect.objectContaining({ code: 'VM_GONE' }));
+    tracker.close();
+  });
+});

@@ -1,0 +1,110 @@
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
+
+import { qmpGuard } from '../../adapters/kvm/pause-guard.js';
+import { isLeftPaused, pauseMarkerPath, setPauseMarker } from '../../adapters/kvm/pause-marker.js';
+import { RunStateControl } from '../../adapters/kvm/run-state.js';
+import type { Json } from '../../src/types.js';
+import { FakeMonitor } from '../support/fake-monitor.js';
+
+const qemu = { pid: 4_000_000, startTime: '7', program: '/usr/bin/qemu-system-x86_64' };
+/** No process has it: above the kernel's limit of process ids. */
+const DEAD_PID = 2 ** 30;
+
+let runtimeDir: string;
+let marker: string;
+beforeEach(() => {
+  runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-run-state-'));
+  marker = pauseMarkerPath(runtimeDir, qemu);
+});
+afterEach(() => rmSync(runtimeDir, { recursive: true }));
+
+function machine(): { monitor: FakeMonitor; state: { status: string; contWorks: boolean } } {
+  const state = { status: 'running', contWorks: true };
+  const monitor = new FakeMonitor((command): Json => {
+    if (command === 'stop') state.status = 'paused';
+    if (command === 'cont' && state.contWorks) state.status = 'running';
+    if (command === 'query-status') return { status: state.status, running: state.status === 'running' };
+    return {};
+  });
+  return { monitor, state };
+}
+
+function control(monitor: FakeMonitor): RunStateControl {
+  const guard = qmpGuard(join(runtimeDir, 'none'));
+  return new RunStateControl({ monitor, process: qemu, guard, runtimeDir });
+}
+
+describe('the pause marker', () => {
+  it('is there from the pause until the VM runs again', async () => {
+    const { monitor } = machine();
+    const runState = control(monitor);
+    await runState.pause();
+    expect(existsSync(marker)).toBe(true);
+    await runState.resume();
+    expect(existsSync(marker)).toBe(false);
+    await runState.close();
+  });
+
+  it('goes when somebody else resumes a VM that cont could not, and stays gone when it is stopped again', async () => {
+    const { monitor, state } = machine();
+    const runState = control(monitor);
+    await runState.pause();
+    state.contWorks = false;
+    await expect(runState.resume()).rejects.toMatchObject({ code: 'VM_NOT_RESUMED' });
+    expect(existsSync(marker)).toBe(true);
+    state.status = 'running';
+    monitor.emit('RESUME');
+    expect(existsSync(marker)).toBe(false);
+    state.status = 'paused';
+    monitor.emit('STOP');
+    await runState.close();
+    expect(existsSync(marker)).toBe(false);
+  });
+
+  it('goes when somebody else resumes the VM in the pause, and the checkpoint fails without touching the VM again', async () => {
+    const { monitor, state } = machine();
+    const runState = control(monitor);
+    await runState.pause();
+    monitor.emit('RESUME');
+    // Its operator has a reason to stop it now: it must not be resumed for the sake of a checkpoint.
+    state.status = 'paused';
+    expect(existsSync(marker)).toBe(false);
+    await expect(runState.resume()).rejects.toMatchObject({ code: 'VM_STATE', retryable: true });
+    expect(monitor.commands).not.toContain('cont');
+    await runState.close();
+  });
+
+  it('goes, and the checkpoint fails, when the VM is found running at the end of the pause', async () => {
+    const { monitor, state } = machine();
+    const runState = control(monitor);
+    await runState.pause();
+    state.status = 'running';
+    await expect(runState.resume()).rejects.toMatchObject({ code: 'VM_STATE', retryable: true });
+    expect(existsSync(marker)).toBe(false);
+    await runState.close();
+  });
+
+  it('counts once its Cairn is gone, unless it was cut off while it was written', async () => {
+    expect(await isLeftPaused(marker)).toBe(false);
+    setPauseMarker(marker, { pid: DEAD_PID, startTime: '1', attachment: 'a' });
+    expect(await isLeftPaused(marker)).toBe(true);
+    for (const text of ['', '{"pid":10737', '{"pid":"1"}', 'null']) {
+      writeFileSync(marker, text);
+      expect(await isLeftPaused(marker)).toBe(false);
+    }
+  });
+
+  it('that was cut off does not make an attaching Cairn resume a VM that its operator paused', async () => {
+    const { monitor, state } = machine();
+    state.status = 'paused';
+    writeFileSync(marker, '');
+    const runState = control(monitor);
+    expect(await runState.recover()).toBe(false);
+    expect(monitor.commands).not.toContain('cont');
+    await runState.close();
+  });
+});
