@@ -10,6 +10,9 @@ export interface DomainDisk {
   readonly path: string;
   /** Of the image: qcow2, raw. */
   readonly format: string;
+  /** Of the source: file, block, network, vhostuser and so on. */
+  readonly type: string;
+  readonly isWritable: boolean;
   /** The whole element. */
   readonly xml: string;
 }
@@ -23,8 +26,10 @@ export function disksIn(domainXml: string): readonly DomainDisk[] {
     const own = xml.replace(/<(backingStore|mirror)\b[\s\S]*<\/\1>/g, '');
     return {
       target: unescaped(/<target\b[^>]*\bdev=(['"])(?<name>.*?)\1/.exec(own)?.groups?.name ?? ''),
-      path: unescaped(/<source\b[^>]*\b(?:file|dev)=(['"])(?<path>.*?)\1/.exec(own)?.groups?.path ?? ''),
+      path: unescaped(/<source\b[^>]*\b(?:file|dev|path)=(['"])(?<path>.*?)\1/.exec(own)?.groups?.path ?? ''),
       format: /<driver\b[^>]*\btype=(['"])(?<format>.*?)\1/.exec(own)?.groups?.format ?? 'raw',
+      type: /<disk\b[^>]*?\btype=(['"])(?<type>.*?)\1/.exec(own)?.groups?.type ?? '',
+      isWritable: !/<readonly\s*\/>/.test(own),
       xml,
     };
   });

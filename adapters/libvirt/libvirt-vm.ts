@@ -24,6 +24,7 @@ import { snapshotExternally } from './external-snapshot.js';
 import { LibvirtConnection } from './connection.js';
 import { domainProcess } from './domain-process.js';
 import { LibvirtDomain } from './domain.js';
+import { disksIn, type DomainDisk } from './domain-disks.js';
 import { LibvirtMonitor } from './monitor.js';
 import { libvirtGuard } from './pauses.js';
 
@@ -136,7 +137,8 @@ export class LibvirtVm implements Vm {
   async disks(): Promise<readonly VmDisk[]> {
     // The first that a checkpoint asks for, also of a domain that is paused already.
     this.#xml = await this.#parts.domain.xml();
-    return this.#parts.qemu.disks();
+    const foreign = disksIn(this.#xml).filter(({ type }) => type === 'vhostuser');
+    return [...(await this.#parts.qemu.disks()), ...foreign.map(withoutSnapshots)];
   }
 
   snapshotDisks(
@@ -157,4 +159,9 @@ export class LibvirtVm implements Vm {
   close(): Promise<void> {
     return this.#parts.qemu.close();
   }
+}
+
+/** A disk that another process serves: QEMU knows only the device, and nobody here can snapshot it. */
+function withoutSnapshots({ target, path, format, isWritable }: DomainDisk): VmDisk {
+  return { id: target, path, format, writable: isWritable, virtualSizeBytes: 0, snapshotModes: [] };
 }

@@ -1,0 +1,206 @@
+/** What a domain may have beside memory, CPU and qcow2: each works, seen on a real guest, or is refused before a pause. */
+
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
+import { chmodSync, existsSync, mkdtempSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+
+import { LabDomain, whyNoLibvirt } from './libvirt-domain.js';
+import type { LabMachine } from './machine.js';
+import { CairnProcess, cairn, isSummary, runCairn, type CliMessage } from './support/cairn-cli.js';
+import { differingPages } from './support/ground-truth.js';
+import { PauseHold, readCheckpoint } from './support/oracle.js';
+
+const reason = whyNoLibvirt();
+if (reason !== '') process.stderr.write(`skipped: hardware of libvirt's domains: ${reason}\n`);
+const describeWithLibvirt = reason === '' ? describe : describe.skip;
+const hasTpm = spawnSync('swtpm', ['--version']).status === 0;
+if (!hasTpm) process.stderr.write('skipped: TPM: swtpm is not installed\n');
+const itWithTpm = hasTpm ? it : it.skip;
+
+const TPM = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>";
+const NUMA = `<maxMemory slots='4' unit='MiB'>1024</maxMemory><memory unit='MiB'>320</memory><vcpu>2</vcpu>
+  <cpu><numa>
+    <cell id='0' cpus='0' memory='128' unit='MiB'/><cell id='1' cpus='1' memory='128' unit='MiB'/>
+  </numa></cpu>`;
+const DIMM = "<memory model='dimm'><target><size unit='MiB'>64</size><node>1</node></target></memory>";
+const VIRTIO_MEM = `<memory model='virtio-mem'><target>
+  <size unit='MiB'>64</size><node>0</node><block unit='MiB'>2</block><requested unit='MiB'>16</requested>
+</target></memory>`;
+
+/** TPM2_PCR_Extend of PCR 16 by 32 bytes of 0x11, with an empty password. Source: TPM 2.0 library, part 3. */
+const EXTEND_PCR =
+  `8002 00000041 00000182 00000010 00000009 40000009 0000 00 0000 00000001 000b ${'11'.repeat(32)}`
+    .replaceAll(' ', '')
+    .replace(/../g, (byte) => `\\x${byte}`);
+const extendPcr = (machine: LabMachine): Promise<string> =>
+  machine.guest(
+    `printf '${EXTEND_PCR}' >/tmp/tpm; exec 9<>/dev/tpm0; cat /tmp/tpm >&9; dd bs=4096 count=1 <&9 2>/dev/null | wc -c; exec 9>&-`,
+  );
+const readPcr = (machine: LabMachine): Promise<string> =>
+  machine.guest('cat /sys/class/tpm/tpm0/pcr-sha256/16');
+
+/** A checkpoint, with the pages in which it differs from the truth. */
+async function proven(
+  domain: LabDomain,
+  repo: string,
+  ...args: readonly string[]
+): Promise<{ readonly summary: CliMessage; readonly differing: readonly string[] }> {
+  const hold = new PauseHold(domain.dir);
+  const taking = new CairnProcess(
+    ['checkpoint', domain.address, '--repo', repo, '--hook', hold.command, ...args],
+    domain.cli,
+  );
+  await hold.reached(taking);
+  const truth = await domain.groundTruth();
+  hold.release();
+  const summary = await taking.message(isSummary);
+  await taking.ended;
+  return {
+    summary,
+    differing: differingPages(truth, await readCheckpoint(repo, String(summary.checkpoint_id))),
+  };
+}
+
+describeWithLibvirt('a domain with two NUMA nodes, a memory device and a TPM', () => {
+  let domain: LabDomain;
+  let machine: LabMachine;
+  let repo = '';
+  let id = '';
+  let pcr = '';
+  beforeAll(async () => {
+    domain = await LabDomain.define(`cairn-numa-${process.pid}`, {
+      domainXml: NUMA,
+      devicesXml: DIMM + (hasTpm ? TPM : ''),
+    });
+    repo = join(domain.dir, 'repo');
+    await cairn(['init', '--repo', repo], domain.cli);
+    machine = await domain.start();
+    await machine.guest('lab fill 16');
+    await machine.guest('lab memory 8');
+    if (hasTpm) {
+      await extendPcr(machine);
+      pcr = await readPcr(machine);
+    }
+  }, 300_000);
+  afterAll(() => domain.remove());
+
+  it('is stored exactly, every region of it', async () => {
+    for (const kind of ['base', 'incremental']) {
+      const { summary, differing } = await proven(domain, repo);
+      expect(summary).toMatchObject({ kind, tracker: 'pagemap-scan' });
+      expect(differing).toEqual([]);
+      id = String(summary.checkpoint_id);
+    }
+    const report = (await runCairn(['doctor', domain.address], domain.cli)).messages.at(-1);
+    const regions = (report?.regions as { readonly id: string }[]).map((region) => region.id);
+    expect(regions).toEqual(expect.arrayContaining(['ram-node0', 'ram-node1', 'memdimm0']));
+  }, 120_000);
+
+  it('is refused once it has virtio-mem', async () => {
+    const path = join(domain.dir, 'virtio-mem.xml');
+    writeFileSync(path, VIRTIO_MEM);
+    await domain.virsh('attach-device', domain.name, path, '--live');
+    const doctor = await runCairn(['doctor', domain.address], domain.cli);
+    expect(doctor.exitCode).toBe(22);
+    expect(doctor.messages.at(-1)).toMatchObject({
+      hazards: [expect.objectContaining({ code: 'MEMORY_HOTPLUG', effect: 'refuse' })],
+    });
+    const refused = await runCairn(['checkpoint', domain.address, '--repo', repo], domain.cli);
+    expect(refused.messages.at(-1)).toMatchObject({ code: 'VM_UNSUPPORTED' });
+    expect(await domain.state()).toBe('running');
+  });
+
+  describe('restored', () => {
+    let again: LabMachine;
+    beforeAll(async () => {
+      if (hasTpm) await extendPcr(machine);
+      machine.qmp.close();
+      await domain.stop();
+      const bytes = statSync(join(domain.dir, 'diary.log')).size;
+      await cairn(['restore', id, '--repo', repo], domain.cli);
+      again = await domain.adopt();
+      await again.waitForTick(1, 60_000, bytes);
+    }, 120_000);
+    afterAll(() => again.qmp.close());
+
+    it('goes on', async () => {
+      await again.waitForProgress();
+    });
+
+    itWithTpm('has its TPM as it was, not as it was later', async () => {
+      expect(pcr).toMatch(/^[0-9A-F]{64}/);
+      expect(await readPcr(again)).toBe(pcr);
+    });
+  });
+});
+
+describeWithLibvirt('a domain whose memory another process shares (vhost-user)', () => {
+  let domain: LabDomain;
+  let machine: LabMachine;
+  let backend: ChildProcess;
+  let folder = '';
+  let repo = '';
+  beforeAll(async () => {
+    // Where the user of QEMU may connect.
+    folder = mkdtempSync(join(tmpdir(), 'cairn-vhost-'));
+    chmodSync(folder, 0o777);
+    const image = join(folder, 'disk.raw');
+    writeFileSync(image, '');
+    truncateSync(image, 64 << 20);
+    const socket = join(folder, 'blk.sock');
+    backend = spawn('sh', [
+      '-c',
+      `umask 0; exec qemu-storage-daemon --blockdev driver=file,node-name=file,filename=${image} ` +
+        `--export type=vhost-user-blk,id=export,node-name=file,addr.type=unix,addr.path=${socket},writable=on`,
+    ]);
+    while (!existsSync(socket)) await sleep(20);
+    domain = await LabDomain.define(`cairn-vhost-${process.pid}`, {
+      domainXml:
+        "<memory unit='MiB'>128</memory><vcpu>1</vcpu>" +
+        "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>",
+      devicesXml:
+        "<disk type='vhostuser' device='disk'><driver name='qemu' type='raw'/>" +
+        `<source type='unix' path='${socket}'/><target dev='vdb' bus='virtio'/></disk>`,
+    });
+    repo = join(domain.dir, 'repo');
+    await cairn(['init', '--repo', repo], domain.cli);
+    machine = await domain.start();
+  }, 300_000);
+  afterAll(async () => {
+    machine.qmp.close();
+    await domain.remove();
+    backend.kill();
+    rmSync(folder, { recursive: true });
+  });
+
+  it('is compared as a whole, since no tracker sees what the other process writes', async () => {
+    // Every read of the disk is a write of the other process to the guest's memory.
+    await machine.guest(
+      '(while :; do dd if=/dev/vdb of=/dev/null bs=64k count=64 iflag=direct; done >/dev/null 2>&1 &)',
+    );
+    const doctor = (await runCairn(['doctor', domain.address], domain.cli)).messages.at(-1);
+    expect(doctor).toMatchObject({ chosen: 'compare' });
+    const hazards = (doctor?.hazards as { readonly code: string }[]).map(({ code }) => code);
+    expect(hazards).toEqual(expect.arrayContaining(['VHOST_USER', 'SHARED_MEMORY']));
+    for (let i = 0; i < 2; i++) {
+      const { summary, differing } = await proven(domain, repo, '--memory-only');
+      expect(summary).toMatchObject({ tracker: 'compare' });
+      expect(differing).toEqual([]);
+    }
+  }, 120_000);
+
+  it('is refused another tracker', async () => {
+    const args = ['checkpoint', domain.address, '--repo', repo, '--memory-only', '--tracker', 'pagemap-scan'];
+    expect((await runCairn(args, domain.cli)).messages.at(-1)).toMatchObject({ code: 'TRACKER_UNAVAILABLE' });
+  });
+
+  it('is refused without a word about the disk that the other process serves', async () => {
+    const refused = await runCairn(['checkpoint', domain.address, '--repo', repo], domain.cli);
+    expect(refused.messages.at(-1)).toMatchObject({ code: 'DISK_NOT_COVERED', detail: { disks: ['vdb'] } });
+    expect(await domain.state()).toBe('running');
+  });
+});
