@@ -4,6 +4,7 @@ import {
   controlCapacityBytes,
   dataCapacityBytes,
   type EncodeJob,
+  type EncodeTotals,
   type Kernels,
 } from '../../src/kernels/kernels.js';
 import { createWasmKernels } from '../../src/kernels/wasm.js';
@@ -22,6 +23,7 @@ export class CodecLoop {
   readonly #baseAt: number;
   readonly #pristine: Uint8Array;
   readonly #jobs: readonly EncodeJob[];
+  #totals: readonly EncodeTotals[] = [];
 
   constructor(before: Uint8Array, after: Uint8Array) {
     this.#pristine = before;
@@ -65,26 +67,27 @@ export class CodecLoop {
   }
 
   encode(): void {
-    for (const job of this.#jobs) this.#kernels.encodePages(job);
+    this.#totals = this.#jobs.map((job) => this.#kernels.encodePages(job));
   }
 
   /** Brings the bases to the new contents, from what `encode` made. */
   decode(): void {
-    const memory = this.#kernels.bytes();
-    for (const job of this.#jobs) {
-      const controlLengths = new Uint16Array(memory.buffer, job.controlLengths, job.pageCount);
-      const dataLengths = new Uint16Array(memory.buffer, job.dataLengths, job.pageCount);
-      const bases = new Uint32Array(memory.buffer, job.bases, job.pageCount);
-      let { control, data } = job;
-      for (let i = 0; i < job.pageCount; i++) {
-        const [controlLength, dataLength] = [controlLengths[i]!, dataLengths[i]!];
-        const codec = memory[job.codecs + i]!;
-        if (this.#kernels.decodeInto(codec, control, controlLength, data, dataLength, bases[i]!) !== 0)
-          throw new Error('a record does not decode');
-        control += controlLength;
-        data += dataLength;
-      }
-    }
+    this.#jobs.forEach((job, i) => {
+      const { codecs, controlLengths, dataLengths, bases, control, data } = job;
+      const { controlBytes, dataBytes } = this.#totals[i]!;
+      const { result } = this.#kernels.decodePages({
+        count: job.pageCount,
+        codecs,
+        controlLengths,
+        dataLengths,
+        pages: bases,
+        control,
+        controlBytes,
+        data,
+        dataBytes,
+      });
+      if (result !== 0) throw new Error(`a record does not decode: ${result}`);
+    });
   }
 
   restoreBases(): void {

@@ -45,11 +45,12 @@ export async function* deltaSpeedRows(context: BenchContext): AsyncGenerator<Ben
       speeds[name].push(gigabytes / ((performance.now() - started) / 1000));
     };
     for (let round = 0; round < rounds; round++) {
+      // Decoding leaves both with the new contents.
+      restored.set(before);
+      loop.restoreBases();
       time('compare', () => peers.compareAll(before, after, after.length / 8));
       time('encode', () => loop.encode());
       time('xbzrleEncode', () => peers.xbzrleEncode(before, after, count, out, lengths));
-      restored.set(before);
-      loop.restoreBases();
       time('decode', () => loop.decode());
       time('xbzrleDecode', () => peers.xbzrleDecode(restored, count, out, lengths));
       if (round > 0) continue;

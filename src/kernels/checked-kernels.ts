@@ -5,7 +5,7 @@
 
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { DecodeResult } from './decode-result.js';
-import type { EncodeJob, EncodeTotals, Kernels, Pointer } from './kernels.js';
+import type { DecodeJob, DecodeOutcome, EncodeJob, EncodeTotals, Kernels, Pointer } from './kernels.js';
 import { BASE_ZERO_PAGE, controlCapacityBytes, dataCapacityBytes } from './kernels.js';
 import type { LinearMemory } from './linear-memory.js';
 
@@ -41,6 +41,17 @@ export interface RawKernels {
     data: number,
     dataLength: number,
     page: number,
+  ): number;
+  decodePages(
+    count: number,
+    codecs: number,
+    controlLengths: number,
+    dataLengths: number,
+    pages: number,
+    control: number,
+    controlBytes: number,
+    data: number,
+    dataBytes: number,
   ): number;
   isZeroPages(pages: number, pageCount: number, outBitmap: number): void;
   hash64(ptr: number, lengthBytes: number, seed: bigint): bigint;
@@ -112,15 +123,7 @@ export class CheckedKernels implements Kernels {
     this.checkRange('data', job.data, dataCapacityBytes(pageCount), 1);
     this.checkRange('result', job.result, 8, 4);
     const buffer = this.linear.bytes().buffer;
-    const lastBase = buffer.byteLength - PAGE_SIZE_BYTES;
-    const bases = new Uint32Array(buffer, job.bases, pageCount);
-    for (const base of bases) {
-      if (base > BASE_ZERO_PAGE && base > lastBase) {
-        throw new RangeError(
-          `base page at ${base} lies outside the linear memory of ${buffer.byteLength} bytes`,
-        );
-      }
-    }
+    this.checkPages('base page', job.bases, pageCount);
     this.raw.encodePages(
       pageCount,
       job.newPages,
@@ -153,6 +156,32 @@ export class CheckedKernels implements Kernels {
     return this.raw.decodeInto(codec, control, controlLength, data, dataLength, page) as DecodeResult;
   }
 
+  decodePages(job: DecodeJob): DecodeOutcome {
+    const { count } = job;
+    checkCount('count', count);
+    if (count >= 2 ** 24) throw new RangeError(`${count} records, at most ${2 ** 24 - 1}`);
+    this.checkRange('codecs', job.codecs, count, 1);
+    this.checkRange('controlLengths', job.controlLengths, count * 2, 2);
+    this.checkRange('dataLengths', job.dataLengths, count * 2, 2);
+    this.checkRange('pages', job.pages, count * 4, 4);
+    this.checkRange('control', job.control, job.controlBytes, 1);
+    this.checkRange('data', job.data, job.dataBytes, 1);
+    this.checkPages('page', job.pages, count);
+    const failed =
+      this.raw.decodePages(
+        count,
+        job.codecs,
+        job.controlLengths,
+        job.dataLengths,
+        job.pages,
+        job.control,
+        job.controlBytes,
+        job.data,
+        job.dataBytes,
+      ) >>> 0;
+    return { result: (failed & 0xff) as DecodeResult, record: failed >>> 8 };
+  }
+
   isZeroPages(pages: Pointer, pageCount: number, outBitmap: Pointer): void {
     checkCount('pageCount', pageCount);
     this.checkRange('pages', pages, pageCount * PAGE_SIZE_BYTES, 1);
@@ -163,6 +192,19 @@ export class CheckedKernels implements Kernels {
   hash64(ptr: Pointer, lengthBytes: number, seed: bigint): bigint {
     this.checkRange('ptr', ptr, lengthBytes, 1);
     return BigInt.asUintN(64, this.raw.hash64(ptr, lengthBytes, seed));
+  }
+
+  /** Pointers to whole pages; those that mean no page aside. */
+  private checkPages(name: string, pointers: Pointer, count: number): void {
+    const { buffer } = this.linear.bytes();
+    const last = buffer.byteLength - PAGE_SIZE_BYTES;
+    for (const pointer of new Uint32Array(buffer, pointers, count)) {
+      if (pointer > BASE_ZERO_PAGE && pointer > last) {
+        throw new RangeError(
+          `${name} at ${pointer} lies outside the linear memory of ${buffer.byteLength} bytes`,
+        );
+      }
+    }
   }
 
   private checkWords(name: string, pointer: Pointer, wordCount: number): void {

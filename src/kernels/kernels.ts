@@ -66,6 +66,27 @@ export interface EncodeTotals {
   readonly dataBytes: number;
 }
 
+/** Records for `decodePages`, laid out as `encodePages` leaves them; all pointers into the linear memory. */
+export interface DecodeJob {
+  readonly count: number;
+  /** u8, u16, u16 for each record. */
+  readonly codecs: Pointer;
+  readonly controlLengths: Pointer;
+  readonly dataLengths: Pointer;
+  /** u32 for each record: pointer of the page it is applied to. */
+  readonly pages: Pointer;
+  readonly control: Pointer;
+  readonly controlBytes: number;
+  readonly data: Pointer;
+  readonly dataBytes: number;
+}
+
+export interface DecodeOutcome {
+  readonly result: DecodeResult;
+  /** The first record that failed. */
+  readonly record: number;
+}
+
 export interface Kernels {
   readonly kind: 'wasm' | 'scalar';
   /** The whole linear memory; ask again after `ensure`. */
@@ -114,6 +135,11 @@ export interface Kernels {
     dataLength: number,
     page: Pointer,
   ): DecodeResult;
+  /**
+   * As `decodeInto` for each record in turn; several may name the same page. Stops at the first that is malformed, or whose
+   * lengths lead past the end of a stream (RecordTooLong).
+   */
+  decodePages(job: DecodeJob): DecodeOutcome;
   /** Sets bit i of `outBitmap` when page i is all zero, clears it when not; writes ceil(pageCount / 64) whole words. */
   isZeroPages(pages: Pointer, pageCount: number, outBitmap: Pointer): void;
 

@@ -36,6 +36,44 @@ export function scalarDecodeInto(
   }
 }
 
+/** Arguments as `RawKernels.decodePages`, on the memory's bytes. */
+export function scalarDecodePages(
+  memory: Uint8Array,
+  count: number,
+  codecs: number,
+  controlLengths: number,
+  dataLengths: number,
+  pages: number,
+  control: number,
+  controlBytes: number,
+  data: number,
+  dataBytes: number,
+): number {
+  const view = new DataView(memory.buffer);
+  let controlUsed = 0;
+  let dataUsed = 0;
+  for (let i = 0; i < count; i++) {
+    const controlLength = view.getUint16(controlLengths + i * 2, true);
+    const dataLength = view.getUint16(dataLengths + i * 2, true);
+    const fits = controlUsed + controlLength <= controlBytes && dataUsed + dataLength <= dataBytes;
+    const result = fits
+      ? scalarDecodeInto(
+          memory,
+          memory[codecs + i]!,
+          control + controlUsed,
+          controlLength,
+          data + dataUsed,
+          dataLength,
+          view.getUint32(pages + i * 4, true),
+        )
+      : DecodeResult.RecordTooLong;
+    if (result !== DecodeResult.Ok) return (i << 8) | result;
+    controlUsed += controlLength;
+    dataUsed += dataLength;
+  }
+  return DecodeResult.Ok;
+}
+
 function decodeRuns(control: Uint8Array, data: Uint8Array, page: Uint8Array): DecodeResult {
   // Never true of what the encoder writes, and it keeps the loop short whatever the input.
   if (control.length + data.length >= PAGE_SIZE_BYTES) return DecodeResult.RecordTooLong;

@@ -7,7 +7,7 @@ import type { RawKernels } from './checked-kernels.js';
 import { CheckedKernels } from './checked-kernels.js';
 import type { Kernels } from './kernels.js';
 import { LinearMemory } from './linear-memory.js';
-import { scalarDecodeInto } from './scalar-decode.js';
+import { scalarDecodeInto, scalarDecodePages } from './scalar-decode.js';
 import { scalarEncodePages } from './scalar-encode.js';
 import { scalarHash64 } from './scalar-hash64.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
@@ -69,6 +69,10 @@ class ScalarKernels implements RawKernels {
 
   decodeInto(...args: Parameters<RawKernels['decodeInto']>): number {
     return scalarDecodeInto(this.memory.bytes(), ...args);
+  }
+
+  decodePages(...args: Parameters<RawKernels['decodePages']>): number {
+    return scalarDecodePages(this.memory.bytes(), ...args);
   }
 
   isZeroPages(pages: number, pageCount: number, outBitmap: number): void {

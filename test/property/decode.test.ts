@@ -227,3 +227,137 @@ describe('decodeInto', () => {
     }
   });
 });
+
+describe('decodePages', () => {
+  /** Batches of records lie here: pages from PAGES_AT, then the columns, then both streams. */
+  const MOST = 24;
+  const PAGES_AT = 4096;
+  const COLUMNS_AT = PAGES_AT + MOST * PAGE;
+  const STREAMS_AT = COLUMNS_AT + MOST * 16;
+  const SCRATCH = STREAMS_AT + MOST * 4 * PAGE;
+
+  interface Outcome {
+    readonly result: number;
+    readonly record: number;
+    readonly memory: Uint8Array;
+  }
+
+  /** As a batch when `whole`, otherwise record by record; the columns are the same. */
+  function decodeBatch(
+    kernels: Kernels,
+    records: readonly Record[],
+    pageOf: number[],
+    whole: boolean,
+  ): Outcome {
+    kernels.ensure(SCRATCH);
+    const memory = kernels.bytes();
+    memory.fill(0x5a, 0, SCRATCH);
+    for (let i = 0; i < MOST; i++) memory.set(BASE, PAGES_AT + i * PAGE);
+    const columns = {
+      pages: COLUMNS_AT,
+      controlLengths: COLUMNS_AT + MOST * 4,
+      dataLengths: COLUMNS_AT + MOST * 6,
+      codecs: COLUMNS_AT + MOST * 8,
+    };
+    const pages = new Uint32Array(memory.buffer, columns.pages, MOST);
+    const controlLengths = new Uint16Array(memory.buffer, columns.controlLengths, MOST);
+    const dataLengths = new Uint16Array(memory.buffer, columns.dataLengths, MOST);
+    let controlBytes = 0;
+    for (const [i, record] of records.entries()) {
+      pages[i] = PAGES_AT + pageOf[i]! * PAGE;
+      controlLengths[i] = record.control.length;
+      dataLengths[i] = record.data.length;
+      memory[columns.codecs + i] = record.codec;
+      memory.set(record.control, STREAMS_AT + controlBytes);
+      controlBytes += record.control.length;
+    }
+    const data = STREAMS_AT + controlBytes;
+    let dataBytes = 0;
+    for (const record of records) {
+      memory.set(record.data, data + dataBytes);
+      dataBytes += record.data.length;
+    }
+    if (whole) {
+      const outcome = kernels.decodePages({
+        count: records.length,
+        ...columns,
+        control: STREAMS_AT,
+        controlBytes,
+        data,
+        dataBytes,
+      });
+      return { ...outcome, memory: memory.slice(0, SCRATCH) };
+    }
+    let [controlAt, dataAt] = [STREAMS_AT, data];
+    for (const [i, record] of records.entries()) {
+      const { length: controlLength } = record.control;
+      const { length: dataLength } = record.data;
+      const result = kernels.decodeInto(
+        record.codec,
+        controlAt,
+        controlLength,
+        dataAt,
+        dataLength,
+        pages[i]!,
+      );
+      if (result !== 0) return { result, record: i, memory: memory.slice(0, SCRATCH) };
+      controlAt += controlLength;
+      dataAt += dataLength;
+    }
+    return { result: 0, record: 0, memory: memory.slice(0, SCRATCH) };
+  }
+
+  it('does what decodeInto does record by record, several to a page, up to the first malformed one', () => {
+    const [wasm, scalar] = bothKernels();
+    const valid = validRecords(bothKernels()[0]);
+    const damaged = damagedRecords(valid, 31);
+    const random = randomSource(5);
+    const results = new Set<number>();
+    for (let round = 0; round < 2000; round++) {
+      const count = 1 + (random() % MOST);
+      const records = Array.from({ length: count }, () =>
+        random() % 40 === 0 ? damaged() : valid[random() % valid.length]!,
+      );
+      const pageOf = records.map(() => random() % MOST);
+      const expected = decodeBatch(scalar, records, pageOf, false);
+      for (const kernels of [wasm, scalar]) {
+        const outcome = decodeBatch(kernels, records, pageOf, true);
+        if (
+          outcome.result !== expected.result ||
+          (outcome.result !== 0 && outcome.record !== expected.record)
+        )
+          throw new Error(`round ${round}: ${outcome.result} at ${outcome.record}, not ${expected.result}`);
+        if (!same(outcome.memory, expected.memory)) throw new Error(`round ${round}: memory differs`);
+      }
+      results.add(expected.result);
+    }
+    expect(results.has(0)).toBe(true);
+    expect(results.size).toBeGreaterThan(4);
+  });
+
+  it('refuses records that need more of a stream than there is', () => {
+    for (const kernels of bothKernels()) {
+      kernels.ensure(4 * PAGE);
+      const memory = kernels.bytes();
+      memory.fill(0, 0, 4 * PAGE);
+      memory[64] = CODEC_RUNS;
+      new Uint16Array(memory.buffer, 66, 2).set([2, 5]);
+      new Uint32Array(memory.buffer, 72, 1).set([PAGE]);
+      memory.set([0, 5], 128);
+      const job = {
+        count: 1,
+        codecs: 64,
+        controlLengths: 66,
+        dataLengths: 68,
+        pages: 72,
+        control: 128,
+        data: 256,
+      };
+      const right = { result: DecodeResult.Ok, record: 0 };
+      const tooLong = { result: DecodeResult.RecordTooLong, record: 0 };
+      expect(kernels.decodePages({ ...job, controlBytes: 2, dataBytes: 5 })).toEqual(right);
+      expect(kernels.decodePages({ ...job, controlBytes: 1, dataBytes: 5 })).toEqual(tooLong);
+      expect(kernels.decodePages({ ...job, controlBytes: 2, dataBytes: 4 })).toEqual(tooLong);
+    }
+  });
+});
