@@ -12,12 +12,28 @@ import { CheckpointError, describeError } from '../errors.js';
 
 const LIBRARY = 'libzstd.so.1';
 /** ZSTD_maxCLevel() of every libzstd since 1.3. */
-const MAX_LEVEL = 22;
+export const MAX_LEVEL = 22;
 
 type Handle = unknown;
 type NativeSize = number | bigint;
 
+/** ZSTD_EndDirective. */
+const FLUSH = 1;
+const END = 2;
+/** ZSTD_cParameter, ZSTD_ResetDirective. */
+const C_COMPRESSION_LEVEL = 100;
+const RESET_SESSION = 1;
+
 interface Library {
+  readonly compressStream: (
+    context: Handle,
+    out: BigUint64Array,
+    input: BigUint64Array,
+    end: number,
+  ) => NativeSize;
+  readonly setParameter: (context: Handle, parameter: number, value: number) => NativeSize;
+  readonly setSourceSize: (context: Handle, size: number) => NativeSize;
+  readonly reset: (context: Handle, directive: number) => NativeSize;
   readonly compress: (
     context: Handle,
     dst: Uint8Array,
@@ -75,6 +91,40 @@ export function compress(src: Uint8Array, level: number): Uint8Array {
     level,
   );
   return zstd.output.slice(0, checked(zstd, result, `compressing ${src.length} bytes`));
+}
+
+/**
+ * As `compress`, with a new zstd block at each of `cuts`: what lies on either side has statistics of its own, and each gets its
+ * own code. Still one zstd frame; matches reach across.
+ * @param cuts ascending offsets into `src`
+ */
+export function compressInBlocks(src: Uint8Array, cuts: readonly number[], level: number): Uint8Array {
+  if (!Number.isInteger(level) || level < 1 || level > MAX_LEVEL) {
+    throw new RangeError(`zstd level ${level}: 1 to ${MAX_LEVEL}`);
+  }
+  const zstd = library();
+  const step = `compressing ${src.length} bytes`;
+  // A block that does not get smaller is stored, with a header of 3 bytes.
+  const bound = Number(zstd.bound(src.length)) + cuts.length * 8;
+  if (zstd.output.length < bound) zstd.output = new Uint8Array(bound);
+  const context = zstd.compressionContext;
+  checked(zstd, zstd.reset(context, RESET_SESSION), step);
+  checked(zstd, zstd.setParameter(context, C_COMPRESSION_LEVEL, level), step);
+  checked(zstd, zstd.setSourceSize(context, src.length), step);
+  // ZSTD_inBuffer and ZSTD_outBuffer: pointer, size, position.
+  const input = new BigUint64Array([koffi.address(src), 0n, 0n]);
+  const output = new BigUint64Array([koffi.address(zstd.output), BigInt(zstd.output.length), 0n]);
+  for (const end of [...cuts, src.length]) {
+    input[1] = BigInt(end);
+    // SAFETY: `src` and the output are alive during the synchronous call; zstd keeps to the sizes in the two structs.
+    const left = checked(
+      zstd,
+      zstd.compressStream(context, output, input, end === src.length ? END : FLUSH),
+      step,
+    );
+    if (left !== 0 || input[2] !== input[1]) throw failed(step, 'the output did not fit its bound');
+  }
+  return zstd.output.slice(0, Number(output[2]));
 }
 
 /**
@@ -140,6 +190,16 @@ function load(): Library {
       decompressAlone: lib.func(
         'size_t ZSTD_decompress(void *dst, size_t dstCapacity, const void *src, size_t srcSize)',
       ),
+      compressStream: lib.func(
+        'size_t ZSTD_compressStream2(void *cctx, void *output, void *input, int endOp)',
+      ) as Library['compressStream'],
+      setParameter: lib.func(
+        'size_t ZSTD_CCtx_setParameter(void *cctx, int param, int value)',
+      ) as Library['setParameter'],
+      setSourceSize: lib.func(
+        'size_t ZSTD_CCtx_setPledgedSrcSize(void *cctx, unsigned long long size)',
+      ) as Library['setSourceSize'],
+      reset: lib.func('size_t ZSTD_CCtx_reset(void *cctx, int reset)') as Library['reset'],
       bound: lib.func('size_t ZSTD_compressBound(size_t srcSize)') as Library['bound'],
       isError: lib.func('unsigned int ZSTD_isError(size_t code)') as Library['isError'],
       errorName: lib.func('const char *ZSTD_getErrorName(size_t code)') as Library['errorName'],

@@ -14,10 +14,11 @@
 import { createHash } from 'node:crypto';
 
 import { describeError } from '../errors.js';
-import { compress, decompress, decompressAsync } from '../ffi/zstd.js';
+import { compress, compressInBlocks, decompress, decompressAsync, MAX_LEVEL } from '../ffi/zstd.js';
 import { encodeBody, parseBody, type FrameRecords, type PageRecords } from './frame-body.js';
 import { MAX_RAW_BODY_BYTES } from './frame-limits.js';
 import { damaged } from './damage.js';
+import { PAGE_SIZE_BYTES } from '../types.js';
 import { MAX_RECORDS_PER_FRAME } from './record-ref.js';
 
 export { FRAME_PAYLOAD_BYTES } from './frame-limits.js';
@@ -69,7 +70,7 @@ export interface FrameHeader {
 export function encodeFrame(records: FrameRecords, level: number): EncodedFrame {
   const body = encodeBody(records);
   return {
-    bytes: seal(FRAME_KIND_PAGES, records.pages.length, records.digest, body, level),
+    bytes: seal(FRAME_KIND_PAGES, records.pages.length, records.digest, body, packBody(records, body, level)),
     pages: records.pages.slice(),
     codecs: records.codecs.slice(),
     baseRefs: records.baseRefs.slice(),
@@ -81,7 +82,29 @@ export function encodeFrame(records: FrameRecords, level: number): EncodedFrame 
 export function encodeBlobFrame(blob: Uint8Array, level: number): Uint8Array {
   if (blob.length > MAX_BLOB_BYTES)
     throw new RangeError(`blob of ${blob.length} bytes, at most ${MAX_BLOB_BYTES}`);
-  return seal(FRAME_KIND_BLOB, 0, 0n, blob, level);
+  return seal(FRAME_KIND_BLOB, 0, 0n, blob, level > 0 && blob.length > 0 ? compress(blob, level) : blob);
+}
+
+/** Below this share of its pages a frame's payload is small change, and worth a better compression. */
+const SPARSE_PAYLOAD = 1 / 8;
+const SPARSE_LEVELS = 3;
+/** A block of its own costs a header and tables. */
+const MIN_BLOCK_BYTES = 512;
+
+/** The entropy stage: columns, control bytes and data bytes each as blocks of their own, unless they are short. */
+function packBody(records: FrameRecords, body: Uint8Array, level: number): Uint8Array {
+  if (level === 0) return body;
+  const { control, data } = records;
+  const isSparse = control.length + data.length < records.pages.length * PAGE_SIZE_BYTES * SPARSE_PAYLOAD;
+  const dataAt = body.length - data.length;
+  const cuts: number[] = [];
+  let last = 0;
+  for (const cut of [dataAt - control.length, dataAt]) {
+    if (cut - last < MIN_BLOCK_BYTES || body.length - cut < MIN_BLOCK_BYTES) continue;
+    cuts.push(cut);
+    last = cut;
+  }
+  return compressInBlocks(body, cuts, isSparse ? Math.min(level + SPARSE_LEVELS, MAX_LEVEL) : level);
 }
 
 /** Decodes a frame of page records. The result refers to its own memory. @throws REPO_DAMAGED */
@@ -185,9 +208,8 @@ function seal(
   recordCount: number,
   digest: bigint,
   body: Uint8Array,
-  level: number,
+  packed: Uint8Array,
 ): Uint8Array {
-  const packed = level > 0 && body.length > 0 ? compress(body, level) : body;
   const stored = packed.length < body.length ? packed : body;
   const bytes = new Uint8Array(FRAME_HEADER_BYTES + stored.length);
   const view = new DataView(bytes.buffer);

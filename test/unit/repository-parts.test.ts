@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from '@jest/globals';
 
-import { compress, decompress, decompressAsync } from '../../src/ffi/zstd.js';
+import { compress, compressInBlocks, decompress, decompressAsync } from '../../src/ffi/zstd.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 import { MAX_LEVELS, MAX_SEGMENTS, MERGE_FACTOR, planIndex } from '../../src/repository/index-policy.js';
 import { decodeSegment, encodeSegment } from '../../src/repository/index-segment.js';
@@ -144,6 +144,20 @@ describe('the index', () => {
 });
 
 describe('zstd', () => {
+  it('brings back what was compressed in blocks, wherever they were cut', () => {
+    const text = Buffer.from('page record '.repeat(900));
+    const noise = Uint8Array.from({ length: 9000 }, (_, i) => Math.imul(i + 1, 0x9e3779b1) >>> 24);
+    const bytes = Buffer.concat([text, noise]);
+    for (const cuts of [[], [1], [text.length], [5, text.length, bytes.length - 1]]) {
+      for (const level of [1, 3, 6, 19]) {
+        expect(decompress(compressInBlocks(bytes, cuts, level), bytes.length)).toEqual(new Uint8Array(bytes));
+      }
+    }
+    expect(() => compressInBlocks(bytes, [], 0)).toThrow(RangeError);
+    // The context is shared: neither kind of call may leave anything behind for the other.
+    expect(decompress(compress(bytes, 3), bytes.length)).toEqual(new Uint8Array(bytes));
+  });
+
   const text = new Uint8Array(Buffer.from('over and over and over again '.repeat(500)));
 
   it('gives back what went in', async () => {
