@@ -2,11 +2,12 @@
 
 import { kvmHypervisor } from '../adapters/kvm/kvm-hypervisor.js';
 import { libvirtHypervisor } from '../adapters/libvirt/libvirt-hypervisor.js';
+import { xenHypervisor } from '../adapters/xen/xen-hypervisor.js';
 import { HypervisorRegistry } from './hypervisor/hypervisor.js';
 
 /** The hypervisors Cairn comes with. */
 export function hypervisors(): HypervisorRegistry {
-  return new HypervisorRegistry([kvmHypervisor, libvirtHypervisor]);
+  return new HypervisorRegistry([kvmHypervisor, libvirtHypervisor, xenHypervisor]);
 }
 
 export { CheckpointSession, type CheckpointOptions, type SessionOptions } from './checkpoint/session.js';

@@ -31,7 +31,7 @@ export function qmpGuard(socketPath: string): GuardProgram {
 }
 
 /** Starting Node.js takes some 50 ms, far more on a machine that swaps. */
-const ANSWER_LIMIT_MS = 15_000;
+const ANSWER_LIMIT_MS = 60_000;
 
 export class PauseGuard {
   readonly #child: ChildProcess;

@@ -62,6 +62,7 @@ export interface RestoreRequest {
 export interface RestoreResult {
   /** Address of the restored VM, empty when it was given by stream address. */
   readonly vmAddress: string;
+  /** 0 where a VM is no process of this host (Xen). */
   readonly pid: number;
   readonly running: boolean;
   readonly streamBytes: number;

@@ -14,13 +14,14 @@ export function exportCommand(): Command {
   return command('export', "write a checkpoint as a file that the hypervisor's own tools load", [
     'cairn export latest web1.mig --format qemu   # then: qemu-system-x86_64 ... -incoming "exec:cat web1.mig"',
     'cairn export latest web1.save --format libvirt   # then: virsh restore web1.save',
+    'cairn export latest dom1.save --format xl   # then: xl restore dom1.save',
   ])
     .argument('<checkpoint>', 'checkpoint id, the start of one, or latest')
     .argument('<file>', 'file to create')
     .option('--name <name>', 'look only in this chain')
     .option(
       '--format <format>',
-      'qemu: a migration stream; libvirt: a save image, of a libvirt domain, libvirt+gzip and so on a compressed one',
+      'qemu: a migration stream; libvirt: a save image, of a libvirt domain, libvirt+gzip and so on a compressed one; xl: a file of xl save, of a Xen domain',
       'qemu',
     )
     .action((checkpoint: string, path: string, options: Options) =>

@@ -29,6 +29,7 @@ export function restoreCommand(): Command {
     'cairn restore 3f9a --qmp /run/web2.qmp --set-arg -name=web2 --paused',
     'cairn restore latest --name web1 --to unix:/run/incoming.sock',
     'cairn restore latest --name web1 --to libvirt --new-name web2 --disk vda=/srv/web2.qcow2',
+    'cairn restore latest --name dom1 --new-name dom2   # a Xen domain',
   ])
     .argument('<checkpoint>', 'checkpoint id, the start of one, or latest')
     .option('--name <name>', 'look only in this chain')
@@ -52,9 +53,9 @@ export function restoreCommand(): Command {
     .option('--qmp <path>', 'QMP socket of the new VM (default: as recorded)')
     .option('--paused', 'leave the VM paused')
     .option('--keep-disks', 'do not roll the disks back to the checkpoint')
-    .option('--new-name <name>', 'libvirt: under this name and a new UUID')
+    .option('--new-name <name>', 'libvirt, Xen: under this name and a new UUID')
     .option('--new-macs', 'libvirt: new MAC addresses, which the guest uses from its next boot on')
-    .option('--disk <target=path>', 'libvirt: this disk lies at PATH now (repeatable)', collect, [])
+    .option('--disk <target=path>', 'libvirt, Xen: this disk lies at PATH now (repeatable)', collect, [])
     .option('--xml-edit <command>', 'libvirt: shell command through which the domain XML goes')
     .option('--log <path>', 'output of the new QEMU goes here')
     .action((checkpoint: string, options: Options) =>
@@ -80,7 +81,7 @@ export function restoreCommand(): Command {
         const where =
           result.vmAddress === ''
             ? `sent to ${options.to ?? ''}`
-            : `process ${result.pid}, ${result.vmAddress}`;
+            : [...(result.pid === 0 ? [] : [`process ${result.pid}`]), result.vmAddress].join(', ');
         reporter.summary(
           { checkpointId: manifest.id, ...result },
           `restored ${manifest.id}: ${where}, ${result.running ? 'running' : 'paused'}, ${formatBytes(result.streamBytes)} sent`,

@@ -1,0 +1,49 @@
+/** From the address `xen:NAME` to an attached VM. */
+
+import { readFileSync } from 'node:fs';
+
+import { CheckpointError } from '../../src/errors.js';
+import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
+import { XenDomain } from './domain.js';
+import { bindXen } from './ffi/bind.js';
+import { foreignSave } from './foreign-save.js';
+import { xenVersion } from './host.js';
+import { XenVm } from './xen-vm.js';
+import { domainConfig, domainIdOf, objectOf, textOf } from './xl.js';
+
+const SCHEME = 'xen:';
+
+/** Name, id or uuid of the domain. @throws VM_ADDRESS */
+export function domainNameOf(address: string): string {
+  const name = address.startsWith(SCHEME) ? address.slice(SCHEME.length) : '';
+  if (name !== '' && !name.startsWith('-')) return name;
+  throw new CheckpointError('VM_ADDRESS', `"${address}" is not the address of a Xen domain`, {
+    hint: 'for example xen:web1',
+  });
+}
+
+/** @throws VM_ADDRESS, VM_UNREACHABLE, VM_PERMISSION, VM_UNSUPPORTED, VM_GONE, FFI_FAILED */
+export async function attachXen(address: string, { runtimeDir }: AttachOptions): Promise<XenVm> {
+  const name = domainNameOf(address);
+  // Xen's libraries are loaded here, and by nobody who uses another kind of address.
+  const calls = bindXen(xenVersion());
+  try {
+    const domid = await domainIdOf(name);
+    const domain = new XenDomain(calls, domid);
+    const config = await domainConfig(domid);
+    return await XenVm.attach(
+      {
+        address,
+        runtimeDir,
+        name: textOf(objectOf(config.c_info).name),
+        uuid: domain.info().uuid,
+        config,
+        bootId: readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').slice(0, 8),
+      },
+      { domain, foreignSave: () => foreignSave(domid) },
+    );
+  } catch (error) {
+    calls.close();
+    throw error;
+  }
+}

@@ -1,0 +1,25 @@
+/** The disks of a domain, from its configuration. */
+
+import type { VmDisk } from '../../src/hypervisor/vm.js';
+import type { JsonObject } from '../../src/types.js';
+import { listOf, objectOf, textOf } from './xl.js';
+
+/** Snapshots of them are a matter for the hook phases: Xen has no call for it. */
+export function disksOf(config: JsonObject): readonly VmDisk[] {
+  return listOf(config.disks).map((entry) => {
+    const disk = objectOf(entry);
+    return {
+      id: textOf(disk.vdev),
+      path: textOf(disk.pdev_path),
+      format: textOf(disk.format) || 'raw',
+      writable: isSet(disk.readwrite) && !isSet(disk.is_cdrom),
+      virtualSizeBytes: 0,
+      snapshotModes: [],
+    };
+  });
+}
+
+/** libxl writes booleans of its defbool type as "True", others as true or 1. */
+function isSet(value: unknown): boolean {
+  return value === true || value === 'True' || (typeof value === 'number' && value !== 0);
+}

@@ -1,0 +1,39 @@
+/** Giving a checkpoint to Xen's own tools as a file. */
+
+import type { Writable } from 'node:stream';
+
+import { CheckpointError } from '../../src/errors.js';
+import type { CheckpointSource } from '../../src/hypervisor/hypervisor.js';
+import { pushStream } from '../kvm/stream/push.js';
+import { saveContentOf } from './save-file.js';
+import { writeSaveFile } from './stream/writer.js';
+
+/** `xl`: what `xl save` writes and `xl restore` reads. Disks are not in it. */
+export const EXPORT_FORMATS: readonly string[] = ['xl'];
+
+/**
+ * Does not end the sink.
+ * @returns bytes written
+ * @throws USAGE for another format, STREAM_MALFORMED, REPO_DAMAGED, INTERRUPTED, and the sink's own errors
+ */
+export async function exportCheckpoint(
+  source: CheckpointSource,
+  format: string,
+  sink: Writable,
+  signal?: AbortSignal,
+): Promise<number> {
+  if (!EXPORT_FORMATS.includes(format)) {
+    throw new CheckpointError('USAGE', `no export format "${format}" for Xen`, {
+      hint: `known: ${EXPORT_FORMATS.join(', ')}`,
+    });
+  }
+  try {
+    const content = await saveContentOf(source, (config) => config, signal);
+    return await pushStream(writeSaveFile(content), sink, signal);
+  } catch (error) {
+    if (signal?.aborted !== true) throw error;
+    throw new CheckpointError('INTERRUPTED', `exporting ${source.checkpointId} was interrupted`, {
+      cause: error,
+    });
+  }
+}

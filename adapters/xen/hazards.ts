@@ -1,0 +1,78 @@
+/** What about a domain keeps Cairn from taking a checkpoint that comes back: found out before anything is suspended. */
+
+import type { VmHazard } from '../../src/hypervisor/vm.js';
+import type { JsonObject } from '../../src/types.js';
+import type { DomainInfo } from './domain.js';
+import { listOf, objectOf, textOf } from './xl.js';
+
+export interface DomainInventory {
+  readonly info: DomainInfo;
+  readonly config: JsonObject;
+  /** control/feature-suspend in xenstore. */
+  readonly offersSuspend: boolean;
+  readonly foreignSave: string;
+}
+
+export function hazardsOf(found: DomainInventory): readonly VmHazard[] {
+  return RULES.flatMap((rule) => rule(found) ?? []);
+}
+
+/** `pvh`, `hvm` or `pv`. */
+export function guestKind({ info, config }: Pick<DomainInventory, 'info' | 'config'>): string {
+  const recorded = textOf(objectOf(config.c_info).type);
+  if (recorded !== '') return recorded;
+  return info.isHvm ? 'hvm' : 'pv';
+}
+
+type Rule = (found: DomainInventory) => VmHazard | undefined;
+
+const RULES: readonly Rule[] = [
+  (found) =>
+    guestKind(found) === 'pv'
+      ? refuse(
+          'XEN_PV',
+          'a restore of a PV guest has not been proven yet (capture has), so no checkpoint of one is taken',
+        )
+      : undefined,
+  (found) =>
+    guestKind(found) === 'hvm'
+      ? refuse(
+          'XEN_DEVICE_MODEL',
+          'an HVM guest has a QEMU of its own whose state and writes are not covered; PVH guests are',
+        )
+      : undefined,
+  ({ config }) =>
+    listOf(config.pcidevs).length > 0
+      ? refuse(
+          'XEN_PASSTHROUGH',
+          'a PCI device is passed through: it writes to memory unseen and cannot be saved',
+        )
+      : undefined,
+  ({ offersSuspend, info }) =>
+    !offersSuspend && !info.isSuspended
+      ? refuse(
+          'XEN_NO_SUSPEND',
+          'the kernel of the guest does not offer to suspend (it has no Xen drivers, or is still booting)',
+        )
+      : undefined,
+  ({ info }) =>
+    info.isPaused && !info.isSuspended
+      ? {
+          code: 'XEN_PAUSED',
+          text: 'the domain is paused: it cannot suspend itself and so cannot be checkpointed until `xl unpause`',
+          effect: 'note',
+        }
+      : undefined,
+  ({ foreignSave }) =>
+    foreignSave === ''
+      ? undefined
+      : {
+          code: 'XEN_FOREIGN_SAVE',
+          text: `a save or migration is under way (${foreignSave}); checkpoints wait until it is over`,
+          effect: 'note',
+        },
+];
+
+function refuse(code: string, text: string): VmHazard {
+  return { code, text, effect: 'refuse' };
+}

@@ -1,0 +1,150 @@
+/**
+ * Bringing a domain back with `xl restore`: the save file is written into its standard input as it is read from the repository. The guest
+ * starts only after the last record: a damaged checkpoint breaks the stream off, and xl takes the half-built domain down again.
+ */
+
+import { randomUUID } from 'node:crypto';
+import { spawn } from 'node:child_process';
+
+import { CheckpointError, isCheckpointError } from '../../src/errors.js';
+import type {
+  CheckpointSource,
+  DescriptionEdits,
+  RestoreRequest,
+  RestoreResult,
+} from '../../src/hypervisor/hypervisor.js';
+import type { Json, JsonObject } from '../../src/types.js';
+import { pushStream } from '../kvm/stream/push.js';
+import { saveContentOf } from './save-file.js';
+import { writeSaveFile } from './stream/writer.js';
+import { domainIdOf, listOf, objectOf, textOf } from './xl.js';
+
+const MAX_SAID_BYTES = 64 << 10;
+
+/** @throws USAGE, RESTORE_TARGET_BUSY, RESTORE_FAILED, REPO_DAMAGED, STREAM_MALFORMED, INTERRUPTED */
+export async function restoreCheckpoint(
+  source: CheckpointSource,
+  request: RestoreRequest,
+): Promise<RestoreResult> {
+  refuseForeignOptions(request);
+  const content = await saveContentOf(source, (config) => edited(config, request.edits), request.signal);
+  const name = textOf(objectOf((JSON.parse(content.config) as JsonObject).c_info).name);
+  if (await isTaken(name)) {
+    throw new CheckpointError('RESTORE_TARGET_BUSY', `there is a domain called "${name}" already`, {
+      hint: 'xl destroy it, or restore under another name with --new-name',
+    });
+  }
+  const totalPages = content.state.presentFrames.reduce(
+    (sum, value, i) => (i % 2 === 1 ? sum + value : sum),
+    0,
+  );
+  const { onProgress } = request;
+  const streamBytes = await feedXl(
+    { ...content, onProgress: (done) => onProgress?.(done * 4096, totalPages * 4096) },
+    request,
+  );
+  return { vmAddress: `xen:${name}`, pid: 0, running: !request.paused, streamBytes };
+}
+
+async function feedXl(
+  content: Parameters<typeof writeSaveFile>[0],
+  { paused, signal }: RestoreRequest,
+): Promise<number> {
+  // xl wants a file that it can open; Node's pipes are sockets, which cannot be opened by name. Hence the shell and its pipe.
+  const script = 'cat | exec xl restore "$@" /proc/self/fd/0';
+  const child = spawn('sh', ['-c', script, 'sh', ...(paused ? ['-p'] : [])], {
+    stdio: ['pipe', 'ignore', 'pipe'],
+  });
+  let said = '';
+  child.stderr.setEncoding('utf8');
+  child.stderr.on('data', (text: string) => (said = (said + text).slice(-MAX_SAID_BYTES)));
+  const ended = new Promise<number>((resolve) => {
+    child.once('error', () => resolve(-1));
+    child.once('close', (code) => resolve(code ?? -1));
+  });
+  let failure: unknown;
+  let streamBytes = 0;
+  try {
+    streamBytes = await pushStream(writeSaveFile(content), child.stdin, signal);
+    child.stdin.end();
+  } catch (error) {
+    failure = error;
+    // An early end: xl destroys what it had begun to build.
+    child.stdin.destroy();
+  }
+  const code = await ended;
+  if (signal?.aborted === true) throw new CheckpointError('INTERRUPTED', 'the restore was interrupted');
+  if (isCheckpointError(failure)) throw failure;
+  if (failure === undefined && code === 0) return streamBytes;
+  throw new CheckpointError('RESTORE_FAILED', `xl restore failed: ${lastLines(said)}`, {
+    ...(failure === undefined ? {} : { cause: failure }),
+    hint: 'is there enough free memory (xl info), and do kernel, bridges and disks of the domain exist on this host?',
+  });
+}
+
+function lastLines(text: string): string {
+  const lines = text.split(/[\r\n]+/).filter((line) => line.trim() !== '' && !line.includes('progress'));
+  return lines.slice(-3).join(' | ') || 'it said nothing';
+}
+
+async function isTaken(name: string): Promise<boolean> {
+  try {
+    await domainIdOf(name);
+    return true;
+  } catch (error) {
+    if (isCheckpointError(error, 'VM_UNREACHABLE')) return false;
+    throw error;
+  }
+}
+
+/** @throws USAGE for a disk that the domain does not have */
+function edited(config: JsonObject, edits: DescriptionEdits | undefined): JsonObject {
+  if (edits === undefined) return config;
+  const { newName, diskPaths } = edits;
+  const renamed: JsonObject = newName === undefined ? {} : { name: newName, uuid: randomUUID() };
+  return {
+    ...config,
+    c_info: { ...objectOf(config.c_info), ...renamed },
+    ...(diskPaths.length === 0 ? {} : { disks: movedDisks(listOf(config.disks), diskPaths) }),
+  };
+}
+
+function movedDisks(disks: readonly Json[], diskPaths: readonly string[]): readonly Json[] {
+  const moved = new Map(
+    diskPaths.map((text) => {
+      const [, target, path] = /^([^=]+)=(.+)$/.exec(text) ?? [];
+      if (target !== undefined && path !== undefined) return [target, path];
+      throw new CheckpointError('USAGE', `"${text}" is not DISK=PATH`, {
+        hint: 'for example --disk xvda=/srv/copy.img',
+      });
+    }),
+  );
+  const known = disks.map((disk) => textOf(objectOf(disk).vdev));
+  const unknown = [...moved.keys()].filter((target) => !known.includes(target));
+  if (unknown.length > 0) {
+    throw new CheckpointError('USAGE', `the domain has no disk ${unknown.join(', ')}`, {
+      hint: `its disks: ${known.join(', ') || 'none'}`,
+    });
+  }
+  return disks.map((disk) => {
+    const path = moved.get(textOf(objectOf(disk).vdev));
+    return path === undefined ? disk : { ...objectOf(disk), pdev_path: path };
+  });
+}
+
+/** Options that mean something to others only. @throws USAGE */
+function refuseForeignOptions(request: RestoreRequest): void {
+  const foreign = [
+    ...(request.target === undefined ? [] : ['--to']),
+    ...(request.program === undefined ? [] : ['--program']),
+    ...(request.socketPath === undefined ? [] : ['--qmp']),
+    ...(request.setArgs.length === 0 ? [] : ['--set-arg']),
+    ...(request.dropArgs.length === 0 ? [] : ['--drop-arg']),
+    ...(request.edits?.newMacs === true ? ['--new-macs'] : []),
+    ...(request.edits?.command === undefined ? [] : ['--xml-edit']),
+  ];
+  if (foreign.length === 0) return;
+  throw new CheckpointError('USAGE', `${foreign.join(', ')} cannot be used with a Xen domain`, {
+    hint: 'a domain is restored with xl from its recorded configuration; --new-name and --disk change it',
+  });
+}

@@ -1,0 +1,252 @@
+/** A running domain as the core sees it. The parts are in the files beside; this one puts them together. */
+
+import { CheckpointError } from '../../src/errors.js';
+import type { DirtyTracker, TrackerReport } from '../../src/hypervisor/dirty-tracker.js';
+import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
+import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
+import type { DiskSnapshot, RunState, Vm, VmDisk, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
+import type { GuardProgram } from '../kvm/pause-guard.js';
+import type { JsonObject } from '../../src/types.js';
+import { COMPARE_KIND, compareReport, CompareTracker } from './compare-tracker.js';
+import { disksOf } from './disks.js';
+import type { XenDomain } from './domain.js';
+import { framesOf, PvGuestMemory, TranslatedMemory, type GuestMemory } from './guest-memory.js';
+import { guestKind, hazardsOf } from './hazards.js';
+import { recordPath } from './log-dirty-record.js';
+import { LOG_DIRTY_KIND, LogDirtyTracker } from './log-dirty-tracker.js';
+import { layoutOf, mergeWindows, windowsOver, type FrameWindow } from './physmap.js';
+import { TypeScan } from './presence.js';
+import { SuspendControl } from './run-state.js';
+import { offersSuspend } from './xenstore.js';
+
+export interface XenVmOptions {
+  readonly address: string;
+  readonly runtimeDir: string;
+  readonly name: string;
+  readonly uuid: string;
+  /** libxl's configuration of the domain. */
+  readonly config: JsonObject;
+  /** Names this run of dom0: domain ids start anew with each. */
+  readonly bootId: string;
+}
+
+export interface XenVmDeps {
+  /** Closed together with the VM. */
+  readonly domain: XenDomain;
+  readonly foreignSave: () => string;
+  readonly guard?: GuardProgram;
+}
+
+interface KnownMemory {
+  readonly windows: readonly FrameWindow[];
+  readonly layout: MemoryLayout;
+  readonly scan: TypeScan;
+}
+
+export class XenVm implements Vm {
+  readonly address: string;
+  readonly identity: VmIdentity;
+  readonly machine: JsonObject;
+  readonly #options: XenVmOptions;
+  readonly #deps: XenVmDeps;
+  readonly #runState: SuspendControl;
+  readonly #guest: GuestMemory;
+  #memory: KnownMemory | undefined;
+  #deviceState: Uint8Array | undefined;
+
+  private constructor(options: XenVmOptions, deps: XenVmDeps) {
+    const { domain, foreignSave, guard } = deps;
+    const kind = guestKind({ info: domain.info(), config: options.config });
+    this.address = options.address;
+    this.identity = {
+      hypervisor: 'xen',
+      name: options.name,
+      uuid: options.uuid,
+      machineType: `xen-${kind}`,
+      instance: `${domain.domid}:${options.uuid}:${options.bootId}`,
+    };
+    this.machine = {
+      config: options.config,
+      guestKind: kind,
+      xenMajor: domain.calls.version.major,
+      xenMinor: domain.calls.version.minor,
+    };
+    this.#options = options;
+    this.#deps = deps;
+    this.#guest =
+      kind === 'pv' ? new PvGuestMemory(domain, options.runtimeDir) : new TranslatedMemory(domain);
+    this.#runState = new SuspendControl({
+      domain,
+      uuid: options.uuid,
+      runtimeDir: options.runtimeDir,
+      instance: this.identity.instance,
+      foreignSave,
+      ...(guard === undefined ? {} : { guard }),
+    });
+  }
+
+  /** Changes nothing, except that a guest which a killed Cairn left suspended is resumed. @throws VM_GONE, FFI_FAILED */
+  static async attach(options: XenVmOptions, deps: XenVmDeps): Promise<XenVm> {
+    const vm = new XenVm(options, deps);
+    if (await vm.#runState.recover()) {
+      process.emitWarning(
+        `${options.address} was left suspended by a Cairn that was killed, and has been resumed`,
+      );
+    }
+    return vm;
+  }
+
+  /**
+   * Looks at all guest frames. Windows only grow, so that ballooning alone never changes the layout.
+   * @throws VM_GONE, FFI_FAILED
+   */
+  memoryLayout(): Promise<MemoryLayout> {
+    const { domain } = this.#deps;
+    const present: FrameWindow[] = [];
+    this.#guest.visitPresent(0, this.#guest.frameCount(), (firstFrame, frameCount) =>
+      present.push({ firstFrame, frameCount }),
+    );
+    const windows = mergeWindows([
+      ...(this.#memory?.windows ?? []),
+      ...windowsOver(present, domain.info().maxPages),
+    ]);
+    if (JSON.stringify(windows) !== JSON.stringify(this.#memory?.windows)) {
+      const layout = layoutOf(windows);
+      this.#memory = { windows, layout, scan: new TypeScan(this.#guest, layout, this.#runState.stopNumber) };
+    }
+    return Promise.resolve(this.#known().layout);
+  }
+
+  guestReader(): GuestReaderDescription {
+    return this.#guest.reader(this.#known().layout);
+  }
+
+  inspect(): Promise<VmReport> {
+    const { domain, foreignSave } = this.#deps;
+    const info = domain.info();
+    return Promise.resolve({
+      trackers: [logDirtyReport(info.isHvm, info.hasHap), compareReport],
+      hazards: hazardsOf({
+        info,
+        config: this.#options.config,
+        offersSuspend: offersSuspend(domain.calls, domain.domid),
+        foreignSave: foreignSave(),
+      }),
+    });
+  }
+
+  tracker(kind: string): DirtyTracker {
+    const { domain, foreignSave } = this.#deps;
+    const { layout, scan } = this.#known();
+    // Whoever asks for a tracker is about to take checkpoints. The guard gets ready in the meantime.
+    this.#runState.prepare().catch(() => undefined);
+    if (kind === LOG_DIRTY_KIND) {
+      return new LogDirtyTracker({
+        domain,
+        layout,
+        recordPath: recordPath(this.#options.runtimeDir, this.identity.instance),
+        presence: scan,
+        isStopped: () => domain.info().isSuspended,
+        foreignSave,
+      });
+    }
+    if (kind === COMPARE_KIND) return new CompareTracker(layout, scan);
+    throw new CheckpointError('TRACKER_UNAVAILABLE', `there is no tracker called "${kind}"`, {
+      hint: `known: ${LOG_DIRTY_KIND}, ${COMPARE_KIND}`,
+    });
+  }
+
+  runState(): Promise<RunState> {
+    return Promise.resolve(this.#runState.read());
+  }
+
+  async pause(): Promise<boolean> {
+    const stopped = await this.#runState.pause();
+    this.#guest.stopped();
+    return stopped;
+  }
+
+  async resume(): Promise<void> {
+    await this.#runState.resume();
+    this.#guest.running();
+  }
+
+  /**
+   * State records and the list of present frames of the suspended guest. Writes nothing to guest memory.
+   * @throws VM_STATE when the guest is not suspended, or has memory outside of the known regions
+   */
+  saveDeviceState(): Promise<void> {
+    const { domain } = this.#deps;
+    const info = domain.info();
+    if (!info.isSuspended) {
+      return Promise.reject(
+        new CheckpointError('VM_STATE', `domain ${domain.domid} is not suspended`, { retryable: true }),
+      );
+    }
+    const { layout, scan } = this.#known();
+    const present = scan.present();
+    if (present.count() < info.totalPages) {
+      return Promise.reject(
+        new CheckpointError(
+          'VM_STATE',
+          `domain ${domain.domid} has ${info.totalPages} pages, of which ${present.count()} were found`,
+          { hint: 'its memory map changed during the checkpoint; the next one looks again', retryable: true },
+        ),
+      );
+    }
+    this.#deviceState = this.#guest.captureState(framesOf(layout, present));
+    return Promise.resolve();
+  }
+
+  takeDeviceState(): Promise<Uint8Array> {
+    const state = this.#deviceState;
+    this.#deviceState = undefined;
+    if (state === undefined) return Promise.reject(new RangeError('saveDeviceState() comes first'));
+    return Promise.resolve(state);
+  }
+
+  disks(): Promise<readonly VmDisk[]> {
+    return Promise.resolve(disksOf(this.#options.config));
+  }
+
+  snapshotDisks(): Promise<readonly DiskSnapshot[]> {
+    return Promise.reject(
+      new CheckpointError('DISK_SNAPSHOT_FAILED', 'Xen has no snapshots of disks of its own', {
+        hint: 'snapshot them with --hook',
+      }),
+    );
+  }
+
+  dropDiskSnapshots(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  async close(): Promise<void> {
+    await this.#runState.close();
+    this.#guest.running();
+    this.#deps.domain.calls.close();
+  }
+
+  #known(): KnownMemory {
+    if (this.#memory === undefined) throw new RangeError('memoryLayout() comes first');
+    return this.#memory;
+  }
+}
+
+function logDirtyReport(isHvm: boolean, hasHap: boolean): TrackerReport {
+  if (isHvm && hasHap) {
+    return {
+      kind: LOG_DIRTY_KIND,
+      usable: true,
+      reason:
+        "the hypervisor's own dirty bitmap, exact to the page; ballooning is covered by a scan of page types",
+    };
+  }
+  return {
+    kind: LOG_DIRTY_KIND,
+    usable: false,
+    reason: isHvm
+      ? 'the domain has no hardware-assisted paging'
+      : 'the hypervisor tracks PV guests only when it is built with shadow paging',
+  };
+}

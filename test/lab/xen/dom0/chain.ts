@@ -1,0 +1,163 @@
+/** Runs in dom0: a chain of checkpoints of one guest, each compared with the truth, and restores out of it. */
+
+import { execFileSync } from 'node:child_process';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { CheckpointSession } from '../../../../src/checkpoint/session.js';
+import type { CheckpointSummary } from '../../../../src/checkpoint/summary.js';
+import { hypervisors } from '../../../../src/index.js';
+import { Repository } from '../../../../src/repository/repository.js';
+import { exportCheckpoint, restoreCheckpoint } from '../../../../src/restore/restore.js';
+import { openBackend } from '../../../../src/storage/open.js';
+import { check, type Context } from './harness.js';
+import { compareWithTruth, WatchedXen, type OracleResult } from './oracle.js';
+import { xl, type XenGuest } from './xen-guest.js';
+
+export interface Taken {
+  readonly id: string;
+  readonly scope: string;
+  /** The guest's counter right after the checkpoint. */
+  readonly tick: number;
+  readonly oracle: OracleResult;
+  /** How long the guest stood still, without the time that the oracle took. */
+  readonly stopMs: number;
+  readonly summary: CheckpointSummary;
+}
+
+export class GuestChain {
+  readonly guest: XenGuest;
+  readonly repository: Repository;
+  readonly taken: Taken[] = [];
+  readonly #context: Context;
+  readonly #watched: WatchedXen;
+  readonly #runtimeDir: string;
+  #session: CheckpointSession | undefined;
+
+  private constructor(guest: XenGuest, repository: Repository, context: Context) {
+    this.guest = guest;
+    this.repository = repository;
+    this.#context = context;
+    this.#watched = new WatchedXen(guest);
+    this.#runtimeDir = join(context.dir, 'runtime');
+  }
+
+  static async open(guest: XenGuest, context: Context): Promise<GuestChain> {
+    const repository = await Repository.init(openBackend(join(context.dir, 'repo')));
+    return new GuestChain(guest, repository, context);
+  }
+
+  get runtimeDir(): string {
+    return this.#runtimeDir;
+  }
+
+  get repositoryPath(): string {
+    return join(this.#context.dir, 'repo');
+  }
+
+  /** Takes a checkpoint and compares it with the truth: nothing may differ. */
+  async checkpoint(tracker = 'auto'): Promise<Taken> {
+    this.#session ??= await CheckpointSession.open({
+      repository: this.repository,
+      hypervisors: this.#watched.registry,
+      vm: this.guest.address,
+      workers: 1,
+      compressionLevel: 1,
+      memoryOnly: true,
+      tracker,
+      runtimeDir: this.#runtimeDir,
+    });
+    const summary = await this.#session.checkpoint();
+    const { truth } = this.#watched;
+    if (truth === undefined) throw new Error('the guest was not resumed');
+    const manifest = await this.repository.find(summary.checkpointId);
+    const oracle = await compareWithTruth(this.repository.reader(manifest), truth);
+    const taken = {
+      id: summary.checkpointId,
+      scope: summary.kind,
+      tick: truth.tick,
+      oracle,
+      stopMs: summary.pauseMs - truth.readMs,
+      summary,
+    };
+    this.taken.push(taken);
+    this.#context.say(
+      `${taken.id} ${summary.kind} tick ${taken.tick}: ${JSON.stringify({ ...oracle, total: truth.totalPages })} ` +
+        `dirty ${summary.dirtyPages} in the stop ${summary.pausePages}, rounds ${summary.rounds}, stop ${taken.stopMs.toFixed(0)} ms, ` +
+        `total ${summary.totalMs.toFixed(0)} ms, stored ${summary.storedBytes}`,
+    );
+    check(oracle.differing === 0, `no page differs (${oracle.differing} do)`);
+    check(oracle.missing === 0 && oracle.surplus === 0, `the same frames: ${JSON.stringify(oracle)}`);
+    return taken;
+  }
+
+  async closeSession(): Promise<void> {
+    await this.#session?.close();
+    this.#session = undefined;
+  }
+
+  /** Restores it, and lets it count on from where it was. */
+  async restore({ id, tick }: Taken): Promise<void> {
+    const before = this.guest.ticks().length;
+    const manifest = await this.repository.find(id);
+    const result = await restoreCheckpoint(
+      { repository: this.repository, hypervisors: hypervisors(), manifest },
+      { setArgs: [], dropArgs: [], paused: false, keepDisks: true },
+    );
+    check(result.running, 'the restored guest is said to run');
+    const until = Date.now() + 60_000;
+    while (this.guest.ticks().length < before + 3) {
+      if (Date.now() > until)
+        throw new Error(`no ticks after the restore: ${this.guest.console().slice(-800)}`);
+      await sleep(200);
+    }
+    const after = this.guest.ticks().slice(before);
+    this.#context.say(
+      `restored ${id} (tick ${tick}): ${JSON.stringify(after[0])} ... ${JSON.stringify(after.at(-1))}`,
+    );
+    const first = after[0]!;
+    // The console may lag behind the checkpoint by what the guest had printed but nobody read.
+    check(first.tick >= tick && first.tick <= tick + 2, `it counts on from ${tick}: ${first.tick}`);
+    after.forEach((line, i) => {
+      check(line.tick === first.tick + i, 'it counts without a gap');
+      check(line.lines === line.tick, 'its open file has a line for each tick');
+      check(line.net === after[0]!.net, 'its network interface is as it was');
+    });
+  }
+
+  /** Restores it under another name and uuid, and takes it away again. */
+  async restoreAs(taken: Taken, name: string): Promise<void> {
+    const manifest = await this.repository.find(taken.id);
+    const result = await restoreCheckpoint(
+      { repository: this.repository, hypervisors: hypervisors(), manifest },
+      {
+        setArgs: [],
+        dropArgs: [],
+        edits: { newName: name, newMacs: false, diskPaths: [] },
+        paused: true,
+        keepDisks: true,
+      },
+    );
+    check(result.vmAddress === `xen:${name}` && !result.running, 'it has the new name and is paused');
+    xl('unpause', name);
+    xl('destroy', name);
+  }
+
+  /** `xl save`'s own format, checked by Xen's own verifier. @returns bytes */
+  async verifyExport({ id }: Taken): Promise<number> {
+    const manifest = await this.repository.find(id);
+    const path = join(this.#context.dir, `${id}.xl`);
+    const bytes = await exportCheckpoint(
+      { repository: this.repository, hypervisors: hypervisors(), manifest },
+      { format: 'xl', path },
+    );
+    const said = execFileSync('/usr/lib/xen-4.17/bin/verify-stream-v2', ['-i', path, '-f', 'xl', '-v'], {
+      encoding: 'utf8',
+      env: { ...process.env, PYTHONPATH: '/usr/lib/xen-4.17/lib/python' },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    this.#context.say(`verify-stream-v2: ${said.trim().split('\n').at(-1) ?? ''}`);
+    execFileSync('rm', ['-f', path]);
+    return bytes;
+  }
+}

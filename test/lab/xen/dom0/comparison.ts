@@ -1,0 +1,156 @@
+/**
+ * Runs in dom0: the comparison of the thesis, in one run on one guest: xl's full save, increments of whole pages, a scan bit by bit, and
+ * Cairn. Times are those of an emulated machine: their ratios say something, the figures themselves do not.
+ */
+
+import { spawn } from 'node:child_process';
+import { rmSync, statSync } from 'node:fs';
+import { performance } from 'node:perf_hooks';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { XenDomain } from '../../../../adapters/xen/domain.js';
+import { bindXen } from '../../../../adapters/xen/ffi/bind.js';
+import { SHADOW_OP } from '../../../../adapters/xen/ffi/library.js';
+import { xenVersion } from '../../../../adapters/xen/host.js';
+import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
+import { CheckpointSession } from '../../../../src/checkpoint/session.js';
+import { hypervisors } from '../../../../src/index.js';
+import { Repository } from '../../../../src/repository/repository.js';
+import { openBackend } from '../../../../src/storage/open.js';
+import type { Context, Figures } from './harness.js';
+import { XenGuest } from './xen-guest.js';
+
+const CHECKPOINTS = 5;
+const FULL_SAVES = 2;
+const SCANS = 50;
+const POLL_MS = 2;
+
+export async function compare({ dir, say }: Context, name: string, memoryMib: number): Promise<Figures> {
+  const guest = await XenGuest.start({ name, memoryMib, churnKib: 512 });
+  const calls = bindXen(xenVersion());
+  try {
+    const domain = new XenDomain(calls, guest.domid);
+    const fullSaves: Figures[] = [];
+    for (let i = 0; i < FULL_SAVES; i++) {
+      await guest.countOn(1);
+      fullSaves.push(await fullSave(guest, domain));
+      say(`xl save -c: ${JSON.stringify(fullSaves.at(-1))}`);
+    }
+    const repository = await Repository.init(openBackend(`${dir}/repo`));
+    const session = await CheckpointSession.open({
+      repository,
+      hypervisors: hypervisors(),
+      vm: guest.address,
+      workers: 1,
+      memoryOnly: true,
+      runtimeDir: `${dir}/runtime`,
+    });
+    const checkpoints: Figures[] = [];
+    let scan: Figures = {};
+    try {
+      for (let i = 0; i <= CHECKPOINTS; i++) {
+        await guest.countOn(2);
+        if (i === CHECKPOINTS) scan = scanBothWays(domain);
+        const summary = await session.checkpoint();
+        checkpoints.push({
+          kind: summary.kind,
+          totalMs: summary.totalMs,
+          stopMs: summary.pauseMs,
+          phases: summary.phases,
+          storedBytes: summary.storedBytes,
+          pageGranularBytes: summary.rawBytes,
+          rounds: summary.rounds,
+        });
+        say(`cairn: ${JSON.stringify(checkpoints.at(-1))}`);
+      }
+    } finally {
+      await session.close();
+    }
+    const increments = checkpoints.slice(1);
+    const save = { totalMs: median(fullSaves, 'totalMs'), stopMs: median(fullSaves, 'stopMs') };
+    const own = {
+      totalMs: median(increments, 'totalMs'),
+      stopMs: median(increments, 'stopMs'),
+      storedBytes: median(increments, 'storedBytes'),
+      pageGranularBytes: median(increments, 'pageGranularBytes'),
+    };
+    return {
+      memoryMib,
+      fullSaves,
+      checkpoints,
+      scan,
+      lessPercent: {
+        totalTime: less(own.totalMs, save.totalMs),
+        stoppedTime: less(own.stopMs, save.stopMs),
+        storedBytes: less(own.storedBytes, own.pageGranularBytes),
+        scanTime: less(Number(scan.fastMs), Number(scan.bitByBitMs)),
+      },
+    };
+  } finally {
+    calls.close();
+    guest.destroy();
+  }
+}
+
+/** `xl save -c`: the time it takes, and how long the guest is suspended meanwhile. */
+async function fullSave(guest: XenGuest, domain: XenDomain): Promise<Figures> {
+  const path = `/tmp/${guest.name}.save`;
+  const started = performance.now();
+  const child = spawn('xl', ['save', '-c', guest.name, path], { stdio: 'ignore' });
+  let code: number | null | undefined;
+  child.once('close', (exitCode) => (code = exitCode));
+  let stoppedAt: number | undefined;
+  let resumedAt = 0;
+  while (code === undefined) {
+    const now = performance.now();
+    if (domain.info().isSuspended) {
+      stoppedAt ??= now;
+      resumedAt = now;
+    }
+    await sleep(POLL_MS);
+  }
+  const totalMs = performance.now() - started;
+  if (code !== 0) throw new Error(`xl save ended with ${code ?? 'a signal'}`);
+  const sizeBytes = statSync(path).size;
+  rmSync(path);
+  return { totalMs, stopMs: resumedAt - (stoppedAt ?? resumedAt), sizeBytes };
+}
+
+/** The hypervisor's bitmap as it is, turned into runs by Cairn's scan and bit by bit. */
+function scanBothWays(domain: XenDomain): Figures {
+  const frameCount = domain.frameCount();
+  const bits = new Uint8Array(Math.ceil(frameCount / 64) * 8);
+  domain.calls.logDirty(domain.domid, SHADOW_OP.peek, frameCount, 0, bits, new Uint32Array(2));
+  const bitmap = DirtyBitmap.fromBytes(frameCount, bits);
+  const fastMs = timed(() => bitmap.toRuns().length);
+  const bitByBitMs = timed(() => {
+    let runs = 0;
+    let inside = false;
+    for (let frame = 0; frame < frameCount; frame++) {
+      const isSet = (bits[frame >>> 3]! >>> (frame & 7)) & 1;
+      if (isSet === 1 && !inside) runs++;
+      inside = isSet === 1;
+    }
+    return runs;
+  });
+  return { frameCount, dirtyPages: bitmap.count(), fastMs, bitByBitMs };
+}
+
+function timed(work: () => number): number {
+  const times: number[] = [];
+  for (let i = 0; i < SCANS; i++) {
+    const from = performance.now();
+    work();
+    times.push(performance.now() - from);
+  }
+  return times.sort((a, b) => a - b)[SCANS >> 1]!;
+}
+
+function median(rows: readonly Figures[], key: string): number {
+  const values = rows.map((row) => Number(row[key])).sort((a, b) => a - b);
+  return values[values.length >> 1]!;
+}
+
+function less(own: number, other: number): number {
+  return Math.round((1 - own / other) * 1000) / 10;
+}

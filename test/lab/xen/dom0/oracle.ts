@@ -1,0 +1,166 @@
+/**
+ * Runs in dom0: what the guest's memory really was at a checkpoint, against what the repository has.
+ *
+ * The truth is taken while the guest is suspended, right before it is resumed: every frame of the whole frame space that has memory behind it, with
+ * no look at bitmap, regions or tracker.
+ */
+
+import { performance } from 'node:perf_hooks';
+
+import type { Hypervisor } from '../../../../src/hypervisor/hypervisor.js';
+import { HypervisorRegistry } from '../../../../src/hypervisor/hypervisor.js';
+import type { CheckpointSource } from '../../../../src/hypervisor/hypervisor.js';
+import { regionOfPage } from '../../../../src/hypervisor/memory-layout.js';
+import { XenDomain } from '../../../../adapters/xen/domain.js';
+import { decodeDeviceState } from '../../../../adapters/xen/device-state.js';
+import { bindXen } from '../../../../adapters/xen/ffi/bind.js';
+import { MAX_BATCH_PAGES } from '../../../../adapters/xen/ffi/library.js';
+import { xenVersion } from '../../../../adapters/xen/host.js';
+import type { FrameTable } from '../../../../adapters/xen/pv/frame-table.js';
+import { PvMemory } from '../../../../adapters/xen/pv/pv-memory.js';
+import { firstFrameOf } from '../../../../adapters/xen/physmap.js';
+import { xenHypervisor } from '../../../../adapters/xen/xen-hypervisor.js';
+
+import type { XenGuest } from './xen-guest.js';
+
+const PAGE = 4096;
+
+export interface Truth {
+  /** Ascending. */
+  readonly frames: readonly number[];
+  readonly bytes: Buffer;
+  readonly totalPages: number;
+  /** Of a PV guest: what is behind its frames. */
+  readonly table?: FrameTable;
+  /** The last tick that the guest had printed. */
+  readonly tick: number;
+  readonly readMs: number;
+}
+
+export interface OracleResult {
+  readonly pages: number;
+  readonly differing: number;
+  /** The first of them, by frame. */
+  readonly differingFrames: readonly number[];
+  readonly missing: number;
+  readonly surplus: number;
+}
+
+/** Xen, with the truth read between the last copy and the resume of each checkpoint. */
+export class WatchedXen {
+  readonly registry: HypervisorRegistry;
+  truth: Truth | undefined;
+
+  constructor(guest: XenGuest) {
+    const watched: Hypervisor = {
+      ...xenHypervisor,
+      attach: async (address, options) => {
+        const vm = await xenHypervisor.attach(address, options);
+        const resume = vm.resume.bind(vm);
+        vm.resume = async () => {
+          const started = performance.now();
+          const memory = readMemory(guest.domid);
+          this.truth = { ...memory, tick: guest.lastTick(), readMs: performance.now() - started };
+          await resume();
+        };
+        return vm;
+      },
+    };
+    this.registry = new HypervisorRegistry([watched]);
+  }
+}
+
+function readMemory(domid: number): Omit<Truth, 'tick' | 'readMs'> {
+  const calls = bindXen(xenVersion());
+  try {
+    const domain = new XenDomain(calls, domid);
+    const table = domain.info().isHvm ? undefined : new PvMemory(domain).load().table;
+    const frames: number[] = [];
+    if (table === undefined) {
+      domain.visitPresent(0, domain.frameCount(), (first, count) => {
+        for (let i = 0; i < count; i++) frames.push(first + i);
+      });
+    } else {
+      for (let frame = 0; frame < table.frameCount; frame++) if (table.isPresent(frame)) frames.push(frame);
+    }
+    const bytes = Buffer.alloc(frames.length * PAGE);
+    const batch = new BigUint64Array(MAX_BATCH_PAGES);
+    const errors = new Int32Array(MAX_BATCH_PAGES);
+    for (let at = 0; at < frames.length; at += MAX_BATCH_PAGES) {
+      const part = frames.slice(at, at + MAX_BATCH_PAGES);
+      part.forEach((frame, i) => (batch[i] = BigInt(table?.machineFrames[frame] ?? frame)));
+      errors.fill(0);
+      calls.readPages(
+        domid,
+        part.length,
+        batch,
+        errors,
+        bytes.subarray(at * PAGE, (at + part.length) * PAGE),
+      );
+      if (errors.some((error) => error !== 0)) throw new Error('the truth could not be read');
+    }
+    const found = { frames, bytes, totalPages: domain.info().totalPages };
+    return table === undefined ? found : { ...found, table };
+  } finally {
+    calls.close();
+  }
+}
+
+/**
+ * The same page as the stored one? Stored page tables hold the guest's own frame numbers: they are turned back into those of the machine. What the
+ * hypervisor keeps in slots of its own of the top level is not the guest's.
+ */
+function isSame(stored: Uint8Array, truth: Buffer, frame: number, table: FrameTable | undefined): boolean {
+  const level = table === undefined ? 0 : table.types[frame]! & 7;
+  if (table === undefined || level === 0) return Buffer.compare(truth, stored) === 0;
+  const kept = Buffer.from(stored);
+  for (let slot = 0; slot < 512; slot++) {
+    if (level === 4 && slot >= 256 && slot < 272) continue;
+    let entry = kept.readBigUInt64LE(slot * 8);
+    if ((entry & 1n) === 1n) {
+      const machine = table.machineFrames[Number((entry >> 12n) & 0xffffffffffn)]!;
+      entry = (entry & 0xfff0000000000fffn) | (BigInt(machine) << 12n);
+    }
+    if (entry !== truth.readBigUInt64LE(slot * 8)) return false;
+  }
+  return true;
+}
+
+/** Every page of the truth against the repository, and every frame the checkpoint lists against the truth. */
+export async function compareWithTruth(source: CheckpointSource, truth: Truth): Promise<OracleResult> {
+  const place = new Map(truth.frames.map((frame, i) => [frame, i]));
+  const seen = new Set<number>();
+  const differingFrames: number[] = [];
+  const zero = Buffer.alloc(PAGE);
+  for await (const chunk of source.pages()) {
+    for (let i = 0; i < chunk.pageCount; i++) {
+      const page = chunk.firstPage + i;
+      const region = regionOfPage(source.layout, page);
+      if (region === undefined) continue;
+      const frame = firstFrameOf(region) + page - region.firstPage;
+      const at = place.get(frame);
+      if (at === undefined) continue;
+      seen.add(frame);
+      const stored = chunk.bytes === null ? zero : chunk.bytes.subarray(i * PAGE, (i + 1) * PAGE);
+      if (!isSame(stored, truth.bytes.subarray(at * PAGE, (at + 1) * PAGE), frame, truth.table))
+        differingFrames.push(frame);
+    }
+  }
+  const { presentFrames } = decodeDeviceState(await source.deviceState());
+  let listed = 0;
+  let surplus = 0;
+  for (let i = 0; i < presentFrames.length; i += 2) {
+    for (let k = 0; k < presentFrames[i + 1]!; k++) {
+      listed++;
+      if (!place.has(presentFrames[i]! + k)) surplus++;
+    }
+  }
+  const missing = truth.frames.length - seen.size + (truth.frames.length - (listed - surplus));
+  return {
+    pages: truth.frames.length,
+    differing: differingFrames.length,
+    differingFrames: differingFrames.slice(0, 16),
+    missing,
+    surplus,
+  };
+}

@@ -1,0 +1,227 @@
+/** Runs in dom0: the scenarios of the Xen lab. */
+
+import { existsSync, rmSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { FAULT_POINTS, type FaultPoint } from '../../../../src/checkpoint/fault-points.js';
+import { CairnProcess } from '../../support/cairn-cli.js';
+import { GuestChain, type Taken } from './chain.js';
+import { compare } from './comparison.js';
+import { check, runScenarios, type Context, type Figures, type Scenario } from './harness.js';
+import { xl, XenGuest } from './xen-guest.js';
+
+/** The short form of everything: base, ballooning within an epoch, killed in the stop, comparison, export, restore. */
+const short: Scenario = {
+  name: 'short',
+  run: async (context) => {
+    const guest = await XenGuest.start({ name: 'short', churnKib: 128 });
+    const chain = await GuestChain.open(guest, context);
+    check((await chain.checkpoint()).scope === 'base', 'the first is a base');
+    await balloon(guest, 100);
+    await balloon(guest, 128);
+    await guest.countOn(2);
+    const increment = await chain.checkpoint();
+    check(increment.summary.compareReason === '', 'the log-dirty bitmap is trusted');
+    await chain.closeSession();
+    await killedAt(chain, context, 'duringCopy');
+    const last = await chain.checkpoint();
+    check(last.summary.compareReason !== '', 'after a kill all pages are compared');
+    await chain.closeSession();
+    const exportBytes = await chain.verifyExport(last);
+    guest.destroy();
+    await chain.restore(last);
+    guest.destroy();
+    return { exportBytes, checkpoints: figuresOf(chain.taken) };
+  },
+};
+
+/** The least that shows whether all parts fit together, run with every `npm test`: one checkpoint, one restore. */
+const smoke: Scenario = {
+  name: 'smoke',
+  run: async (context) => {
+    const guest = await XenGuest.start({ name: 'smoke' });
+    const chain = await GuestChain.open(guest, context);
+    const taken = await chain.checkpoint();
+    await chain.closeSession();
+    guest.destroy();
+    await chain.restore(taken);
+    guest.destroy();
+    return { checkpoints: figuresOf(chain.taken) };
+  },
+};
+
+/** Memory load, ballooning, restarts of Cairn, restores from first, middle and last. */
+function chainScenario(name: string, vcpus: number): Scenario {
+  return {
+    name,
+    run: async (context) => {
+      const guest = await XenGuest.start({ name, vcpus, churnKib: 1024 });
+      const chain = await GuestChain.open(guest, context);
+      const first = await chain.checkpoint();
+      for (let i = 0; i < 3; i++) {
+        await guest.countOn(2);
+        const taken = await chain.checkpoint();
+        check(taken.summary.compareReason === '', 'the log-dirty bitmap is trusted');
+      }
+      const middle = chain.taken.at(-1)!;
+      // Another Cairn goes on with the bitmap that the first one armed.
+      await chain.closeSession();
+      await guest.countOn(2);
+      const next = await chain.checkpoint();
+      check(
+        next.summary.compareReason === '',
+        `it is trusted across a restart: ${next.summary.compareReason}`,
+      );
+      // Across epochs.
+      await balloon(guest, 90);
+      await guest.countOn(2);
+      await chain.checkpoint();
+      await balloon(guest, 128);
+      await guest.countOn(3);
+      await chain.checkpoint();
+      // Within one: the number of pages tells nothing, and no bit tells.
+      await balloon(guest, 96);
+      await balloon(guest, 128);
+      await guest.countOn(3);
+      await chain.checkpoint();
+      await guest.countOn(2);
+      const last = await chain.checkpoint();
+      await chain.closeSession();
+      const exportBytes = await chain.verifyExport(last);
+      for (const from of [first, middle, last]) {
+        guest.destroy();
+        await chain.restore(from);
+        check(guest.ticks().at(-1)?.cpus === vcpus, `all ${vcpus} processors run`);
+      }
+      guest.destroy();
+      return { vcpus, exportBytes, checkpoints: figuresOf(chain.taken) };
+    },
+  };
+}
+
+const KILLED_AT: readonly FaultPoint[] = [
+  'afterHarvest',
+  'duringRound',
+  'afterPause',
+  'duringCopy',
+  'beforeResume',
+  'afterResume',
+  'duringEncode',
+  'indexDurable',
+  'manifestDurable',
+  'ledgerWritten',
+];
+
+/** kill -9 in each phase: the guest runs on, and the next checkpoint holds all of its memory. */
+const killed: Scenario = {
+  name: 'killed',
+  run: async (context) => {
+    const guest = await XenGuest.start({ name: 'killed', churnKib: 256 });
+    const chain = await GuestChain.open(guest, context);
+    await chain.checkpoint();
+    await chain.closeSession();
+    const resumedMs: Record<string, number> = {};
+    for (const point of KILLED_AT) {
+      await guest.countOn(1);
+      resumedMs[point] = await killedAt(chain, context, point);
+      const { summary } = await chain.checkpoint();
+      await chain.closeSession();
+      context.say(`after ${point}: ${summary.compareReason || 'trusted'}`);
+      check(
+        (summary.compareReason === '') === (point === 'ledgerWritten'),
+        `all pages are compared after ${point}`,
+      );
+    }
+    const last = chain.taken.at(-1)!;
+    guest.destroy();
+    await chain.restore(last);
+    guest.destroy();
+    return { resumedMs };
+  },
+};
+
+/** Somebody else saves or migrates the domain between two checkpoints, and takes the bitmap with it. */
+const foreign: Scenario = {
+  name: 'foreign',
+  run: async (context) => {
+    const guest = await XenGuest.start({ name: 'foreign', churnKib: 256 });
+    const chain = await GuestChain.open(guest, context);
+    await chain.checkpoint();
+    await guest.countOn(1);
+    xl('save', '-c', 'foreign', '/tmp/foreign.xl');
+    rmSync('/tmp/foreign.xl');
+    await guest.countOn(1);
+    const after = await chain.checkpoint();
+    check(after.summary.compareReason !== '', 'after xl save -c all pages are compared');
+    await guest.countOn(1);
+    const next = await chain.checkpoint();
+    check(next.summary.compareReason === '', 'and then the bitmap is trusted again');
+    await chain.closeSession();
+    guest.destroy();
+    // Under a new name and uuid, beside nothing; and the old name is free for a second one.
+    await chain.restoreAs(next, 'foreign2');
+    return { checkpoints: figuresOf(chain.taken) };
+  },
+};
+
+/** Not a test: figures for bench/results. */
+function comparison(memoryMib: number): Scenario {
+  const name = `compare-${memoryMib}`;
+  return { name, run: (context) => compare(context, name, memoryMib) };
+}
+
+async function balloon(guest: XenGuest, mib: number): Promise<void> {
+  xl('mem-set', guest.name, String(mib));
+  // The guest's balloon driver waits for up to half a minute when it could not have a page.
+  const until = Date.now() + 300_000;
+  while (Math.abs(guest.memoryMib() - mib) > 1) {
+    if (Date.now() > until) throw new Error(`the guest has ${guest.memoryMib()} MiB instead of ${mib}`);
+    await sleep(200);
+  }
+}
+
+/** A Cairn that kills itself there. @returns how long after its death the guest counted on, in ms */
+async function killedAt(chain: GuestChain, { dir, say }: Context, point: FaultPoint): Promise<number> {
+  const cairn = new CairnProcess(
+    // A tiny budget makes live rounds happen, so that their fault point is passed.
+    ['checkpoint', chain.guest.address, '--repo', chain.repositoryPath, '--memory-only', '--max-pause', '1'],
+    { dir, env: { CAIRN_FAULT_POINT: String(FAULT_POINTS[point]) } },
+  );
+  const { signal, stderr } = await cairn.ended;
+  check(signal === 'SIGKILL', `it died at ${point}: ${stderr}`);
+  const died = Date.now();
+  await chain.guest.countOn(1, 60_000);
+  const tookMs = Date.now() - died;
+  say(`killed at ${point}, the guest counted on after ${tookMs} ms`);
+  check(!chain.guest.state().includes('s'), 'the guest is not suspended');
+  return tookMs;
+}
+
+function figuresOf(taken: readonly Taken[]): readonly Figures[] {
+  return taken.map(({ scope, oracle, stopMs, summary }) => ({
+    scope,
+    ...oracle,
+    stopMs,
+    totalMs: summary.totalMs,
+    rounds: summary.rounds,
+    dirtyPages: summary.dirtyPages,
+    pausePages: summary.pausePages,
+    storedBytes: summary.storedBytes,
+    compareReason: summary.compareReason,
+  }));
+}
+
+if (!existsSync('/proc/xen/capabilities')) throw new Error('this runs in dom0 of the lab');
+await runScenarios(
+  [
+    smoke,
+    short,
+    chainScenario('pvh-1', 1),
+    chainScenario('pvh-2', 2),
+    killed,
+    foreign,
+    comparison(128),
+    comparison(512),
+  ],
+  process.argv.slice(2),
+);

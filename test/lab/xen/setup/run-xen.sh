@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# run-xen.sh PAYLOAD.tar OUT_DIR [TIMEOUT_S]: boots dom0, which runs ./run.sh of the payload; what that leaves in /out comes back to OUT_DIR,
+# together with the serial console. Exit code: that of run.sh, 124 when dom0 did not come to an end.
+#
+# The processor model is one under which Xen runs without KVM: newer ones bring SMAP, which dom0 does not survive, and rdtscp, which PVH guests
+# do not survive; the SSE additions are what WebAssembly needs.
+set -euo pipefail
+payload="$1" out="$2" limit="${3:-900}"
+cache="${CAIRN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cairn}/lab/xen"
+mkdir -p "$out"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+cp "$payload" "$work/payload.img"
+truncate -s %512 "$work/payload.img"
+truncate -s "${XEN_LAB_OUT_SIZE:-1G}" "$work/out.img"
+timeout -k 5 "$limit" nice -n "${XEN_LAB_NICE:-5}" qemu-system-x86_64 -accel tcg -smp "${XEN_LAB_CPUS:-1}" \
+  -cpu Opteron_G3,+svm,+npt,-rdtscp,+ssse3,+sse4.1,+sse4.2 -m "${XEN_LAB_MEMORY_MIB:-3584}" \
+  -kernel "$cache/xen.elf" -append "dom0_mem=${XEN_LAB_DOM0_MIB:-2048}M console=com1 com1=115200 no-real-mode" \
+  -initrd "$cache/vmlinuz console=hvc0 quiet,$cache/boot.initrd" \
+  -drive "file=$cache/root.img,format=raw,if=ide,snapshot=on" \
+  -drive "file=$work/payload.img,format=raw,if=ide,readonly=off" \
+  -drive "file=$work/out.img,format=raw,if=ide,cache=unsafe" \
+  -nic none -nographic -no-reboot </dev/null >"$out/console.log" 2>&1 || { echo "dom0 did not come to an end within $limit s" >>"$out/console.log"; exit 124; }
+tar -xf "$work/out.img" -C "$out" 2>/dev/null || true
+grep -aq 'LAB: rc 0' "$out/console.log" && exit 0
+exit 1

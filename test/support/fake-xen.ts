@@ -1,0 +1,257 @@
+/**
+ * A hypervisor in memory behind the calls of Xen's libraries, for tests of the adapter's own logic and for faults that a real one does not
+ * have on demand. It proves nothing about Xen: that is the lab's part.
+ */
+
+import type { CallResult } from '../../src/ffi/libc.js';
+import { SHADOW_OP, type LibraryCalls } from '../../adapters/xen/ffi/library.js';
+import { versionTable } from '../../adapters/xen/ffi/versions.js';
+
+const PAGE = 4096;
+const EINVAL = 22;
+const ESRCH = 3;
+const XTAB = 15;
+
+export interface FakeFault {
+  readonly call: keyof LibraryCalls;
+  readonly errno: number;
+}
+
+export class FakeXen implements LibraryCalls {
+  readonly version = { major: 4, minor: 17 };
+  readonly table = versionTable(this.version);
+  readonly domid = 7;
+  readonly uuid = '01234567-89ab-cdef-0123-456789abcdef';
+  /** Memory by frame; a frame that is not in here is a hole. */
+  readonly pages = new Map<number, Uint8Array>();
+  readonly store = new Map<string, string>();
+  readonly resumed: number[] = [];
+  frames = 0x1000;
+  maxPages = 1024;
+  isLogDirty = false;
+  isSuspended = false;
+  isPaused = false;
+  isGone = false;
+  isDown = false;
+  isHvm = true;
+  /** Whether the guest takes a suspend request, and whether it then suspends. */
+  takesRequest = true;
+  suspends = true;
+  /** Adds to the number of dirty pages that it reports. */
+  countError = 0;
+  fault: FakeFault | undefined;
+  readonly modes: number[] = [];
+  #dirty = new Set<number>();
+
+  constructor(pageCount = 64) {
+    for (let frame = 0; frame < pageCount; frame++) this.pages.set(frame, new Uint8Array(PAGE));
+    this.store.set(`/local/domain/${this.domid}/control/feature-suspend`, '1');
+  }
+
+  /** The guest writes to a page. */
+  write(frame: number, value: number): void {
+    const page = this.pages.get(frame);
+    if (page === undefined) throw new Error(`the guest writes to the hole ${frame}`);
+    page.fill(value);
+    if (this.isLogDirty) this.#dirty.add(frame);
+  }
+
+  /** The guest gives pages back: flagged, as measured on Xen 4.17. */
+  balloonOut(frame: number): void {
+    this.pages.delete(frame);
+    if (this.isLogDirty) this.#dirty.add(frame);
+  }
+
+  /** The guest gets a page, and what it writes to it until the next clean is not flagged, as measured on Xen 4.17. */
+  balloonIn(frame: number, value = 0): void {
+    this.pages.set(frame, new Uint8Array(PAGE).fill(value));
+  }
+
+  /** What xl save, migrate and remus do in the end. */
+  switchOff(): void {
+    this.isLogDirty = false;
+    this.#dirty.clear();
+  }
+
+  domainInfo(first: number, _max: number, into: Uint8Array): CallResult {
+    const failed = this.#fails('domainInfo', first);
+    if (failed !== undefined) return failed;
+    const view = new DataView(into.buffer, into.byteOffset, into.byteLength);
+    const at = this.table.domainInfo;
+    let flags = (this.isHvm ? 2 | 256 : 0) | (this.isPaused ? 8 : 0);
+    if (this.isSuspended) flags |= 4 | (2 << 16);
+    if (this.isDown) flags |= 4 | (3 << 16);
+    view.setUint16(at.domain, this.domid, true);
+    view.setUint32(at.flags, flags, true);
+    view.setBigUint64(at.totPages, BigInt(this.pages.size), true);
+    view.setBigUint64(at.maxPages, BigInt(this.maxPages), true);
+    into.set(Buffer.from(this.uuid.replaceAll('-', ''), 'hex'), at.handle);
+    return ok(1);
+  }
+
+  frameCount(domid: number, into: BigUint64Array): CallResult {
+    into[0] = BigInt(this.frames);
+    return this.#fails('frameCount', domid) ?? ok(0);
+  }
+
+  shadowControl(domid: number, operation: number): CallResult {
+    const failed = this.#fails('shadowControl', domid);
+    if (failed !== undefined) return failed;
+    if (operation === SHADOW_OP.off) {
+      this.switchOff();
+      return ok(0);
+    }
+    if (this.isLogDirty) return { value: -1, errno: EINVAL };
+    this.isLogDirty = true;
+    return ok(0);
+  }
+
+  logDirty(
+    domid: number,
+    operation: number,
+    frameCount: number,
+    mode: number,
+    into: Uint8Array,
+    stats: Uint32Array,
+  ): CallResult {
+    const failed = this.#fails('logDirty', domid);
+    if (failed !== undefined) return failed;
+    this.modes.push(mode);
+    into.fill(0);
+    // Without log-dirty the call succeeds as well, and shows nothing.
+    for (const frame of this.#dirty) into[frame >>> 3]! |= 1 << (frame & 7);
+    stats[1] = this.#dirty.size + this.countError;
+    if (operation === SHADOW_OP.clean) this.#dirty.clear();
+    return ok(frameCount);
+  }
+
+  pageTypes(domid: number, count: number, frames: BigUint64Array): CallResult {
+    const failed = this.#fails('pageTypes', domid);
+    if (failed !== undefined) return failed;
+    for (let i = 0; i < count; i++) {
+      const frame = frames[i]!;
+      frames[i] = frame | (BigInt(this.pages.has(Number(frame)) ? 0 : XTAB) << 28n);
+    }
+    return ok(0);
+  }
+
+  hvmContext(domid: number, into: Uint8Array | null): CallResult {
+    into?.fill(0xc0);
+    return this.#fails('hvmContext', domid) ?? ok(40);
+  }
+
+  hvmParam(domid: number, index: number, into: BigUint64Array): CallResult {
+    into[0] = index === 36 ? 0n : BigInt(index) * 0x1000n;
+    return this.#fails('hvmParam', domid) ?? ok(0);
+  }
+
+  tscInfo(
+    domid: number,
+    mode: Uint32Array,
+    elapsedNs: BigUint64Array,
+    khz: Uint32Array,
+    incarnation: Uint32Array,
+  ): CallResult {
+    mode[0] = 0;
+    elapsedNs[0] = 123_456_789n;
+    khz[0] = 2_596_120;
+    incarnation[0] = 1;
+    return this.#fails('tscInfo', domid) ?? ok(0);
+  }
+
+  cpuPolicySize(leaves: Uint32Array, msrs: Uint32Array): CallResult {
+    leaves[0] = 8;
+    msrs[0] = 4;
+    return ok(0);
+  }
+
+  cpuPolicy(
+    domid: number,
+    leaves: Uint8Array,
+    leafCount: Uint32Array,
+    msrs: Uint8Array,
+    msrCount: Uint32Array,
+  ): CallResult {
+    leaves.fill(0x1e);
+    msrs.fill(0x2e);
+    leafCount[0] = 2;
+    msrCount[0] = 1;
+    return this.#fails('cpuPolicy', domid) ?? ok(0);
+  }
+
+  guestWidth(domid: number, into: Uint32Array): CallResult {
+    into[0] = 8;
+    return this.#fails('guestWidth', domid) ?? ok(0);
+  }
+
+  vcpuContext(domid: number): CallResult {
+    return this.#fails('vcpuContext', domid) ?? ok(0);
+  }
+
+  domctl(): CallResult {
+    return { value: -1, errno: EINVAL };
+  }
+
+  resume(domid: number): CallResult {
+    const failed = this.#fails('resume', domid);
+    if (failed !== undefined) return failed;
+    this.isSuspended = false;
+    this.resumed.push(domid);
+    return ok(0);
+  }
+
+  readPages(
+    domid: number,
+    count: number,
+    frames: BigUint64Array,
+    errors: Int32Array,
+    into: Uint8Array,
+  ): CallResult {
+    const failed = this.#fails('readPages', domid);
+    if (failed !== undefined) return failed;
+    for (let i = 0; i < count; i++) {
+      const page = this.pages.get(Number(frames[i]));
+      errors[i] = page === undefined ? -EINVAL : 0;
+      if (page !== undefined) into.set(page, i * PAGE);
+    }
+    return ok(count);
+  }
+
+  storeRead(path: string): Uint8Array | null {
+    const value = this.store.get(path);
+    return value === undefined ? null : Buffer.from(value, 'latin1');
+  }
+
+  storeWrite(path: string, value: Uint8Array): boolean {
+    this.store.set(path, Buffer.from(value).toString('latin1'));
+    if (path.endsWith('/control/shutdown') && this.takesRequest) {
+      this.store.set(path, '');
+      if (this.suspends) this.isSuspended = true;
+    }
+    return true;
+  }
+
+  storeReplace(path: string, expected: string, value: string): boolean {
+    if (this.store.get(path) !== expected) return false;
+    this.store.set(path, value);
+    return true;
+  }
+
+  storeResume(): boolean {
+    return true;
+  }
+
+  close(): void {
+    // Nothing is held.
+  }
+
+  #fails(call: keyof LibraryCalls, domid: number): CallResult | undefined {
+    if (this.isGone || domid !== this.domid) return { value: -1, errno: ESRCH };
+    if (this.fault?.call === call) return { value: -1, errno: this.fault.errno };
+    return undefined;
+  }
+}
+
+function ok(value: number): CallResult {
+  return { value, errno: 0 };
+}

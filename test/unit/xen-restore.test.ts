@@ -1,0 +1,58 @@
+import { describe, expect, it } from '@jest/globals';
+
+import { restoreCheckpoint } from '../../adapters/xen/restore.js';
+import type { CheckpointSource, RestoreRequest } from '../../src/hypervisor/hypervisor.js';
+import { layoutOf } from '../../adapters/xen/physmap.js';
+import { encodeDeviceState } from '../../adapters/xen/device-state.js';
+
+const source: CheckpointSource = {
+  checkpointId: 'abc',
+  hypervisor: 'xen',
+  machine: { config: { c_info: { name: 'web1' }, disks: [{ vdev: 'xvda' }] }, xenMajor: 4, xenMinor: 17 },
+  machineType: 'xen-pvh',
+  layout: layoutOf([{ firstFrame: 0, frameCount: 512 }]),
+  disks: [],
+  deviceState: () =>
+    Promise.resolve(
+      encodeDeviceState({ guestType: 2, presentFrames: new Uint32Array(0), before: [], after: [] }),
+    ),
+  // eslint-disable-next-line @typescript-eslint/require-await -- a checkpoint without pages
+  async *pages() {
+    yield* [];
+  },
+};
+
+const request: RestoreRequest = { setArgs: [], dropArgs: [], paused: false, keepDisks: false };
+const edits = { newMacs: false, diskPaths: [] };
+
+describe('restoring a Xen domain', () => {
+  it.each<readonly [string, Partial<RestoreRequest>]>([
+    ['a waiting QEMU', { target: 'unix:/x' }],
+    ['another program', { program: '/bin/true' }],
+    ['a QMP socket', { socketPath: '/x' }],
+    ['arguments of a command line', { setArgs: ['-name=x'] }],
+    ['new MAC addresses', { edits: { ...edits, newMacs: true } }],
+    ['a command for the description', { edits: { ...edits, command: 'cat' } }],
+    ['a disk that the domain does not have', { edits: { ...edits, diskPaths: ['xvdb=/x'] } }],
+    ['a disk without a path', { edits: { ...edits, diskPaths: ['xvda'] } }],
+  ])('refuses %s, which means nothing to it', async (_, more) => {
+    await expect(restoreCheckpoint(source, { ...request, ...more })).rejects.toMatchObject({ code: 'USAGE' });
+  });
+
+  it('refuses a checkpoint without a configuration', async () => {
+    await expect(restoreCheckpoint({ ...source, machine: {} }, request)).rejects.toMatchObject({
+      code: 'VM_UNSUPPORTED',
+    });
+  });
+
+  it('says what is missing on a host without xl', async () => {
+    const path = process.env.PATH;
+    process.env.PATH = '/nonexistent';
+    const restored = restoreCheckpoint(source, {
+      ...request,
+      edits: { ...edits, diskPaths: ['xvda=/x'], newName: 'w' },
+    });
+    process.env.PATH = path;
+    await expect(restored).rejects.toMatchObject({ code: 'VM_UNSUPPORTED' });
+  });
+});
