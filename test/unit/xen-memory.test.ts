@@ -203,13 +203,20 @@ describe('what stands in the way of a checkpoint', () => {
     sharedInfoFrame: 0n,
     vcpuCount: 1,
   };
-  const found = { info, config: { c_info: { type: 'pvh' } }, offersSuspend: true, foreignSave: '' };
+  const found = {
+    info,
+    config: { c_info: { type: 'pvh' } },
+    offersSuspend: true,
+    foreignSave: '',
+    allowsUnproven: true,
+  };
   const codes = (more: object): readonly string[] =>
     hazardsOf({ ...found, ...more }).map(({ code, effect }) => `${effect} ${code}`);
 
   it('is nothing for a PVH guest with Xen drivers', () => expect(codes({})).toEqual([]));
 
   it.each([
+    ['the adapter itself, unless asked for', { allowsUnproven: false }, 'refuse XEN_UNPROVEN'],
     ['a device model', { config: { c_info: { type: 'hvm' } } }, 'refuse XEN_DEVICE_MODEL'],
     ['a PV guest', { config: { c_info: { type: 'pv' } } }, 'refuse XEN_PV'],
     ['passthrough', { config: { c_info: { type: 'pvh' }, pcidevs: [{}] } }, 'refuse XEN_PASSTHROUGH'],
