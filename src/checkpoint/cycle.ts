@@ -181,7 +181,7 @@ export class CheckpointCycle {
       pausePages += await this.#copyPending(watch);
       faultPoint('beforeResume');
       resumed = true;
-      if (wasRunning) await watch.time('resume', () => vm.resume());
+      if (wasRunning) await watch.time('resume', () => resumeOnceMore(vm));
       else await stillPaused(vm);
     } catch (error) {
       // `resume` leaves a VM alone that `pause` did not stop.
@@ -269,10 +269,20 @@ async function stillPaused(vm: Vm): Promise<void> {
   });
 }
 
+/** A VM left paused is worse than a late one: what fails for want of an answer is asked for a second time. */
+async function resumeOnceMore(vm: Vm): Promise<void> {
+  try {
+    await vm.resume();
+  } catch (error) {
+    if (isCheckpointError(error, 'VM_GONE') || isCheckpointError(error, 'VM_STATE')) throw error;
+    await vm.resume();
+  }
+}
+
 /** Resumes a VM that this checkpoint paused. When that fails too, the failure to resume is what matters most. */
 async function resumeAfterFailure(vm: Vm, cause: unknown): Promise<void> {
   try {
-    await vm.resume();
+    await resumeOnceMore(vm);
   } catch (error) {
     // Gone, or resumed by somebody else: there is nothing left to resume.
     if (isCheckpointError(error, 'VM_GONE') || isCheckpointError(error, 'VM_STATE')) return;

@@ -284,9 +284,9 @@ export class CheckpointSession {
     this.#sourceIsStale = true;
     this.#source = await openSource(this.vm, this.#options);
     this.#sourceIsStale = false;
-    await before.pool.close();
-    // What the workers kept went with the pool, and what was put back into the old tracker is not in the new one.
+    // What the workers kept goes with the pool, and what was put back into the old tracker is not in the new one.
     this.#state = undefined;
+    await before.pool.close();
   }
 
   async #checkUnchanged(): Promise<void> {
@@ -344,7 +344,14 @@ export class CheckpointSession {
   ): Promise<void> {
     const { tracker, pool } = this.#source;
     if (isCheckpointError(cause, 'TRACKER_OFF')) this.#sourceIsStale = true;
-    else tracker.putBack(cycle.harvested);
+    else {
+      try {
+        tracker.putBack(cycle.harvested);
+      } catch {
+        // A new tracker compares all pages; the writer must be aborted whatever becomes of this one.
+        this.#sourceIsStale = true;
+      }
+    }
     const isAbsent = await writer.abort();
     await pool.forget().catch(() => undefined);
     // A manifest that may be there after all needs its disk snapshots.

@@ -25,7 +25,7 @@ export const EXIT = {
   damaged: 23,
   /** The chain belongs to another VM. */
   wrongVm: 24,
-  /** The storage is full or cannot be written. */
+  /** The storage is full, or cannot be read or written. */
   storage: 25,
   interrupted: 130,
 } as const;
@@ -52,6 +52,7 @@ const OF_CODE: Partial<Record<ErrorCode, number>> = {
   CHAIN_WRONG_VM: EXIT.wrongVm,
   STORAGE_FULL: EXIT.storage,
   STORAGE_READ_ONLY: EXIT.storage,
+  STORAGE_IO: EXIT.storage,
   INTERRUPTED: EXIT.interrupted,
 };
 

@@ -46,6 +46,9 @@ for (const subcommand of [
   program.addCommand(subcommand);
 }
 
+// Help and version are printed outside `run`. A reader that has seen enough of them is no failure.
+process.stdout.on('error', () => undefined);
+process.stderr.on('error', () => undefined);
 try {
   await program.parseAsync();
 } catch (error) {

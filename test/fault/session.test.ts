@@ -1,5 +1,6 @@
 /** What can go wrong around one checkpoint, and what must hold afterwards. The guest is a fake with faults on order. */
 
+import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,6 +12,7 @@ import { CheckpointError } from '../../src/errors.js';
 import { HypervisorRegistry } from '../../src/hypervisor/hypervisor.js';
 import type { VmDisk } from '../../src/hypervisor/vm.js';
 import { Repository } from '../../src/repository/repository.js';
+import { verify } from '../../src/repository/verify.js';
 import type { CallOptions, ObjectBody } from '../../src/storage/backend.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
@@ -159,7 +161,7 @@ describe('the run state', () => {
     expect(guest.state).toBe('other');
   });
 
-  it.each(['saveDeviceState', 'collect', 'takeDeviceState', 'resume'] as const)(
+  it.each(['saveDeviceState', 'collect', 'takeDeviceState'] as const)(
     'is running after %s failed, and the next checkpoint is whole',
     async (method) => {
       await session.checkpoint();
@@ -175,12 +177,64 @@ describe('the run state', () => {
       };
       await expect(session.checkpoint()).rejects.toMatchObject({});
       vm.beforeCall = () => undefined;
-      if (method === 'resume') guest.state = 'running';
       expect(guest.state).toBe('running');
       await session.checkpoint();
       await expectNewestIsMemory();
     },
   );
+
+  it('is running, and the checkpoint stands, when it takes a second request to resume', async () => {
+    vm.failNext('resume', new CheckpointError('VM_NOT_RESUMED', 'no answer'));
+    await session.checkpoint();
+    expect(guest.state).toBe('running');
+    await expectNewestIsMemory();
+  });
+
+  it('is what the error is about when the VM cannot be resumed at all', async () => {
+    vm.beforeCall = (method) => {
+      if (method === 'resume') vm.failNext('resume', new CheckpointError('VM_NOT_RESUMED', 'no answer'));
+    };
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_NOT_RESUMED' });
+    expect(await checkpointCount()).toBe(0);
+  });
+
+  it('is running after a failed checkpoint when it takes a second request to resume', async () => {
+    vm.failNext('saveDeviceState', new CheckpointError('QMP_TIMEOUT', 'no answer'));
+    vm.failNext('resume', new CheckpointError('VM_NOT_RESUMED', 'no answer'));
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'QMP_TIMEOUT' });
+    expect(guest.state).toBe('running');
+  });
+
+  it('is running when the device state fails at once, before anybody waits for it', () => {
+    // A process of its own: an error that nobody has picked up ends a process, but not a test run.
+    const url = (path: string): string => JSON.stringify(new URL(path, import.meta.url).href);
+    const script = `
+      import { CheckpointSession } from ${url('../../src/checkpoint/session.js')};
+      import { HypervisorRegistry } from ${url('../../src/hypervisor/hypervisor.js')};
+      import { Repository } from ${url('../../src/repository/repository.js')};
+      import { MemoryBackend } from ${url('../../src/storage/memory.js')};
+      import { FakeGuest } from ${url('../support/fake-guest.js')};
+      import { FakeHypervisor } from ${url('../support/fake-vm.js')};
+      const guest = new FakeGuest();
+      guest.write(1, Uint8Array.of(1));
+      const session = await CheckpointSession.open({
+        repository: await Repository.init(new MemoryBackend()),
+        hypervisors: new HypervisorRegistry([new FakeHypervisor([guest])]),
+        vm: 'fake:' + guest.identity.name,
+        runtimeDir: ${JSON.stringify(runtimeDir)},
+        workers: 1,
+      });
+      session.vm.saveDeviceState = () => Promise.reject(new Error('no device state'));
+      const failure = await session.checkpoint().catch((error) => error.message);
+      console.log(failure, guest.state);
+      await session.close();
+      guest.dispose();`;
+    const { stdout, status } = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
+      encoding: 'utf8',
+      env: { ...process.env, NODE_OPTIONS: '' },
+    });
+    expect({ stdout, status }).toEqual({ stdout: 'no device state running\n', status: 0 });
+  });
 
   it('is running after the reply to the request to stop was lost', async () => {
     vm.failAfter('pause', new CheckpointError('QMP_TIMEOUT', 'no answer'));
@@ -205,6 +259,14 @@ describe('the commit', () => {
     await expectNewestIsMemory();
     vm.beforeCall = () => undefined;
     runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-session-'));
+  });
+
+  it('ends the time of the checkpoint: what a hook does afterwards is not part of it', async () => {
+    await session.close();
+    await open({ hook: '[ "$CAIRN_PHASE" != committed ] || sleep 1' });
+    const startedMs = performance.now();
+    const { totalMs } = await session.checkpoint();
+    expect(performance.now() - startedMs - totalMs).toBeGreaterThan(900);
   });
 
   it('keeps the disk snapshots of a checkpoint whose manifest may be there', async () => {
@@ -241,6 +303,48 @@ describe('a VM that changes on the way', () => {
     await expectNewestIsMemory();
     write(3);
     expect((await session.checkpoint()).compareReason).toBe('');
+    await expectNewestIsMemory();
+  });
+
+  it('is followed when its regions change places and take as much room as before', async () => {
+    await session.checkpoint();
+    guest.setRegions([
+      { id: 'rom', sizeBytes: 3 * PAGE_SIZE_BYTES },
+      { id: 'ram', sizeBytes: 1000 * PAGE_SIZE_BYTES },
+    ]);
+    write(70);
+    await session.checkpoint();
+    await expectNewestIsMemory();
+    expect((await verify(repository)).problems).toEqual([]);
+  });
+
+  it('is read where it is when the same regions have moved', async () => {
+    await session.checkpoint();
+    guest.move();
+    write(5);
+    await session.checkpoint();
+    await expectNewestIsMemory();
+  });
+
+  it('is followed with the tracker that was insisted on', async () => {
+    await session.close();
+    await open({ tracker: 'compare' });
+    await session.checkpoint();
+    guest.setRegions([{ id: 'ram', sizeBytes: 2000 * PAGE_SIZE_BYTES }]);
+    await session.checkpoint();
+    expect(session.trackerKind).toBe('compare');
+    await expectNewestIsMemory();
+  });
+
+  it('can be tried again when its tracker does not start after a change that is then taken back', async () => {
+    await session.checkpoint();
+    const regions = guest.layout.regions.map(({ id, sizeBytes }) => ({ id, sizeBytes }));
+    guest.setRegions([{ id: 'ram', sizeBytes: 2000 * PAGE_SIZE_BYTES }]);
+    vm.failNext('start', new CheckpointError('TRACKER_UNAVAILABLE', 'not now'));
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'TRACKER_UNAVAILABLE' });
+    guest.setRegions(regions);
+    write(8);
+    await session.checkpoint();
     await expectNewestIsMemory();
   });
 
@@ -281,6 +385,39 @@ describe('a VM that changes on the way', () => {
     await expect(session.checkpoint()).rejects.toMatchObject({ code: 'TRACKER_OFF' });
     const { compareReason } = await session.checkpoint();
     expect(compareReason).not.toBe('');
+    await expectNewestIsMemory();
+  });
+});
+
+describe('bits that were harvested for a checkpoint that failed', () => {
+  beforeEach(async () => {
+    await begin();
+    await session.checkpoint();
+    write(11);
+  });
+
+  it('count for the next one, which reads no more than it must', async () => {
+    vm.failNext('takeDeviceState', new CheckpointError('VM_STATE', 'lost'));
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
+    expect((await session.checkpoint()).compareReason).toBe('');
+    await expectNewestIsMemory();
+  });
+
+  it('make the next one compare when the tracker does not take them back', async () => {
+    vm.failNext('takeDeviceState', new CheckpointError('VM_STATE', 'lost'));
+    vm.failNext('putBack', new Error('no room'));
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
+    expect((await session.checkpoint()).compareReason).not.toBe('');
+    await expectNewestIsMemory();
+  });
+
+  it('make the next one compare when a new tracker goes on with the same record', async () => {
+    vm.beforeCall = (method) => {
+      if (method === 'saveDeviceState') vm.failNext('collect', new CheckpointError('TRACKER_OFF', 'lost it'));
+    };
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'TRACKER_OFF' });
+    vm.beforeCall = () => undefined;
+    expect((await session.checkpoint()).compareReason).not.toBe('');
     await expectNewestIsMemory();
   });
 });

@@ -5,6 +5,7 @@
 
 import {
   closeSync,
+  copyFileSync,
   existsSync,
   ftruncateSync,
   mkdtempSync,
@@ -41,7 +42,6 @@ export class FakeGuest {
   readonly disks: readonly VmDisk[];
   readonly hazards: VmHazard[];
   readonly canTrack: boolean;
-  readonly reader: FakeReaderOptions;
   state: RunState = 'running';
   deviceState = new Uint8Array([0x51, 0x45, 0x56, 0x4d, 0, 0, 0, 3, 1, 2, 3, 0]);
   /** Names of disk snapshots that exist. */
@@ -50,7 +50,9 @@ export class FakeGuest {
   readonly calls: string[] = [];
   #layout: MemoryLayout;
   readonly #dir: string;
-  readonly #memory: number;
+  #reader: FakeReaderOptions;
+  #memory: number;
+  #moves = 0;
   #armings = 0;
   #token: string | undefined;
   /** Written since the last collect; meaningful while a tracker is armed. */
@@ -78,7 +80,7 @@ export class FakeGuest {
       ],
     );
     this.#dir = mkdtempSync(join(tmpdir(), 'cairn-fake-guest-'));
-    this.reader = {
+    this.#reader = {
       memoryPath: join(this.#dir, 'memory'),
       faultPath: join(this.#dir, 'fault'),
       gonePath: join(this.#dir, 'gone'),
@@ -88,6 +90,11 @@ export class FakeGuest {
     this.#dirty = new DirtyBitmap(this.#layout.pageSpan);
     this.#absent = new DirtyBitmap(this.#layout.pageSpan);
     for (const { firstPage, pageCount } of this.#layout.regions) this.#absent.setRange(firstPage, pageCount);
+  }
+
+  /** Where its memory is to be read from now. */
+  get reader(): FakeReaderOptions {
+    return this.#reader;
   }
 
   get layout(): MemoryLayout {
@@ -137,6 +144,15 @@ export class FakeGuest {
     this.#absent = new DirtyBitmap(this.#layout.pageSpan);
     // What is tracked no longer is what is there.
     this.#token = undefined;
+  }
+
+  /** The same regions in another place: whoever goes on reading the old one sees what was, not what is. */
+  move(): void {
+    const memoryPath = join(this.#dir, `memory-${++this.#moves}`);
+    copyFileSync(this.reader.memoryPath, memoryPath);
+    closeSync(this.#memory);
+    this.#memory = openSync(memoryPath, 'r+');
+    this.#reader = { ...this.#reader, memoryPath };
   }
 
   /** Makes reads of guest memory fail, or work again. */
