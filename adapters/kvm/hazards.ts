@@ -7,6 +7,7 @@ import { readdir, readFile, readlink } from 'node:fs/promises';
 
 import { isCheckpointError } from '../../src/errors.js';
 import type { VmHazard } from '../../src/hypervisor/vm.js';
+import { findDirectIo } from './direct-io.js';
 import type { Monitor } from './monitor.js';
 import { asArray, asObject, asText } from './qmp-json.js';
 import type { RamBlock } from './ram-blocks.js';
@@ -18,6 +19,8 @@ export interface VmInventory {
   readonly commandLine: string;
   /** Targets of the descriptors that QEMU has open. */
   readonly openFiles: readonly string[];
+  /** One that is read straight into guest memory; undefined when there is none. */
+  readonly directFile: string | undefined;
   readonly blocks: readonly RamBlock[];
   /** Blocks whose file other processes have mapped, with one such process. */
   readonly sharedWith: readonly { readonly block: RamBlock; readonly pid: number }[];
@@ -58,6 +61,7 @@ export async function takeInventory(
     deviceTypes,
     commandLine: commandLine.replaceAll('\0', ' '),
     openFiles,
+    directFile: findDirectIo(pid),
     blocks,
     sharedWith,
     migration: asText(asObject(migration).status),
@@ -143,6 +147,14 @@ const RULES: readonly Rule[] = [
           text: `the balloon takes pages out of ${backed.id}, which lies in a file or shared memory, without the tracker seeing it`,
         };
   },
+  ({ directFile }) =>
+    directFile === undefined
+      ? undefined
+      : {
+          code: 'DIRECT_IO',
+          effect: 'note',
+          text: `${directFile} is read straight into guest memory: each live round stops the VM for a moment, so that no such read is in flight`,
+        },
   ({ migrationBlockers }) =>
     migrationBlockers.length === 0
       ? undefined

@@ -25,8 +25,11 @@ import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './pagemap-scan/support.js'
 import { PagemapScanTracker } from './pagemap-scan/tracker.js';
 import { qmpGuard, type GuardProgram } from './pause-guard.js';
 import type { QemuProcess } from './peer-process.js';
+import type { QuietVm } from './quiet-vm.js';
 import { RamBlocks, type RamBlock } from './ram-blocks.js';
 import { RunStateControl } from './run-state.js';
+import { SOFT_DIRTY_KIND, softDirtyReport } from './soft-dirty/support.js';
+import { SoftDirtyTracker } from './soft-dirty/tracker.js';
 
 export interface KvmVmOptions {
   readonly address: string;
@@ -58,6 +61,9 @@ export class KvmVm implements Vm {
   readonly #runState: RunStateControl;
   #memory: KnownMemory | undefined;
   #deviceState: Promise<DeviceState> | undefined;
+  /** This process holds the VM paused. */
+  #isHeld = false;
+  #savesUnderWay = 0;
 
   private constructor(options: KvmVmOptions, deps: KvmVmDeps, { identity, machine }: MachineFacts) {
     this.address = options.address;
@@ -100,19 +106,25 @@ export class KvmVm implements Vm {
     const { monitor, process } = this.#deps;
     const blocks = await this.#ramBlocks.list();
     return {
-      trackers: [pagemapScanReport(process.pid), compareReport],
+      trackers: [pagemapScanReport(process.pid), softDirtyReport(process.pid, blocks), compareReport],
       hazards: hazardsOf(await takeInventory(monitor, process.pid, blocks)),
     };
   }
 
   tracker(kind: string): DirtyTracker {
-    const options = { process: this.#deps.process, runtimeDir: this.#options.runtimeDir, ...this.#known() };
+    const options = {
+      process: this.#deps.process,
+      runtimeDir: this.#options.runtimeDir,
+      quiet: this.#quiet(),
+      ...this.#known(),
+    };
     // Whoever asks for a tracker is about to take checkpoints. What a pause needs gets ready in the meantime.
     this.#prepare();
     if (kind === PAGEMAP_SCAN_KIND) return new PagemapScanTracker(options);
+    if (kind === SOFT_DIRTY_KIND) return new SoftDirtyTracker(options);
     if (kind === COMPARE_KIND) return new CompareTracker(options);
     throw new CheckpointError('TRACKER_UNAVAILABLE', `there is no tracker called "${kind}"`, {
-      hint: `known: ${PAGEMAP_SCAN_KIND}, ${COMPARE_KIND}`,
+      hint: `known: ${PAGEMAP_SCAN_KIND}, ${SOFT_DIRTY_KIND}, ${COMPARE_KIND}`,
     });
   }
 
@@ -122,15 +134,23 @@ export class KvmVm implements Vm {
 
   async pause(): Promise<boolean> {
     await this.#devices();
-    return this.#runState.pause();
+    this.#isHeld = await this.#runState.pause();
+    return this.#isHeld;
   }
 
   resume(): Promise<void> {
+    this.#isHeld = false;
     return this.#runState.resume();
   }
 
   async saveDeviceState(): Promise<void> {
-    await (await this.#devices()).save();
+    const devices = await this.#devices();
+    this.#savesUnderWay++;
+    try {
+      await devices.save();
+    } finally {
+      this.#savesUnderWay--;
+    }
   }
 
   async takeDeviceState(): Promise<Uint8Array> {
@@ -164,6 +184,22 @@ export class KvmVm implements Vm {
   #known(): KnownMemory {
     if (this.#memory === undefined) throw new RangeError('memoryLayout() comes first');
     return this.#memory;
+  }
+
+  #quiet(): QuietVm {
+    return {
+      isHeld: () => this.#isHeld,
+      isQuiet: () => this.#isHeld && this.#savesUnderWay === 0,
+      whileQuiet: async (work) => {
+        if (this.#isHeld) return work();
+        this.#isHeld = await this.#runState.pause();
+        try {
+          return work();
+        } finally {
+          if (this.#isHeld) await this.resume();
+        }
+      },
+    };
   }
 
   #devices(): Promise<DeviceState> {

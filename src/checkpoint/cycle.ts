@@ -12,6 +12,8 @@
  * left in the run state it was found in, on every path.
  */
 
+import { performance } from 'node:perf_hooks';
+
 import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
 import { CheckpointError, isCheckpointError } from '../errors.js';
 import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
@@ -80,6 +82,7 @@ export class CheckpointCycle {
   readonly #absent: DirtyBitmap;
   readonly #warnings: string[] = [];
   #round = 0;
+  #roundStopsMs = 0;
   #snapshots: readonly DiskSnapshot[] = [];
 
   constructor(layout: MemoryLayout, scope: Scope, deps: CycleDeps) {
@@ -135,12 +138,22 @@ export class CheckpointCycle {
       }
       this.#round++;
       before = left;
+      await this.#settle();
       // In the first round of a full copy the pages are all of memory; later ones are the working set.
       const admit = this.#scope.kind === 'dirty' || this.#round > 1;
       const taken = this.#take();
       await pages.copyAndWrite(taken.present, admit, this.#reporter('live', taken.presentCount));
       this.#pending.add(tracker.collect());
     }
+  }
+
+  async #settle(): Promise<void> {
+    const { tracker } = this.#deps;
+    const from = performance.now();
+    const harvest = await tracker.settle?.();
+    if (harvest === undefined) return;
+    this.#roundStopsMs += performance.now() - from;
+    this.#pending.add(harvest);
   }
 
   async #pause(diskPlan: DiskPlan): Promise<Captured> {
@@ -190,7 +203,7 @@ export class CheckpointCycle {
     }
     const pauseMs = wasRunning ? watch.elapsedMs() : 0;
     faultPoint('afterResume');
-    const phases = phaseTimes(watch);
+    const phases = { ...phaseTimes(watch), roundStopsMs: this.#roundStopsMs };
     policy.learn({
       totalMs: watch.elapsedMs(),
       copyMs: phases.copyMs,
@@ -297,7 +310,7 @@ async function resumeAfterFailure(vm: Vm, cause: unknown): Promise<void> {
   }
 }
 
-function phaseTimes(watch: Stopwatch): PhaseTimes {
+function phaseTimes(watch: Stopwatch): Omit<PhaseTimes, 'roundStopsMs'> {
   return {
     stopMs: watch.total('stop'),
     harvestMs: watch.total('harvest'),

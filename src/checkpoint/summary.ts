@@ -19,6 +19,8 @@ export interface PhaseTimes {
   readonly hookMs: number;
   /** From asking for the resume until the VM runs. */
   readonly resumeMs: number;
+  /** Short stops before the pause, in live rounds, of a tracker that clears only while the VM stands. Not part of `pauseMs`. */
+  readonly roundStopsMs: number;
 }
 
 export interface CheckpointSummary {

@@ -39,6 +39,12 @@ export interface DirtyTracker {
   start(): Promise<void>;
   /** Reads and clears, atomically for each page; what was put back is included. Synchronous: it runs inside the pause. @throws TRACKER_OFF, TRACKER_FAILED, VM_GONE */
   collect(): Harvest;
+  /**
+   * For trackers that cannot clear while the VM runs: there `collect` reports everything since the last clearing, and copies of a
+   * running VM save nothing. Stops the VM for the moment of a `collect` that clears. The engine calls it before a live
+   * round. Undefined when there is no need for it. @throws as `collect`, VM_STATE, VM_NOT_RESUMED
+   */
+  settle?(): Promise<Harvest | undefined>;
   /** Gives pages back; the next `collect` reports them again. */
   putBack(dirty: DirtyBitmap): void;
   /** Disarms for good. A tracker that is to outlive the process is simply not stopped: `close` leaves it armed. */

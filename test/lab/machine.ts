@@ -11,11 +11,15 @@ import { ensureLab, labCache, qemuProgram, scratchDir, type QemuVersion } from '
 
 export type LabDevice = 'disk' | 'net' | 'balloon' | 'vga';
 
+export type Accelerator = 'tcg' | 'kvm';
+
 export interface LabMachineOptions {
   readonly name: string;
   readonly memoryMib?: number;
   readonly qemu?: QemuVersion;
   readonly smp?: number;
+  /** Emulation by default, which runs anywhere. */
+  readonly accelerator?: Accelerator;
   readonly devices?: readonly LabDevice[];
   readonly uuid?: string;
   readonly extraArgs?: readonly string[];
@@ -58,13 +62,14 @@ export class LabMachine {
     ensureLab();
     const dir = options.dir ?? scratchDir(options.name);
     const program = qemuProgram(options.qemu ?? '7.2');
-    const devices = options.devices ?? ['balloon'];
+    const { accelerator = 'tcg', devices = ['balloon'] } = options;
     const log = openSync(join(dir, 'qemu.log'), 'a');
     const child = spawn(
       program.path,
       [
         ...program.firmwareArgs,
-        ...['-name', options.name, '-accel', 'tcg', '-cpu', 'max', '-m', `${options.memoryMib ?? 256}`],
+        ...['-name', options.name, '-accel', accelerator, '-cpu', accelerator === 'kvm' ? 'host' : 'max'],
+        ...['-m', `${options.memoryMib ?? 256}`],
         ...['-smp', `${options.smp ?? 1}`, '-nodefaults', '-display', 'none'],
         ...(options.uuid === undefined ? [] : ['-uuid', options.uuid]),
         ...['-kernel', join(labCache(), 'guest/vmlinuz'), '-initrd', join(labCache(), 'guest/initrd.gz')],

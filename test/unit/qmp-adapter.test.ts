@@ -97,6 +97,7 @@ describe('hazards', () => {
     deviceTypes: ['virtio-net-pci', 'virtio-balloon-pci'],
     commandLine: 'qemu-system-x86_64 -name vhost-users-club -netdev user,id=n',
     openFiles: ['/dev/kvm', 'anon_inode:kvm-vm'],
+    directFile: undefined,
     blocks: [
       {
         id: 'pc.ram',

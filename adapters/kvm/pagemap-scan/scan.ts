@@ -50,18 +50,19 @@ export interface WrittenRange {
 }
 
 /**
- * Reports what was written in [start, end) since the last call, and clears it. Every range is handed to `visit`, also when the
- * call fails half-way: what has been cleared has been reported.
+ * Reports what was written in [start, end) since it was last cleared, and clears it if asked to. Every range is handed to `visit`,
+ * also when the call fails half-way: what has been cleared has been reported.
  * @throws TRACKER_OFF when a part of the range is not tracked, TRACKER_FAILED, VM_GONE
  */
-export function scanAndClear(
+export function scanWritten(
   pagemap: number,
   start: number,
   end: number,
+  clears: boolean,
   visit: (range: WrittenRange) => void,
 ): void {
   for (let at = start; at < end;) {
-    const argument = scanArgument(at, end, PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC);
+    const argument = scanArgument(at, end, (clears ? PM_SCAN_WP_MATCHING : 0n) | PM_SCAN_CHECK_WPASYNC);
     argument[ARG.mask] = PAGE_IS_WRITTEN;
     argument[ARG.returned] = RETURNED;
     const scanned = libc().ioctl(pagemap, PAGEMAP_SCAN, argument);

@@ -5,7 +5,8 @@
  *
  * It sees every write that goes through QEMU's page tables: vCPUs (KVM and TCG), QEMU's device emulation, system calls that write
  * for QEMU. It does not see other processes that map the same memory, nor devices with DMA of their own; the adapter reports
- * those as hazards. Sources: see `userfaultfd.ts` and `scan.ts`.
+ * those as hazards. Direct reads from disk are seen when they are submitted: while a VM has such disks and runs, `collect` reads
+ * and does not clear (see `direct-io.ts`). Sources: see `userfaultfd.ts` and `scan.ts`.
  */
 
 import { closeSync, openSync } from 'node:fs';
@@ -17,9 +18,11 @@ import type { DirtyTracker, Harvest } from '../../../src/hypervisor/dirty-tracke
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 import { FileHoles } from '../file-holes.js';
+import { findDirectIo } from '../direct-io.js';
 import { checkStillMapped } from '../mapped-blocks.js';
 import type { QemuProcess } from '../peer-process.js';
 import { readMemory } from '../process-memory.js';
+import type { QuietVm } from '../quiet-vm.js';
 import type { RamBlock } from '../ram-blocks.js';
 import {
   armingPath,
@@ -35,7 +38,7 @@ import {
   type TrackedRange,
 } from './arming.js';
 import { injectSyscall } from './inject.js';
-import { isTracked, scanAndClear } from './scan.js';
+import { isTracked, scanWritten } from './scan.js';
 import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './support.js';
 import {
   enableWriteTracking,
@@ -55,6 +58,7 @@ export interface PagemapScanOptions {
   /** One for each region of the layout, in its order. */
   readonly blocks: readonly RamBlock[];
   readonly runtimeDir: string;
+  readonly quiet: QuietVm;
 }
 
 interface Armed {
@@ -116,7 +120,8 @@ export class PagemapScanTracker implements DirtyTracker {
 
   collect(): Harvest {
     const armed = this.#on();
-    const { process, layout, blocks } = this.#options;
+    const { process, layout, blocks, quiet } = this.#options;
+    const clears = quiet.isHeld() || findDirectIo(process.pid) === undefined;
     const written = new DirtyBitmap(layout.pageSpan);
     const unpopulated = new DirtyBitmap(layout.pageSpan);
     // A scan of what is gone finds nothing and says nothing.
@@ -127,7 +132,7 @@ export class PagemapScanTracker implements DirtyTracker {
         const { host, backing } = blocks[i]!;
         const mark = (bitmap: DirtyBitmap, from: number, to: number): void =>
           bitmap.setRange(region.firstPage + from / PAGE_SIZE_BYTES, (to - from) / PAGE_SIZE_BYTES);
-        scanAndClear(armed.pagemap, host, host + region.sizeBytes, (range) => {
+        scanWritten(armed.pagemap, host, host + region.sizeBytes, clears, (range) => {
           const from = range.start - host;
           const to = range.end - host;
           mark(written, from, to);
@@ -148,6 +153,12 @@ export class PagemapScanTracker implements DirtyTracker {
     written.or(this.#owed);
     this.#owed.clear();
     return { dirty: written, absent: this.#absent.clone() };
+  }
+
+  /** Only where `collect` does not clear while the VM runs. */
+  async settle(): Promise<Harvest | undefined> {
+    const { process, quiet } = this.#options;
+    return findDirectIo(process.pid) === undefined ? undefined : quiet.whileQuiet(() => this.collect());
   }
 
   putBack(dirty: DirtyBitmap): void {

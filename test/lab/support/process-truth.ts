@@ -1,0 +1,38 @@
+/**
+ * The truth about guest memory, read out of the QEMU process: quicker than QEMU's own migration stream, and possible where
+ * that cannot be had because one is under way.
+ */
+
+import { closeSync, openSync, readSync } from 'node:fs';
+
+import type { Monitor } from '../../../adapters/kvm/monitor.js';
+import { qemuProcess } from '../../../adapters/kvm/peer-process.js';
+import { RamBlocks } from '../../../adapters/kvm/ram-blocks.js';
+import type { Json } from '../../../src/types.js';
+import type { LabMachine } from '../machine.js';
+
+/** All RAM blocks of a machine that is stopped. @returns block name -> contents */
+export async function processTruth(machine: LabMachine): Promise<Map<string, Buffer>> {
+  const monitor: Monitor = {
+    execute: async (command, args) => (await machine.qmp.command(command, { ...args })) as Json,
+    onEvent: () => () => undefined,
+    close: () => Promise.resolve(),
+  };
+  const blocks = await new RamBlocks(
+    monitor,
+    await qemuProcess(machine.pid, machine.name),
+    machine.dir,
+  ).list();
+  const memory = openSync(`/proc/${machine.pid}/mem`, 'r');
+  try {
+    return new Map(
+      blocks.map(({ id, host, sizeBytes }) => {
+        const contents = Buffer.alloc(sizeBytes);
+        for (let at = 0; at < sizeBytes;) at += readSync(memory, contents, at, sizeBytes - at, host + at);
+        return [id, contents];
+      }),
+    );
+  } finally {
+    closeSync(memory);
+  }
+}

@@ -1,0 +1,118 @@
+/** The outer machine of the nested lab: an emulated AMD with SVM, so that the kernel in it offers KVM on any host. */
+
+import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { closeSync, existsSync, openSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { SOURCE_ROOT, labCache, scratchDir, type QemuVersion } from '../lab/support/lab-files.js';
+import { parseLines, type TruthLine } from '../truth/truth-line.js';
+
+/** Debian suite that the kernel comes from: 6.1 and 6.12. */
+export type NestedSuite = 'bookworm' | 'bookworm-backports';
+
+const MEMORY_MIB = 3072;
+const POLL_MS = 250;
+/** A read of 64 KiB takes half a second, less the rest before it: long enough to be caught in flight. */
+const SLOW_BYTES_PER_SECOND = 128 << 10;
+
+export interface NestedRun {
+  readonly suite: NestedSuite;
+  /** Arguments of `test/truth/main.ts`. */
+  readonly scenarios: readonly string[];
+  readonly trackers: readonly string[];
+  readonly qemu: QemuVersion;
+  readonly timeoutMs: number;
+  /** Called with each line as it appears. */
+  readonly onLine?: (line: TruthLine) => void;
+}
+
+/** Runs the ground-truth suite in an outer machine to its end. Throws, with the end of the console, when it does not get there. */
+export async function runNested(run: NestedRun): Promise<readonly TruthLine[]> {
+  ensureNestedLab();
+  const dir = scratchDir('nested');
+  const console_ = join(dir, 'console.log');
+  const initrd = packInitrd(dir, run.suite);
+  const child = startQemu(dir, run, console_, initrd);
+  // Also when the test runner gives up on the test.
+  const kill = (): void => void child.kill('SIGKILL');
+  process.once('exit', kill);
+  try {
+    const until = Date.now() + run.timeoutMs;
+    let seen = 0;
+    for (;;) {
+      const hasEnded = child.exitCode !== null || child.signalCode !== null;
+      const text = existsSync(console_) ? readFileSync(console_, 'latin1').replaceAll('\r', '') : '';
+      const lines = parseLines(text);
+      for (const line of lines.slice(seen)) run.onLine?.(line);
+      seen = lines.length;
+      const last = lines.at(-1)?.event;
+      if (last === 'done' || last === 'failed') return lines;
+      if (hasEnded || Date.now() > until) {
+        const why = hasEnded ? 'ended early' : 'took too long';
+        const log = readFileSync(join(dir, 'qemu.log'), 'latin1');
+        throw new Error(`the outer machine ${why}; console ends: ${text.slice(-3000)}\n${log}`);
+      }
+      await sleep(POLL_MS);
+    }
+  } finally {
+    process.off('exit', kill);
+    kill();
+    rmSync(dir, { recursive: true, force: true });
+  }
+}
+
+function ensureNestedLab(): void {
+  execFileSync('bash', [join(SOURCE_ROOT, 'test/nested/setup/ensure.sh')], { stdio: 'inherit' });
+}
+
+/** The cached base with the present build behind it: the kernel unpacks one archive after the other. */
+function packInitrd(dir: string, suite: NestedSuite): string {
+  const path = join(dir, 'initrd.cpio');
+  execFileSync(
+    'bash',
+    [
+      join(SOURCE_ROOT, 'test/nested/setup/pack.sh'),
+      join(labCache(), 'nested', suite, 'base.cpio'),
+      SOURCE_ROOT,
+      path,
+    ],
+    { stdio: ['ignore', 'inherit', 'inherit'] },
+  );
+  return path;
+}
+
+function startQemu(
+  dir: string,
+  { suite, scenarios, trackers, qemu }: NestedRun,
+  consolePath: string,
+  initrd: string,
+): ChildProcess {
+  const log = openSync(join(dir, 'qemu.log'), 'a');
+  const slow = join(dir, 'slow.img');
+  writeFileSync(slow, randomBytes(16 << 20));
+  const swap = join(dir, 'swap.img');
+  writeFileSync(swap, '');
+  truncateSync(swap, 512 << 20);
+  // The kernel command line separates by blanks, its reader by commas.
+  const program = ['dist/test/truth/main.js', scenarios.join('+'), trackers.join('+'), qemu].join(',');
+  try {
+    return spawn(
+      'qemu-system-x86_64',
+      [
+        ...['-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '2', '-m', `${MEMORY_MIB}`],
+        ...['-nodefaults', '-display', 'none', '-no-reboot', '-serial', `file:${consolePath}`],
+        ...['-drive', `file=${slow},if=virtio,format=raw,throttling.bps-total=${SLOW_BYTES_PER_SECOND}`],
+        ...['-drive', `file=${swap},if=virtio,format=raw,cache=unsafe`],
+        ...['-kernel', join(labCache(), 'nested', suite, 'vmlinuz'), '-initrd', initrd],
+        '-append',
+        // ignore_msrs: kvm-amd reads a register that the emulation does not have.
+        `console=ttyS0 quiet panic=1 mitigations=off kvm.ignore_msrs=1 run=${program}`,
+      ],
+      { cwd: dir, stdio: ['ignore', log, log] },
+    );
+  } finally {
+    closeSync(log);
+  }
+}

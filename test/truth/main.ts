@@ -1,0 +1,44 @@
+/**
+ * The ground-truth suite on this machine, or on the nested lab's outer one:
+ *
+ *     node dist/test/truth/main.js [SCENARIO,...|all] [TRACKER,...|all] [QEMU]
+ *
+ * Ends with status 1 when a checkpoint is not exact or a tracker is trusted that must not be. One JSON line for each event.
+ */
+
+import { readFileSync } from 'node:fs';
+
+import type { QemuVersion } from '../lab/support/lab-files.js';
+import { chooseAccelerator, kernelTrackers } from './host.js';
+import { faultsOf } from './judge.js';
+import { runScenario } from './run.js';
+import { scenariosNamed } from './scenarios.js';
+import { printLine, type TruthLine } from './truth-line.js';
+
+const TRACKERS = ['pagemap-scan', 'soft-dirty', 'compare'];
+
+const [scenarios = 'all', trackers = 'all', qemu = '7.2'] = process.argv.slice(2);
+const lines: TruthLine[] = [];
+const report = (line: TruthLine): void => {
+  lines.push(line);
+  printLine(line);
+};
+const faults: string[] = [];
+try {
+  const accelerator = await chooseAccelerator();
+  const kernel = readFileSync('/proc/sys/kernel/osrelease', 'utf8').trim();
+  report({ event: 'started', kernel, accelerator, trackers: kernelTrackers() });
+  for (const scenario of scenariosNamed(scenarios)) {
+    for (const tracker of trackers === 'all' ? TRACKERS : trackers.split(',')) {
+      await runScenario({ scenario, tracker, accelerator, qemu: qemu as QemuVersion, report });
+      faults.push(...faultsOf(lines, scenario, tracker));
+    }
+  }
+  report(faults.length === 0 ? { event: 'done' } : { event: 'failed', message: faults.join('\n') });
+} catch (error) {
+  report({
+    event: 'failed',
+    message: error instanceof Error ? (error.stack ?? error.message) : String(error),
+  });
+}
+process.exit(lines.at(-1)?.event === 'done' ? 0 : 1);
