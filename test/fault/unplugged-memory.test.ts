@@ -43,6 +43,11 @@ beforeEach(async () => {
       layout: layOut([block]),
       blocks: [block],
       runtimeDir,
+      quiet: {
+        isHeld: () => false,
+        isQuiet: () => false,
+        whileQuiet: (work) => Promise.resolve(work()),
+      },
     },
   };
 });
