@@ -50,6 +50,9 @@ export const ERROR_CODES = [
   'TRACKER_UNAVAILABLE',
   'TRACKER_OFF',
   'TRACKER_FAILED',
+  // KVM by its own interface
+  'KVM_UNAVAILABLE',
+  'KVM_CALL',
   // disks and hooks
   'DISK_NOT_COVERED',
   'DISK_SNAPSHOT_FAILED',

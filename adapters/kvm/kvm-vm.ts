@@ -19,6 +19,7 @@ import { DeviceState } from './device-state.js';
 import { dropDiskSnapshots, listDisks, snapshotDisks } from './disks.js';
 import { describeGuestReader } from './guest-reader.js';
 import { hazardsOf, takeInventory } from './hazards.js';
+import { kvmDirtyLogReport } from './ioctl/support.js';
 import { machineFacts, type MachineFacts } from './machine-facts.js';
 import type { Monitor } from './monitor.js';
 import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './pagemap-scan/support.js';
@@ -106,7 +107,12 @@ export class KvmVm implements Vm {
     const { monitor, process } = this.#deps;
     const blocks = await this.#ramBlocks.list();
     return {
-      trackers: [pagemapScanReport(process.pid), softDirtyReport(process.pid, blocks), compareReport],
+      trackers: [
+        pagemapScanReport(process.pid),
+        softDirtyReport(process.pid, blocks),
+        kvmDirtyLogReport,
+        compareReport,
+      ],
       hazards: hazardsOf(await takeInventory(monitor, process.pid, blocks)),
     };
   }

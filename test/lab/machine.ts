@@ -139,6 +139,16 @@ export class LabMachine {
     }
   }
 
+  /** The guest has booted again since the diary had this many bytes: its counter began anew. */
+  async waitForBoot(sinceByte: number, timeoutMs = 120_000): Promise<void> {
+    const until = Date.now() + timeoutMs;
+    while (!this.ticks(sinceByte).some(({ tick }) => tick === 1)) {
+      if (!this.isAlive()) throw new Error(`${this.name} died: ${this.log()}`);
+      if (Date.now() > until) throw new Error(`${this.name} did not boot: ${this.diary().slice(-400)}`);
+      await sleep(20);
+    }
+  }
+
   /** The guest goes on: two ticks more than it has now. */
   async waitForProgress(timeoutMs = 60_000): Promise<void> {
     const bytes = this.diary().length;

@@ -71,7 +71,7 @@ describe('every checkpoint of a working guest holds exactly the memory it had', 
   it('after the guest was rebooted', async () => {
     const bytes = machine.diary().length;
     await machine.guest('reboot -f &');
-    await machine.waitForTick(1, 120_000, bytes);
+    await machine.waitForBoot(bytes);
     const { summary, differing } = await checkpointAgainstTruth(machine, [], options);
     expect(differing).toEqual([]);
     expect(summary).toMatchObject({ kind: 'incremental', compare_reason: '' });

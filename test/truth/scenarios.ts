@@ -173,7 +173,7 @@ const SCENARIOS: readonly Scenario[] = [
         act: async (machine) => {
           const bytes = machine.diary().length;
           await machine.guest('reboot -f &');
-          await machine.waitForTick(1, 180_000, bytes);
+          await machine.waitForBoot(bytes, 180_000);
         },
       },
       {
@@ -296,9 +296,9 @@ const SCENARIOS: readonly Scenario[] = [
 ];
 
 /** `brief` has nothing that the others lack, so `all` leaves it out. @throws for a name that is not known */
-export function scenariosNamed(names: string): readonly Scenario[] {
-  if (names === 'all') return SCENARIOS;
-  return names.split(',').map((name) => {
+export function scenariosNamed(names: readonly string[]): readonly Scenario[] {
+  return names.flatMap((name) => {
+    if (name === 'all') return SCENARIOS;
     const found = [...SCENARIOS, BRIEF].find((scenario) => scenario.name === name);
     if (found !== undefined) return found;
     throw new Error(`no scenario ${name}; known: ${SCENARIOS.map((known) => known.name).join(', ')}`);

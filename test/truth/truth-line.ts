@@ -40,6 +40,7 @@ export type TruthLine =
       readonly tracker: string;
       readonly problems: readonly unknown[];
     }
+  | { readonly event: 'checked'; readonly scenario: string; readonly faults: readonly string[] }
   | { readonly event: 'skipped'; readonly scenario: string; readonly reason: string }
   | { readonly event: 'done' }
   | { readonly event: 'failed'; readonly message: string };
