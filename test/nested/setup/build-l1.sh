@@ -57,7 +57,7 @@ for module in virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd drivers/v
   drivers/block/virtio_blk drivers/net/tun drivers/net/tap drivers/vhost/vhost_iotlb drivers/vhost/vhost drivers/vhost/vhost_net; do
   file="$(echo kernel/lib/modules/*/kernel/$module.ko*)"
   case "$file" in
-    *.xz) xz -dc "$file" >"root/lib/modules/$(basename "$module").ko" ;;
+    *.xz) /bin/busybox xz -dc "$file" >"root/lib/modules/$(basename "$module").ko" ;;
     *.ko) cp "$file" root/lib/modules/ ;;
     *) continue ;;
   esac
