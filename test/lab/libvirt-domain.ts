@@ -13,6 +13,7 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
@@ -39,6 +40,28 @@ export function whyNoSession(): string {
   if (process.getuid?.() !== 0) return 'becoming another user needs root';
   const { status } = spawnSync(process.execPath, [CAIRN_MAIN, '--version'], { uid: USER_ID, gid: USER_ID });
   return status === 0 ? '' : `user ${USER_ID} cannot run ${CAIRN_MAIN}`;
+}
+
+export const TPM_XML = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>";
+
+/**
+ * Empty when libvirt starts a domain with a TPM; else its own words. Installed packages do not answer it: swtpm_setup also
+ * needs certificates, a log and state in folders of its user, and leftovers of another user there make it fail.
+ */
+export function whyNoTpm(): string {
+  const path = join(tmpdir(), `cairn-tpm-${process.pid}.xml`);
+  const name = `cairn-tpm-${process.pid}`;
+  writeFileSync(
+    path,
+    `<domain type='qemu'><name>${name}</name><memory unit='MiB'>32</memory>
+      <os><type arch='x86_64' machine='pc'>hvm</type></os><devices>${TPM_XML}</devices></domain>`,
+  );
+  const virsh = (...args: readonly string[]): { readonly status: number | null; readonly stderr: string } =>
+    spawnSync('virsh', ['-q', '-c', 'qemu:///system', ...args], { encoding: 'utf8' });
+  const { status, stderr } = virsh('create', path, '--paused');
+  if (status === 0) virsh('destroy', name);
+  rmSync(path);
+  return status === 0 ? '' : stderr.trim().replaceAll('\n', '; ');
 }
 
 export interface LabDomainOptions {

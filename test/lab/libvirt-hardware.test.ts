@@ -1,6 +1,6 @@
 /** What a domain may have beside memory, CPU and qcow2: each works, seen on a real guest, or is refused before a pause. */
 
-import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
+import { spawn, type ChildProcess } from 'node:child_process';
 import { chmodSync, existsSync, mkdtempSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
-import { LabDomain, whyNoLibvirt } from './libvirt-domain.js';
+import { LabDomain, TPM_XML, whyNoLibvirt, whyNoTpm } from './libvirt-domain.js';
 import type { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, runCairn, type CliMessage } from './support/cairn-cli.js';
 import { differingPages } from './support/ground-truth.js';
@@ -17,11 +17,11 @@ import { PauseHold, readCheckpoint } from './support/oracle.js';
 const reason = whyNoLibvirt();
 if (reason !== '') process.stderr.write(`skipped: hardware of libvirt's domains: ${reason}\n`);
 const describeWithLibvirt = reason === '' ? describe : describe.skip;
-const hasTpm = spawnSync('swtpm', ['--version']).status === 0;
-if (!hasTpm) process.stderr.write('skipped: TPM: swtpm is not installed\n');
+const noTpm = reason === '' ? whyNoTpm() : reason;
+const hasTpm = noTpm === '';
+if (!hasTpm) process.stderr.write(`skipped: TPM: ${noTpm}\n`);
 const itWithTpm = hasTpm ? it : it.skip;
 
-const TPM = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>";
 const NUMA = `<maxMemory slots='4' unit='MiB'>1024</maxMemory><memory unit='MiB'>320</memory><vcpu>2</vcpu>
   <cpu><numa>
     <cell id='0' cpus='0' memory='128' unit='MiB'/><cell id='1' cpus='1' memory='128' unit='MiB'/>
@@ -74,7 +74,7 @@ describeWithLibvirt('a domain with two NUMA nodes, a memory device and a TPM', (
   beforeAll(async () => {
     domain = await LabDomain.define(`cairn-numa-${process.pid}`, {
       domainXml: NUMA,
-      devicesXml: DIMM + (hasTpm ? TPM : ''),
+      devicesXml: DIMM + (hasTpm ? TPM_XML : ''),
     });
     repo = join(domain.dir, 'repo');
     await cairn(['init', '--repo', repo], domain.cli);
