@@ -7,6 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { migrateToFile } from '../../test/lab/support/ground-truth.js';
 import { LiveGuest } from '../live-guest.js';
+import { libvirtSaveRows } from './libvirt-save.js';
 import { againstPeer, alone, median, type BenchContext, type BenchRow } from '../rows.js';
 
 const DIRTY_MIB = 18;
@@ -39,6 +40,7 @@ const WORKLOADS: readonly Workload[] = [
 export async function* checkpointTimeRows(context: BenchContext): AsyncGenerator<BenchRow> {
   yield* rowsForSize(context, 1024, 640, 97);
   if (!context.quick) yield* rowsForSize(context, 4096, 3000, 99);
+  yield* libvirtSaveRows(context);
 }
 
 async function* rowsForSize(
