@@ -1,13 +1,16 @@
 /**
  * `npm run bench -- [--quick] [--area pause,chain] [--again]`: measures Cairn against its peers and the limits of this machine, in
  * one run. Rows are printed as they come and written to bench/results/latest.json; areas that were not run keep the rows
- * they had. A run that was cut off goes on where it stopped.
+ * they had, and `measured` says of which commit and day. A run that was cut off goes on where it stopped.
+ *
+ * Each section has a budget: when it is used up, repeats end early. What a section needs at least is done in any case.
  */
 
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
+import { performance } from 'node:perf_hooks';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 
@@ -16,6 +19,7 @@ import { checkpointTimeRows } from './areas/checkpoint-time.js';
 import { deltaSizeRows } from './areas/delta-size.js';
 import { deltaSpeedRows } from './areas/delta-speed.js';
 import { growthRows } from './areas/growth.js';
+import { libvirtSaveRows } from './areas/libvirt-save.js';
 import { memoryRows } from './areas/memory.js';
 import { pausePeerRows } from './areas/pause-peers.js';
 import { pauseSizeRows } from './areas/pause-sizes.js';
@@ -23,42 +27,49 @@ import { pauseRows } from './areas/pause.js';
 import { scanRows } from './areas/scan.js';
 import { slowDownRows } from './areas/slow-down.js';
 import { writeTables } from './report.js';
+import { keepOlder, type BenchResults, type Measurement } from './results.js';
 import { RunProgress } from './run-progress.js';
 import type { BenchArea, BenchContext, BenchRow } from './rows.js';
 import { workloadCache } from './trace/workload-guest.js';
 
-export interface BenchResults {
-  readonly machine: {
-    readonly cpu: string;
-    readonly cores: number;
-    readonly memoryGib: number;
-    readonly kernel: string;
-    readonly node: string;
-  };
-  readonly date: string;
-  readonly commit: string;
-  readonly rows: readonly BenchRow[];
-}
-
 type Rows = (context: BenchContext) => AsyncGenerator<BenchRow>;
 
+interface Section {
+  readonly name: string;
+  /** It has rows of each. */
+  readonly areas: readonly BenchArea[];
+  readonly run: Rows;
+  /** Budgets of a quick and a full run, in seconds. */
+  readonly quick: number;
+  readonly full: number;
+}
+
 /** What runs in one go and is kept as a whole. Several may belong to one area. */
-const SECTIONS: readonly { readonly name: string; readonly area: BenchArea; readonly run: Rows }[] = [
-  { name: 'scan', area: 'scan', run: scanRows },
-  { name: 'delta-size', area: 'delta-size', run: deltaSizeRows },
-  { name: 'delta-speed', area: 'delta-speed', run: deltaSpeedRows },
-  { name: 'pause', area: 'pause', run: pauseRows },
-  { name: 'pause-peers', area: 'pause', run: pausePeerRows },
-  { name: 'pause-sizes', area: 'pause', run: pauseSizeRows },
-  { name: 'checkpoint-time', area: 'checkpoint-time', run: checkpointTimeRows },
-  { name: 'slow-down', area: 'slow-down', run: slowDownRows },
-  { name: 'memory', area: 'memory', run: memoryRows },
-  { name: 'chain', area: 'chain', run: chainRows },
-  { name: 'growth', area: 'growth', run: growthRows },
+const SECTIONS: readonly Section[] = [
+  { name: 'scan', areas: ['scan'], run: scanRows, quick: 20, full: 180 },
+  { name: 'delta-size', areas: ['delta-size'], run: deltaSizeRows, quick: 20, full: 180 },
+  { name: 'delta-speed', areas: ['delta-speed'], run: deltaSpeedRows, quick: 25, full: 180 },
+  { name: 'pause', areas: ['pause'], run: pauseRows, quick: 25, full: 300 },
+  { name: 'pause-peers', areas: ['pause'], run: pausePeerRows, quick: 40, full: 180 },
+  { name: 'pause-sizes', areas: ['pause'], run: pauseSizeRows, quick: 25, full: 210 },
+  { name: 'checkpoint-time', areas: ['checkpoint-time'], run: checkpointTimeRows, quick: 25, full: 180 },
+  {
+    name: 'libvirt-save',
+    areas: ['pause', 'checkpoint-time'],
+    run: libvirtSaveRows,
+    quick: 30,
+    full: 90,
+  },
+  { name: 'slow-down', areas: ['slow-down'], run: slowDownRows, quick: 30, full: 420 },
+  { name: 'memory', areas: ['memory'], run: memoryRows, quick: 25, full: 90 },
+  { name: 'chain', areas: ['chain'], run: chainRows, quick: 15, full: 60 },
+  { name: 'growth', areas: ['growth'], run: growthRows, quick: 20, full: 150 },
 ];
-const AREAS = [...new Set(SECTIONS.map(({ area }) => area))];
+const AREAS = [...new Set(SECTIONS.flatMap(({ areas }) => areas))];
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
+/** Put behind a commit that the tree differs from. */
+const CHANGED = '+changes';
 const RESULTS = join(ROOT, 'bench/results/latest.json');
 
 const { values } = parseArgs({
@@ -70,44 +81,58 @@ if (unknown.length > 0) {
   process.stderr.write(`no such area: ${unknown.join(', ')}; there are ${AREAS.join(', ')}\n`);
   process.exit(2);
 }
-const context: BenchContext = {
-  quick: values.quick === true,
-  progress: (text) => process.stderr.write(process.stderr.isTTY ? `\r\x1b[K${text}` : ''),
-};
-const commit = execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: ROOT, encoding: 'utf8' }).trim();
-const before = existsSync(RESULTS) ? (JSON.parse(readFileSync(RESULTS, 'utf8')) as BenchResults).rows : [];
+const quick = values.quick === true;
+const commit = commitOfTree();
+const before = existsSync(RESULTS) ? (JSON.parse(readFileSync(RESULTS, 'utf8')) as BenchResults) : undefined;
 const progress = RunProgress.open(join(workloadCache(), 'bench-progress.json'), {
   commit,
-  quick: context.quick,
-  again: values.again === true,
+  quick,
+  // Two changed trees of one commit look the same, so nothing of one is kept for the other.
+  again: values.again === true || commit.endsWith(CHANGED),
 });
-const chosen = SECTIONS.filter(({ area }) => areas.includes(area));
-for (const [i, { name, run }] of chosen.entries()) {
+const chosen = SECTIONS.filter((section) => section.areas.some((area) => areas.includes(area)));
+const budget = (sections: readonly Section[]): number =>
+  sections.reduce((sum, section) => sum + (quick ? section.quick : section.full), 0);
+for (const [i, section] of chosen.entries()) {
+  const { name } = section;
+  const left = `about ${Math.ceil(budget(chosen.slice(i)) / 60)} min left`;
   const where = `[${i + 1}/${chosen.length}]`;
-  if (progress.rowsOf(name) !== undefined) {
+  if (progress.sectionOf(name) !== undefined) {
     process.stderr.write(`${where} ${name}: measured before at this commit, kept (--again measures anew)\n`);
     continue;
   }
-  process.stderr.write(`${where} ${name}\n`);
+  process.stderr.write(`${where} ${name} (${left})\n`);
+  const started = performance.now();
+  const until = started + budget([section]) * 1000;
+  const context: BenchContext = {
+    quick,
+    progress: (text) => process.stderr.write(process.stderr.isTTY ? `\r\x1b[K${where} ${text}` : ''),
+    timeIsUp: (share = 1) => performance.now() > started + (until - started) * share,
+  };
   const rows: BenchRow[] = [];
-  for await (const row of run(context)) {
+  for await (const row of section.run(context)) {
     context.progress('');
     process.stdout.write(`${describe(row)}\n`);
     rows.push(row);
   }
   progress.done(name, rows);
   save();
+  process.stderr.write(`${where} ${name}: ${Math.round((performance.now() - started) / 1000)} s\n`);
 }
 save();
 process.exit(0);
 
-/** Areas of which nothing was measured at this commit keep the rows they had. */
+/** Sections of which nothing was measured at this commit keep the rows they had. */
 function save(): void {
-  const rows = AREAS.flatMap((area) => {
-    const sections = SECTIONS.filter((section) => section.area === area);
-    const fresh = sections.flatMap(({ name }) => progress.rowsOf(name) ?? []);
-    return fresh.length > 0 ? fresh : before.filter((row) => row.area === area);
+  const fresh = SECTIONS.flatMap(({ name }): Measurement[] => {
+    const section = progress.sectionOf(name);
+    return section === undefined ? [] : [{ section: name, commit, quick, ...section }];
   });
+  const all = keepOlder(
+    before,
+    fresh,
+    SECTIONS.map(({ name }) => name),
+  );
   const [cpu] = cpus();
   const results: BenchResults = {
     machine: {
@@ -119,11 +144,20 @@ function save(): void {
     },
     date: new Date().toISOString().slice(0, 10),
     commit,
-    rows,
+    measured: all.map(({ rows, ...measured }) => ({ ...measured, rowCount: rows.length })),
+    rows: all.flatMap(({ rows }) => rows),
   };
   mkdirSync(dirname(RESULTS), { recursive: true });
   writeFileSync(RESULTS, `${JSON.stringify(results, null, 1)}\n`);
   writeTables(ROOT, results);
+}
+
+/** The commit, and whether what was measured differs from it. */
+function commitOfTree(): string {
+  const git = (...args: readonly string[]): string =>
+    execFileSync('git', args, { cwd: ROOT, encoding: 'utf8' }).trim();
+  const changed = git('status', '--porcelain', '--', 'src', 'adapters', 'bench', ':!bench/results');
+  return git('rev-parse', '--short', 'HEAD') + (changed === '' ? '' : CHANGED);
 }
 
 function describe(row: BenchRow): string {

@@ -3,8 +3,8 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-import type { BenchResults } from './main.js';
 import { writePlots } from './plots.js';
+import { measurementsOf, type BenchResults } from './results.js';
 import type { BenchArea, BenchRow } from './rows.js';
 
 const BEGIN = '<!-- results:begin -->';
@@ -13,7 +13,7 @@ const END = '<!-- results:end -->';
 /** Rewrites what lies between the markers in both documents. */
 export function writeTables(root: string, results: BenchResults): void {
   const { machine } = results;
-  const where = `${machine.cpu}, ${machine.cores} cores, Linux ${machine.kernel}, Node ${machine.node}, ${results.date}; guests emulated (TCG) on the same cores`;
+  const where = `${machine.cpu}, ${machine.cores} cores, Linux ${machine.kernel}, Node ${machine.node}; guests emulated (TCG) on the same cores; ${whenMeasured(results)}`;
   const plots = writePlots(root, results.rows);
   replaceIn(join(root, 'docs/performance.md'), `Measured on ${where}.\n\n${areaTables(results.rows, plots)}`);
   const promised = results.rows.filter(isHeadline);
@@ -22,6 +22,18 @@ export function writeTables(root: string, results: BenchResults): void {
     `${table(promised)}\n\nFrom [bench/results/latest.json](bench/results/latest.json): ${where}. Everything else, misses ` +
       'included, is in [docs/performance.md](docs/performance.md).',
   );
+}
+
+/** One commit and day where all is of one run; else which sections are of which. */
+function whenMeasured(results: BenchResults): string {
+  const sectionsOf = new Map<string, string[]>();
+  for (const { section, commit, date, quick } of measurementsOf(results)) {
+    const run = `${date}, commit ${commit}${quick ? ', quick' : ''}`;
+    sectionsOf.set(run, [...(sectionsOf.get(run) ?? []), section]);
+  }
+  const runs = [...sectionsOf];
+  if (runs.length === 1) return runs[0]![0];
+  return runs.map(([run, sections]) => `${sections.join(', ')}: ${run}`).join('; ');
 }
 
 /** What the README shows of each area: the figures that sum it up and have a goal. */

@@ -33,6 +33,8 @@ export interface BenchContext {
   readonly quick: boolean;
   /** Says what is being measured. */
   readonly progress: (text: string) => void;
+  /** Whether that share of the section's budget is used up: repeats end early then. */
+  readonly timeIsUp: (share?: number) => boolean;
 }
 
 /** The middle value; the mean of the two middle ones of an even number. */

@@ -8,7 +8,12 @@ import type { BenchRow } from './rows.js';
 interface Stored {
   readonly commit: string;
   readonly quick: boolean;
-  readonly sections: Record<string, readonly BenchRow[]>;
+  readonly sections: Record<string, StoredSection>;
+}
+
+export interface StoredSection {
+  readonly date: string;
+  readonly rows: readonly BenchRow[];
 }
 
 export class RunProgress {
@@ -33,12 +38,12 @@ export class RunProgress {
     return new RunProgress(path, { commit, quick, sections: {} });
   }
 
-  rowsOf(section: string): readonly BenchRow[] | undefined {
+  sectionOf(section: string): StoredSection | undefined {
     return this.#stored.sections[section];
   }
 
   done(section: string, rows: readonly BenchRow[]): void {
-    this.#stored.sections[section] = rows;
+    this.#stored.sections[section] = { date: new Date().toISOString().slice(0, 10), rows };
     mkdirSync(dirname(this.#path), { recursive: true });
     writeFileSync(this.#path, JSON.stringify(this.#stored));
   }

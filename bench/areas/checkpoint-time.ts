@@ -7,7 +7,6 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { migrateToFile } from '../../test/lab/support/ground-truth.js';
 import { LiveGuest } from '../live-guest.js';
-import { libvirtSaveRows } from './libvirt-save.js';
 import { againstPeer, alone, median, type BenchContext, type BenchRow } from '../rows.js';
 
 const DIRTY_MIB = 18;
@@ -38,9 +37,8 @@ const WORKLOADS: readonly Workload[] = [
 ];
 
 export async function* checkpointTimeRows(context: BenchContext): AsyncGenerator<BenchRow> {
-  yield* rowsForSize(context, 1024, 640, 97);
-  if (!context.quick) yield* rowsForSize(context, 4096, 3000, 99);
-  yield* libvirtSaveRows(context);
+  yield* rowsForSize(context, 1024, 640, 97, context.quick ? 1 : 0.4);
+  if (!context.quick) yield* rowsForSize(context, 4096, 3000, 99, 1);
 }
 
 async function* rowsForSize(
@@ -48,6 +46,8 @@ async function* rowsForSize(
   memoryMib: number,
   fillMib: number,
   goalPercent: number,
+  /** Of the budget, at the end of this. */
+  share: number,
 ): AsyncGenerator<BenchRow> {
   const area = 'checkpoint-time';
   const size = `${memoryMib / 1024} GiB guest`;
@@ -56,12 +56,13 @@ async function* rowsForSize(
   try {
     const base = await guest.session.checkpoint();
     const saves = [await fullSave(guest)];
-    for (const workload of WORKLOADS) {
+    for (const [w, workload] of WORKLOADS.entries()) {
+      const end = share * (1 - 0.3 * (WORKLOADS.length - 1 - w));
       const totals: number[] = [];
       const stored: number[] = [];
       if (workload.start !== undefined) await guest.machine.guest(workload.start);
       const count = context.quick ? 12 : 30;
-      for (let i = 0; i < count; i++) {
+      for (let i = 0; i < count && !(i >= 5 && context.timeIsUp(end)); i++) {
         context.progress(`checkpoint-time: ${size}, checkpoint ${i + 1} of ${count}`);
         await workload.before(guest);
         const summary = await guest.session.checkpoint();

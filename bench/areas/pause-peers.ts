@@ -20,7 +20,7 @@ import { LiveGuest, rewrite } from '../live-guest.js';
 import { againstPeer, median, type BenchContext, type BenchRow } from '../rows.js';
 
 const MEMORY_MIB = 1024;
-const FILL_MIB = 512;
+const FILL_MIB = 384;
 const DIRTY_MIB = 18;
 
 interface Cost {
@@ -34,11 +34,16 @@ interface Peer {
 }
 
 export async function* pausePeerRows(context: BenchContext): AsyncGenerator<BenchRow> {
-  yield* besideCairn(context, '7.2', [
-    { name: 'QEMU savevm', save: saveVm },
-    { name: 'QEMU migrate to a file, stopped', save: (machine) => migrateStopped(machine) },
-    { name: 'QEMU migrate to a file, live', save: (machine) => migrateLive(machine, execUri) },
-  ]);
+  yield* besideCairn(
+    context,
+    '7.2',
+    [
+      { name: 'QEMU savevm', save: saveVm },
+      { name: 'QEMU migrate to a file, stopped', save: (machine) => migrateStopped(machine) },
+      { name: 'QEMU migrate to a file, live', save: (machine) => migrateLive(machine, execUri) },
+    ],
+    0.55,
+  );
   yield* besideCairn(
     context,
     '10.0',
@@ -48,6 +53,7 @@ export async function* pausePeerRows(context: BenchContext): AsyncGenerator<Benc
         save: (machine) => migrateLive(machine, fileUri),
       },
     ],
+    1,
     async (machine) => {
       await setCapabilities(machine, { 'mapped-ram': true, multifd: true });
       await machine.qmp.command('migrate-set-parameters', { 'multifd-channels': 2 });
@@ -60,6 +66,8 @@ async function* besideCairn(
   context: BenchContext,
   qemu: QemuVersion,
   peers: readonly Peer[],
+  /** Of the budget, at the end of this. */
+  share: number,
   prepare: (machine: LabMachine) => Promise<void> = () => Promise.resolve(),
 ): AsyncGenerator<BenchRow> {
   const turns = context.quick ? 3 : 15;
@@ -78,7 +86,7 @@ async function* besideCairn(
   try {
     await guest.session.checkpoint();
     // The capabilities go to QEMU's migration, which Cairn uses for the device state: only around each peer's turn.
-    for (let turn = 0; turn < turns; turn++) {
+    for (let turn = 0; turn < turns && !(turn >= 2 && context.timeIsUp(share - 0.15)); turn++) {
       context.progress(`pause: QEMU ${qemu}, turn ${turn + 1} of ${turns}`);
       await guest.dirty(DIRTY_MIB);
       note('cairn', await guest.session.checkpoint());
@@ -102,7 +110,7 @@ async function* besideCairn(
   });
   try {
     await alone.guest(`lab fill ${FILL_MIB}`, 900_000);
-    for (let turn = 0; turn < turns; turn++) {
+    for (let turn = 0; turn < turns && !(turn >= 2 && context.timeIsUp(share)); turn++) {
       context.progress(`pause: QEMU ${qemu}, background snapshot ${turn + 1} of ${turns}`);
       await rewrite(alone, DIRTY_MIB, turn + 1);
       await setCapabilities(alone, { 'background-snapshot': true });

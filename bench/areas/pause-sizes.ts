@@ -25,18 +25,21 @@ export async function* pauseSizeRows(context: BenchContext): AsyncGenerator<Benc
   const to = Buffer.alloc(64 << 20, 2);
   /** By dirty set: the median pause in the smallest guest. */
   const smallest = new Map<number, { readonly gib: number; readonly pauseMs: number }>();
-  for (const gib of context.quick ? [1, 2] : [1, 4, 8]) {
+  const sizes = context.quick ? [1, 2] : [1, 4, 8];
+  for (const [size, gib] of sizes.entries()) {
     context.progress(`pause: booting a guest of ${gib} GiB`);
     const most = Math.max(...sets.map(({ mib }) => mib).filter((mib) => fits(mib, gib)));
-    const fillMib = context.quick ? 128 : Math.max(most, gib * 384);
+    const fillMib = context.quick ? 96 : Math.max(most, gib * 384);
     const guest = await LiveGuest.start({ memoryMib: gib * 1024, fillMib });
     try {
       await guest.session.checkpoint();
-      for (const { mib, checkpoints } of sets.filter((set) => fits(set.mib, gib))) {
+      const fitting = sets.filter((set) => fits(set.mib, gib));
+      for (const [set, { mib, checkpoints }] of fitting.entries()) {
+        const share = (size + (set + 1) / fitting.length) / sizes.length;
         const pauses: number[] = [];
         const floors: number[] = [];
         await guest.machine.guest('rm -f /tmp/target');
-        for (let i = 0; i < checkpoints; i++) {
+        for (let i = 0; i < checkpoints && !(i >= 4 && context.timeIsUp(share)); i++) {
           context.progress(`pause: ${gib} GiB, ${mib} MiB dirty, checkpoint ${i + 1} of ${checkpoints}`);
           await guest.dirty(mib);
           const summary = await guest.session.checkpoint();
