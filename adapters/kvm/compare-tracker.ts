@@ -19,16 +19,27 @@ import { checkStillMapped } from './mapped-blocks.js';
 import { visitUnpopulated } from './pagemap-scan/scan.js';
 import { kernelObstacle } from './pagemap-scan/support.js';
 import type { QemuProcess } from './peer-process.js';
+import { mayReadMemory } from './process-access.js';
 import type { RamBlock } from './ram-blocks.js';
 
 export const COMPARE_KIND = 'compare';
 
-export const compareReport: TrackerReport = {
-  kind: COMPARE_KIND,
-  usable: true,
-  reason:
-    'reads and compares all pages while the VM is paused: always right, but the pause grows with the memory',
-};
+export function compareReport(pid: number): TrackerReport {
+  if (!mayReadMemory(pid)) {
+    return {
+      kind: COMPARE_KIND,
+      usable: false,
+      reason: `no permission to read the memory of process ${pid}`,
+      remedy: 'run as root or with CAP_SYS_PTRACE; see kernel.yama.ptrace_scope',
+    };
+  }
+  return {
+    kind: COMPARE_KIND,
+    usable: true,
+    reason:
+      'reads and compares all pages while the VM is paused: always right, but the pause grows with the memory',
+  };
+}
 
 export interface CompareOptions {
   readonly process: QemuProcess;

@@ -10,12 +10,11 @@
 import { closeSync, constants, ftruncateSync, fstatSync, openSync, readSync } from 'node:fs';
 
 import { CheckpointError } from '../../src/errors.js';
-import { addressOf, errnoName, libc } from '../../src/ffi/libc.js';
+import { libc } from '../../src/ffi/libc.js';
+import { createMemoryFile } from '../../src/ffi/memory-file.js';
 import type { Monitor } from './monitor.js';
 import { asNumber, asObject } from './qmp-json.js';
 
-const SYS_MEMFD_CREATE = 319;
-const MFD_CLOEXEC = 1;
 const SEEK_SET = 0;
 /** be32 "QEVM", be32 version 3: what every migration stream starts with. */
 const STREAM_MAGIC = Buffer.from('5145564d00000003', 'hex');
@@ -37,19 +36,15 @@ export class DeviceState {
 
   /** @throws FFI_FAILED, QMP_COMMAND, VM_GONE */
   static async open(monitor: Monitor): Promise<DeviceState> {
-    const name = Buffer.from('cairn-device-state\0');
-    const created = libc().syscall(SYS_MEMFD_CREATE, addressOf(name), MFD_CLOEXEC);
-    if (created.value < 0) {
-      throw new CheckpointError('FFI_FAILED', `memory for the device state: ${errnoName(created.errno)}`);
-    }
+    const memory = createMemoryFile('cairn-device-state');
     let writeEnd: number | undefined;
     try {
-      writeEnd = openSync(`/proc/self/fd/${created.value}`, constants.O_WRONLY);
+      writeEnd = openSync(`/proc/self/fd/${memory}`, constants.O_WRONLY);
       const added = await monitor.execute('add-fd', { opaque: 'cairn' }, { passDescriptor: writeEnd });
-      return new DeviceState(monitor, created.value, writeEnd, asNumber(asObject(added)['fdset-id']));
+      return new DeviceState(monitor, memory, writeEnd, asNumber(asObject(added)['fdset-id']));
     } catch (error) {
       if (writeEnd !== undefined) closeSync(writeEnd);
-      closeSync(created.value);
+      closeSync(memory);
       throw error;
     }
   }

@@ -5,7 +5,7 @@
 
 import { readdir, readFile, readlink } from 'node:fs/promises';
 
-import { isCheckpointError } from '../../src/errors.js';
+import { isCheckpointError, systemErrorCode } from '../../src/errors.js';
 import type { VmHazard } from '../../src/hypervisor/vm.js';
 import { findDirectIo } from './direct-io.js';
 import type { Monitor } from './monitor.js';
@@ -191,9 +191,13 @@ async function listDeviceTypes(monitor: Monitor): Promise<readonly string[]> {
   return types;
 }
 
+/** Empty for who may not look: then no tracker is usable that the files would matter to. */
 async function listOpenFiles(pid: number): Promise<readonly string[]> {
   const folder = `/proc/${pid}/fd`;
-  const names = await readdir(folder);
+  const names = await readdir(folder).catch((error: unknown) => {
+    if (systemErrorCode(error) === 'EACCES') return [];
+    throw error;
+  });
   const targets = await Promise.all(names.map((name) => readlink(`${folder}/${name}`).catch(() => '')));
   return targets.filter((target) => target !== '');
 }

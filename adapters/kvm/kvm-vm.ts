@@ -26,8 +26,13 @@ import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './pagemap-scan/support.js'
 import { PagemapScanTracker } from './pagemap-scan/tracker.js';
 import { qmpGuard, type GuardProgram } from './pause-guard.js';
 import type { QemuProcess } from './peer-process.js';
+import { mayReadMemory } from './process-access.js';
+import { memoryPermission } from './process-memory.js';
+import { recoverStream, streamMarkerPath } from './qmp-stream/stream-marker.js';
+import { QMP_STREAM_KIND, qmpStreamReport } from './qmp-stream/support.js';
+import { QmpStreamTracker } from './qmp-stream/tracker.js';
 import type { QuietVm } from './quiet-vm.js';
-import { RamBlocks, type RamBlock } from './ram-blocks.js';
+import { listRamBlocks, RamBlocks, type RamBlock } from './ram-blocks.js';
 import { RunStateControl } from './run-state.js';
 import { SOFT_DIRTY_KIND, softDirtyReport } from './soft-dirty/support.js';
 import { SoftDirtyTracker } from './soft-dirty/tracker.js';
@@ -49,7 +54,8 @@ export interface KvmVmDeps {
 
 interface KnownMemory {
   readonly layout: MemoryLayout;
-  readonly blocks: readonly RamBlock[];
+  /** Undefined when this process may not read QEMU's memory. */
+  readonly blocks: readonly RamBlock[] | undefined;
 }
 
 export class KvmVm implements Vm {
@@ -65,6 +71,8 @@ export class KvmVm implements Vm {
   /** This process holds the VM paused. */
   #isHeld = false;
   #savesUnderWay = 0;
+  /** Set while memory and device state come by migration. */
+  #stream: QmpStreamTracker | undefined;
 
   private constructor(options: KvmVmOptions, deps: KvmVmDeps, { identity, machine }: MachineFacts) {
     this.address = options.address;
@@ -84,6 +92,9 @@ export class KvmVm implements Vm {
   /** Changes nothing, except that a VM which a killed Cairn left paused is resumed. @throws VM_GONE, VM_PERMISSION, QMP_COMMAND */
   static async attach(options: KvmVmOptions, deps: KvmVmDeps): Promise<KvmVm> {
     const vm = new KvmVm(options, deps, await machineFacts(deps.monitor, deps.process, options.socketPath));
+    const hadStream = await recoverStream(streamMarkerPath(options.runtimeDir, deps.process), deps.monitor);
+    if (hadStream)
+      process.emitWarning(`${options.address}: ended the migration to a Cairn that was killed meanwhile`);
     if (await vm.#runState.recover()) {
       process.emitWarning(
         `${options.address} was left paused by a Cairn that was killed, and has been resumed`,
@@ -93,36 +104,44 @@ export class KvmVm implements Vm {
   }
 
   async memoryLayout(): Promise<MemoryLayout> {
-    const blocks = await this.#ramBlocks.list();
-    this.#memory = { layout: layOut(blocks), blocks };
+    const blocks = await this.#readableBlocks();
+    this.#memory = { layout: layOut(blocks ?? (await listRamBlocks(this.#deps.monitor))), blocks };
     return this.#memory.layout;
   }
 
   guestReader(): GuestReaderDescription {
-    const { layout, blocks } = this.#known();
+    if (this.#stream !== undefined) return this.#stream.guestReader();
+    const { layout, blocks } = this.#readable();
     return describeGuestReader(this.#deps.process, layout, blocks);
   }
 
   async inspect(): Promise<VmReport> {
     const { monitor, process } = this.#deps;
-    const blocks = await this.#ramBlocks.list();
+    const blocks = await this.#readableBlocks();
+    const { sizeBytes } = layOut(blocks ?? (await listRamBlocks(monitor)));
     return {
       trackers: [
         pagemapScanReport(process.pid),
-        softDirtyReport(process.pid, blocks),
+        softDirtyReport(process.pid, blocks ?? []),
         kvmDirtyLogReport,
-        compareReport,
+        compareReport(process.pid),
+        await qmpStreamReport(monitor, {
+          memoryBytes: sizeBytes,
+          hasEvents: this.#options.socketPath !== '',
+        }),
       ],
-      hazards: hazardsOf(await takeInventory(monitor, process.pid, blocks)),
+      hazards: hazardsOf(await takeInventory(monitor, process.pid, blocks ?? [])),
     };
   }
 
   tracker(kind: string): DirtyTracker {
+    this.#stream = undefined;
+    if (kind === QMP_STREAM_KIND) return this.#streamTracker();
     const options = {
       process: this.#deps.process,
       runtimeDir: this.#options.runtimeDir,
       quiet: this.#quiet(),
-      ...this.#known(),
+      ...this.#readable(),
     };
     // Whoever asks for a tracker is about to take checkpoints. What a pause needs gets ready in the meantime.
     this.#prepare();
@@ -130,7 +149,7 @@ export class KvmVm implements Vm {
     if (kind === SOFT_DIRTY_KIND) return new SoftDirtyTracker(options);
     if (kind === COMPARE_KIND) return new CompareTracker(options);
     throw new CheckpointError('TRACKER_UNAVAILABLE', `there is no tracker called "${kind}"`, {
-      hint: `known: ${PAGEMAP_SCAN_KIND}, ${SOFT_DIRTY_KIND}, ${COMPARE_KIND}`,
+      hint: `known: ${PAGEMAP_SCAN_KIND}, ${SOFT_DIRTY_KIND}, ${COMPARE_KIND}, ${QMP_STREAM_KIND}`,
     });
   }
 
@@ -139,17 +158,20 @@ export class KvmVm implements Vm {
   }
 
   async pause(): Promise<boolean> {
+    if (this.#stream !== undefined) return this.#stream.capture.pause();
     await this.#devices();
     this.#isHeld = await this.#runState.pause();
     return this.#isHeld;
   }
 
   resume(): Promise<void> {
+    if (this.#stream !== undefined) return this.#stream.capture.resume();
     this.#isHeld = false;
     return this.#runState.resume();
   }
 
   async saveDeviceState(): Promise<void> {
+    if (this.#stream !== undefined) return this.#stream.capture.complete();
     const devices = await this.#devices();
     this.#savesUnderWay++;
     try {
@@ -160,6 +182,7 @@ export class KvmVm implements Vm {
   }
 
   async takeDeviceState(): Promise<Uint8Array> {
+    if (this.#stream !== undefined) return this.#stream.capture.take();
     return (await this.#devices()).take();
   }
 
@@ -206,6 +229,33 @@ export class KvmVm implements Vm {
         }
       },
     };
+  }
+
+  /** What trackers and readers of process memory work on. @throws VM_PERMISSION */
+  #readable(): { readonly layout: MemoryLayout; readonly blocks: readonly RamBlock[] } {
+    const { layout, blocks } = this.#known();
+    if (blocks === undefined) throw memoryPermission(this.#deps.process.pid);
+    return { layout, blocks };
+  }
+
+  async #readableBlocks(): Promise<readonly RamBlock[] | undefined> {
+    return mayReadMemory(this.#deps.process.pid) ? await this.#ramBlocks.list() : undefined;
+  }
+
+  #streamTracker(): QmpStreamTracker {
+    const { monitor, process } = this.#deps;
+    const { runtimeDir, socketPath } = this.#options;
+    const stream = new QmpStreamTracker({
+      monitor,
+      process,
+      runtimeDir,
+      runState: this.#runState,
+      layout: this.#known().layout,
+      socketPath,
+    });
+    this.#runState.prepare().catch(() => undefined);
+    this.#stream = stream;
+    return stream;
   }
 
   #devices(): Promise<DeviceState> {

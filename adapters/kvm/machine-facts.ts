@@ -2,7 +2,7 @@
 
 import { readFile, readlink } from 'node:fs/promises';
 
-import { CheckpointError } from '../../src/errors.js';
+import { CheckpointError, systemErrorCode } from '../../src/errors.js';
 import type { VmIdentity } from '../../src/hypervisor/vm.js';
 import type { Json, JsonObject } from '../../src/types.js';
 import type { Monitor } from './monitor.js';
@@ -52,8 +52,8 @@ async function startedAs({ pid, program }: QemuProcess): Promise<JsonObject> {
   try {
     const [commandLine, cwd, environment] = await Promise.all([
       readFile(`/proc/${pid}/cmdline`, 'utf8'),
-      readlink(`/proc/${pid}/cwd`),
-      readFile(`/proc/${pid}/environ`, 'utf8'),
+      readlink(`/proc/${pid}/cwd`).catch(unlessForbidden('/')),
+      readFile(`/proc/${pid}/environ`, 'utf8').catch(unlessForbidden('')),
     ]);
     // Of the environment only what a program outside of the system's folders needs to start; the rest may hold secrets.
     const libraries = environment.split('\0').find((entry) => entry.startsWith('LD_LIBRARY_PATH='));
@@ -66,6 +66,17 @@ async function startedAs({ pid, program }: QemuProcess): Promise<JsonObject> {
       hint: 'run as root, or as the user of QEMU',
     });
   }
+}
+
+/**
+ * An unprivileged Cairn sees the command line only. That is enough for a QEMU that was started with absolute paths, as
+ * managers do; relative ones do not resolve, and a restore says which.
+ */
+function unlessForbidden(instead: string): (error: unknown) => string {
+  return (error) => {
+    if (['EACCES', 'EPERM'].includes(systemErrorCode(error) ?? '')) return instead;
+    throw error;
+  };
 }
 
 function versionText(version: Json): string {

@@ -1,6 +1,6 @@
 /** Which process is at the other end of a monitor socket (SO_PEERCRED, unix(7)), and whether it is a QEMU. */
 
-import { readlink } from 'node:fs/promises';
+import { readFile, readlink } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { basename } from 'node:path';
 
@@ -38,18 +38,14 @@ export function peerPid(descriptor: number): number {
   return credentials[0]!;
 }
 
-/** @throws VM_UNSUPPORTED when the listener is no QEMU of this host, VM_GONE, VM_PERMISSION */
-export async function qemuProcess(pid: number, what: string): Promise<QemuProcess> {
-  if (pid <= 0) {
-    throw new CheckpointError('VM_UNSUPPORTED', `the process behind ${what} is not visible from here`, {
-      hint: 'run cairn in the PID namespace of the host, not in a container of its own',
-    });
-  }
-  let program: string;
+/** Its file; for who may not see that, what it was called by, which everybody may read. @throws VM_GONE, VM_PERMISSION */
+async function programOf(pid: number, what: string): Promise<string> {
   try {
-    program = (await readlink(`/proc/${pid}/exe`)).replace(/ \(deleted\)$/, '');
+    return (await readlink(`/proc/${pid}/exe`)).replace(/ \(deleted\)$/, '');
   } catch (cause) {
     if (systemErrorCode(cause) === 'EACCES' || systemErrorCode(cause) === 'EPERM') {
+      const called = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0')[0] ?? '';
+      if (called !== '') return called;
       throw new CheckpointError('VM_PERMISSION', `no access to process ${pid} behind ${what}`, {
         cause,
         hint: 'run as root, or as the user of QEMU with CAP_SYS_PTRACE',
@@ -57,6 +53,16 @@ export async function qemuProcess(pid: number, what: string): Promise<QemuProces
     }
     throw new CheckpointError('VM_GONE', `process ${pid} behind ${what} has ended`, { cause });
   }
+}
+
+/** @throws VM_UNSUPPORTED when the listener is no QEMU of this host, VM_GONE, VM_PERMISSION */
+export async function qemuProcess(pid: number, what: string): Promise<QemuProcess> {
+  if (pid <= 0) {
+    throw new CheckpointError('VM_UNSUPPORTED', `the process behind ${what} is not visible from here`, {
+      hint: 'run cairn in the PID namespace of the host, not in a container of its own',
+    });
+  }
+  const program = await programOf(pid, what);
   if (!/qemu|kvm/.test(basename(program))) {
     throw new CheckpointError('VM_UNSUPPORTED', `process ${pid} behind ${what} is ${program}, not a QEMU`, {
       hint: 'name the QMP socket that QEMU itself opened; a socket handed over by a manager shows the manager. For libvirt use libvirt:NAME',

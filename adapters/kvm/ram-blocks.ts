@@ -33,6 +33,21 @@ export interface RamBlock {
 /** RAM_MIGRATABLE of include/exec/memory.h (system/memory.h from 10.1 on): a migration transfers the block. */
 const RAM_MIGRATABLE = 1 << 4;
 
+/**
+ * Names and sizes alone, without access to the process. QEMU names only blocks that a migration transfers; the stream itself
+ * lists them again, and is held to it.
+ * @throws VM_UNSUPPORTED, VM_GONE
+ */
+export async function listRamBlocks(
+  monitor: Monitor,
+): Promise<readonly { readonly id: string; readonly sizeBytes: number }[]> {
+  return (await listedRows(monitor)).map(({ name, usedBytes }) => ({ id: name, sizeBytes: usedBytes }));
+}
+
+async function listedRows(monitor: Monitor): Promise<readonly RamBlockRow[]> {
+  return parseRamBlockTable(await humanCommand(monitor, 'info ramblock')).filter((row) => row.usedBytes > 0);
+}
+
 export class RamBlocks {
   readonly #monitor: Monitor;
   readonly #process: QemuProcess;
@@ -47,9 +62,7 @@ export class RamBlocks {
 
   /** In the order in which QEMU lists them. @throws VM_GONE, VM_PERMISSION, VM_UNSUPPORTED */
   async list(): Promise<readonly RamBlock[]> {
-    const rows = parseRamBlockTable(await humanCommand(this.#monitor, 'info ramblock')).filter(
-      (row) => row.usedBytes > 0,
-    );
+    const rows = await listedRows(this.#monitor);
     const maps = await readMaps(this.#process.pid);
     const found = await this.#locate(rows, maps);
     return rows.flatMap((row) => {

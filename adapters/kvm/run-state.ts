@@ -69,8 +69,11 @@ export class RunStateControl {
     await this.#readyGuard();
   }
 
-  /** `stop`, unless the VM is paused already; see `Vm.pause`. @throws VM_STATE, VM_GONE, QMP_TIMEOUT */
-  async pause(): Promise<boolean> {
+  /**
+   * `stop`, unless the VM is paused already; see `Vm.pause`.
+   * @throws VM_STATE, also when a migration is under way that is not Cairn's own; VM_GONE, QMP_TIMEOUT
+   */
+  async pause({ duringOwnMigration = false } = {}): Promise<boolean> {
     const { monitor } = this.#options;
     const guard = await this.#readyGuard();
     const [status, migration] = await Promise.all([
@@ -86,7 +89,7 @@ export class RunStateControl {
       });
     }
     const migrating = asText(asObject(migration).status);
-    if (isMigrating(migrating)) {
+    if (isMigrating(migrating) && !duringOwnMigration) {
       throw new CheckpointError('VM_STATE', `a migration of this VM is under way (${migrating})`, {
         hint: 'wait until it is over, or cancel it',
         retryable: true,
@@ -112,11 +115,27 @@ export class RunStateControl {
 
   /** See `Vm.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
   async resume(): Promise<void> {
+    if (this.#resumedByOthers || this.#stopSent) await this.resumeFromMigration();
+  }
+
+  /** Makes a VM run again after a migration to Cairn was cancelled: QEMU may have done so itself. @throws VM_NOT_RESUMED, VM_GONE */
+  async resumeFromCancelled(): Promise<void> {
+    this.#isStopped = false;
+    const status = statusOf(await this.#options.monitor.execute('query-status'));
+    // In plain `paused` it was stopped by `pause`, or by somebody whose business it is.
+    if (status !== 'running' && (this.#stopSent || status !== 'paused')) await this.#cont();
+    await this.#pauseIsOver();
+  }
+
+  /**
+   * As `resume`, also of a VM that was stopped by a migration to Cairn instead of `pause`.
+   * @throws VM_NOT_RESUMED, VM_STATE, VM_GONE
+   */
+  async resumeFromMigration(): Promise<void> {
     if (this.#resumedByOthers) {
       this.#resumedByOthers = false;
       throw resumedByOthers();
     }
-    if (!this.#stopSent) return;
     this.#isStopped = false;
     let before: Json;
     try {

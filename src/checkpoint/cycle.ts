@@ -5,6 +5,12 @@
  *     VM paused  stop -> harvest, copy | device state -> disks -> harvest, copy -> cont
  *     VM runs    encode -> packs -> index -> manifest (the commit)
  *
+ * With a tracker that brings a picture of the memory (`MemoryPicture`), the hypervisor does the live phase and the last copy:
+ *
+ *     VM runs    picture.approach
+ *     VM paused  stop -> disks -> last pages and device state -> cont
+ *     VM runs    harvest -> copy + encode -> packs -> index -> manifest
+ *
  * Order is what makes it right: pages are read after the harvest that named them, so a write in between is named by
  * the next one; the last harvest comes after the device state was saved, because saving it may write to guest memory.
  *
@@ -16,7 +22,7 @@ import { performance } from 'node:perf_hooks';
 
 import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
 import { CheckpointError, isCheckpointError } from '../errors.js';
-import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
+import type { DirtyTracker, MemoryPicture } from '../hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
 import type { DiskSnapshot, DiskSnapshotMode, Vm, VmDisk } from '../hypervisor/vm.js';
 import type { SharePool } from '../pool/share-pool.js';
@@ -114,26 +120,26 @@ export class CheckpointCycle {
     const unchanged = this.#deps.checkUnchanged();
     // Waited for below; until then its failure must not count as unhandled.
     unchanged.catch(() => undefined);
-    await this.#deps.pages.writeCaptured(this.#reporter('encode', captured.pausePages));
+    if (this.#deps.tracker.picture === undefined)
+      await this.#deps.pages.writeCaptured(this.#reporter('encode', captured.pausePages));
+    else await this.#writePicture();
     await unchanged;
     this.#deps.markZero(expandRuns(this.#absent.toRuns()));
-    return captured;
+    return { ...captured, dirtyPages: this.#pending.touchedCount };
   }
 
   /** Pre-copy: copies while the VM runs what would make the pause too long. */
   async #liveRounds(): Promise<void> {
     const { tracker, policy, pages } = this.#deps;
     // A tracker that cannot tell what changed meanwhile makes every copy of a running VM worthless.
-    if (tracker.kind === 'compare') return;
+    if (tracker.kind === 'compare' || tracker.picture !== undefined) return;
     let before: number | undefined;
     for (;;) {
       const left = this.#pending.count;
       const decision = policy.decide(this.#round, left, before);
       if (decision === 'stop') return;
       if (decision === 'stop-hopeless') {
-        this.#warnings.push(
-          `the VM writes faster than it can be copied: after ${this.#round} rounds ${left} pages were left for the pause`,
-        );
+        this.#warnHopeless(left);
         return;
       }
       this.#round++;
@@ -159,31 +165,33 @@ export class CheckpointCycle {
   async #pause(diskPlan: DiskPlan): Promise<Captured> {
     const { vm, tracker, policy, hook, hookContext } = this.#deps;
     await hook?.run('before-pause', hookContext);
-    await this.#rehearse();
+    const { picture } = tracker;
+    if (picture === undefined) await this.#rehearse();
     this.#deps.signal?.throwIfAborted();
-    this.#deps.onProgress({
-      phase: 'paused',
-      round: this.#round,
-      donePages: 0,
-      totalPages: this.#pending.count,
-    });
+    if (picture === undefined) this.#reportPause();
 
-    const watch = new Stopwatch();
+    let watch = new Stopwatch();
     let pausePages = 0;
     let resumed = false;
     let wasRunning: boolean;
     try {
+      if (picture !== undefined) {
+        watch = new Stopwatch(await this.#approach(picture));
+        this.#reportPause();
+      }
       wasRunning = await watch.time('stop', () => vm.pause());
       faultPoint('afterPause');
-      const deviceState = watch.time('deviceState', () => vm.saveDeviceState());
+      const saveDeviceState = (): Promise<void> => watch.time('deviceState', () => vm.saveDeviceState());
+      // It finishes a picture, so disks and hook come before it then.
+      const saving = picture === undefined ? saveDeviceState() : undefined;
       // Waited for below; until then its failure must not count as unhandled, which would end the process in the pause.
-      deviceState.catch(() => undefined);
+      saving?.catch(() => undefined);
       try {
         // Comparing all pages twice would double the pause; everybody else gains from copying beside the device state.
-        if (tracker.kind !== 'compare') pausePages += await this.#copyPending(watch);
+        if (tracker.kind !== 'compare' && picture === undefined) pausePages += await this.#copyPending(watch);
         faultPoint('duringCopy');
       } finally {
-        await deviceState;
+        await saving;
       }
       if (diskPlan.disks.length > 0) {
         this.#snapshots = await watch.time('disks', () =>
@@ -191,7 +199,8 @@ export class CheckpointCycle {
         );
       }
       if (hook !== undefined) await watch.time('hook', () => hook.run('paused', hookContext));
-      pausePages += await this.#copyPending(watch);
+      if (picture === undefined) pausePages += await this.#copyPending(watch);
+      else await saveDeviceState();
       faultPoint('beforeResume');
       resumed = true;
       if (wasRunning) await watch.time('resume', () => resumeOnceMore(vm));
@@ -204,19 +213,24 @@ export class CheckpointCycle {
     const pauseMs = wasRunning ? watch.elapsedMs() : 0;
     faultPoint('afterResume');
     const phases = { ...phaseTimes(watch), roundStopsMs: this.#roundStopsMs };
-    policy.learn({
-      totalMs: watch.elapsedMs(),
-      copyMs: phases.copyMs,
-      copiedBytes: pausePages * PAGE_SIZE_BYTES,
-    });
+    // How long a picture takes says nothing about copying.
+    if (picture === undefined) {
+      policy.learn({
+        totalMs: watch.elapsedMs(),
+        copyMs: phases.copyMs,
+        copiedBytes: pausePages * PAGE_SIZE_BYTES,
+      });
+    }
     try {
       await hook?.run('resumed', hookContext);
     } catch (error) {
       if (!isCheckpointError(error, 'HOOK_FAILED')) throw error;
       this.#warnings.push(error.message);
     }
+    const deviceState = await vm.takeDeviceState();
+    if (picture !== undefined) pausePages = picture.pausePages;
     return {
-      deviceState: await vm.takeDeviceState(),
+      deviceState,
       disks: this.#snapshots,
       pauseMs,
       phases,
@@ -226,6 +240,42 @@ export class CheckpointCycle {
       warnings: this.#warnings,
       runState: wasRunning ? 'running' : 'paused',
     };
+  }
+
+  /** The live phase of a picture. @returns when the VM was stopped, if it was */
+  #approach(picture: MemoryPicture): Promise<number | undefined> {
+    const { policy, signal, onProgress } = this.#deps;
+    return picture.approach({
+      decide: (round, pagesLeft, before, bytesPerMs) => {
+        const decision = policy.decide(round, pagesLeft, before, bytesPerMs);
+        if (decision === 'stop-hopeless') this.#warnHopeless(pagesLeft);
+        return decision !== 'another-round';
+      },
+      signal,
+      onRound: (round, pagesLeft) => {
+        this.#round = round;
+        onProgress({ phase: 'live', round, donePages: 0, totalPages: pagesLeft });
+      },
+    });
+  }
+
+  /** Pages of a picture are copied and encoded when the VM runs again. */
+  async #writePicture(): Promise<void> {
+    this.#pending.add(this.#deps.tracker.collect());
+    const taken = this.#take();
+    const admit = this.#scope.kind === 'dirty';
+    await this.#deps.pages.copyAndWrite(taken.present, admit, this.#reporter('encode', taken.presentCount));
+  }
+
+  #reportPause(): void {
+    const totalPages = this.#pending.count;
+    this.#deps.onProgress({ phase: 'paused', round: this.#round, donePages: 0, totalPages });
+  }
+
+  #warnHopeless(pagesLeft: number): void {
+    this.#warnings.push(
+      `the VM writes faster than it can be copied: after ${this.#round} rounds ${pagesLeft} pages were left for the pause`,
+    );
   }
 
   /**

@@ -9,7 +9,7 @@ import { CheckpointError, describeError, isCheckpointError } from '../errors.js'
 import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
 import type { HypervisorRegistry } from '../hypervisor/hypervisor.js';
 import { sameLayout, type MemoryLayout } from '../hypervisor/memory-layout.js';
-import type { DiskSnapshotMode, Vm, VmHazard } from '../hypervisor/vm.js';
+import type { DiskSnapshotMode, Vm, VmReport } from '../hypervisor/vm.js';
 import type { SharePool } from '../pool/share-pool.js';
 import type { ChainReader } from '../repository/chain-reader.js';
 import type { ChainWriter } from '../repository/chain-writer.js';
@@ -35,7 +35,7 @@ import {
   type CheckpointSummary,
   type SummaryFigures,
 } from './summary.js';
-import { chooseTracker } from './tracker-choice.js';
+import { chooseTracker, escapeFrom } from './tracker-choice.js';
 import { VmLock } from './vm-lock.js';
 
 export interface SessionOptions {
@@ -292,10 +292,9 @@ export class CheckpointSession {
   async #checkUnchanged(): Promise<void> {
     const now = await this.#memoryNow();
     if (now === undefined) return;
-    const { hazards } = now;
-    const escape = hazards.find(
-      ({ effect }) => effect === 'refuse' || (effect === 'compare' && this.trackerKind !== 'compare'),
-    );
+    const { report } = now;
+    const escape =
+      report.hazards.find(({ effect }) => effect === 'refuse') ?? escapeFrom(report, this.trackerKind);
     if (now.fingerprint === this.#source.fingerprint && escape === undefined) return;
     this.#sourceIsStale = true;
     const what = escape === undefined ? 'its memory was plugged, unplugged or resized' : escape.text;
@@ -311,10 +310,10 @@ export class CheckpointSession {
   }
 
   /** Undefined when the VM has ended since its pause: what was captured is whole all the same. */
-  async #memoryNow(): Promise<{ fingerprint: string; hazards: readonly VmHazard[] } | undefined> {
+  async #memoryNow(): Promise<{ fingerprint: string; report: VmReport } | undefined> {
     try {
-      const { hazards } = await this.vm.inspect();
-      return { hazards, fingerprint: await fingerprint(this.vm) };
+      const report = await this.vm.inspect();
+      return { report, fingerprint: await fingerprint(this.vm) };
     } catch (error) {
       if (isCheckpointError(error, 'VM_GONE')) return undefined;
       throw error;

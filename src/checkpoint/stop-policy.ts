@@ -39,11 +39,11 @@ export class StopPolicy {
   }
 
   predictPauseMs(dirtyPages: number): number {
-    return this.#fixedMs + this.#predictCopyMs(dirtyPages);
+    return this.#fixedMs + this.#predictCopyMs(dirtyPages, this.#copyBytesPerMs);
   }
 
-  #predictCopyMs(dirtyPages: number): number {
-    return (dirtyPages * PAGE_SIZE_BYTES) / this.#copyBytesPerMs;
+  #predictCopyMs(dirtyPages: number, bytesPerMs: number): number {
+    return (dirtyPages * PAGE_SIZE_BYTES) / bytesPerMs;
   }
 
   /**
@@ -59,9 +59,15 @@ export class StopPolicy {
    * @param round rounds done so far
    * @param dirtyPages pages that the pause would have to copy now
    * @param before the same number one round earlier, undefined in the first
+   * @param bytesPerMs pace of the copy, where the caller knows it better
    */
-  decide(round: number, dirtyPages: number, before: number | undefined): Decision {
-    if (this.#predictCopyMs(dirtyPages) <= this.#copyBudgetMs()) return 'stop';
+  decide(
+    round: number,
+    dirtyPages: number,
+    before: number | undefined,
+    bytesPerMs = this.#copyBytesPerMs,
+  ): Decision {
+    if (this.#predictCopyMs(dirtyPages, bytesPerMs) <= this.#copyBudgetMs()) return 'stop';
     if (round >= this.#options.maxRounds) return 'stop-hopeless';
     if (before !== undefined && round >= 2 && dirtyPages > before * SHRINK_FACTOR) return 'stop-hopeless';
     return 'another-round';

@@ -3,8 +3,13 @@
 import { performance } from 'node:perf_hooks';
 
 export class Stopwatch {
-  readonly #started = performance.now();
+  readonly #started: number;
   readonly #totals = new Map<string, number>();
+
+  /** @param started on the clock of `performance.now()` */
+  constructor(started = performance.now()) {
+    this.#started = started;
+  }
 
   elapsedMs(): number {
     return performance.now() - this.#started;

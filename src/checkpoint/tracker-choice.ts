@@ -1,8 +1,8 @@
 /** Which dirty tracker a session uses: the best that is proven on this host and this VM, or the one insisted on. */
 
 import { CheckpointError } from '../errors.js';
-import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
-import type { Vm } from '../hypervisor/vm.js';
+import type { DirtyTracker, TrackerReport } from '../hypervisor/dirty-tracker.js';
+import type { Vm, VmHazard, VmReport } from '../hypervisor/vm.js';
 
 export interface TrackerChoice {
   /** Started. */
@@ -12,22 +12,35 @@ export interface TrackerChoice {
 }
 
 /**
- * `auto` takes the first usable one in the order of the adapter's report, which ends with `compare`. A hazard through
- * which writes escape every tracker leaves only `compare`, also when another was asked for.
+ * `auto` takes the first usable one in the order of the adapter's report. A hazard through which writes escape a tracker
+ * leaves `compare` and those that are immune to it, also when another was asked for.
  * @throws VM_UNSUPPORTED for a hazard that allows no checkpoint at all, TRACKER_UNAVAILABLE
  */
 export async function chooseTracker(vm: Vm, wanted: string): Promise<TrackerChoice> {
-  const report = await vm.inspect();
+  const { kind, reason } = decideTracker(vm.address, await vm.inspect(), wanted);
+  const tracker = vm.tracker(kind);
+  await tracker.start();
+  return { tracker, reason };
+}
+
+/** As `chooseTracker`, without touching the VM. */
+export function decideTracker(
+  address: string,
+  report: VmReport,
+  wanted: string,
+): { readonly kind: string; readonly reason: string } {
   const refusal = report.hazards.find((hazard) => hazard.effect === 'refuse');
   if (refusal !== undefined) {
-    throw new CheckpointError('VM_UNSUPPORTED', `no checkpoint of ${vm.address}: ${refusal.text}`, {
+    throw new CheckpointError('VM_UNSUPPORTED', `no checkpoint of ${address}: ${refusal.text}`, {
       detail: { hazard: refusal.code },
       hint: 'cairn doctor lists what stands in the way',
     });
   }
-  const escape = report.hazards.find((hazard) => hazard.effect === 'compare');
-  if (escape !== undefined) {
-    if (wanted !== 'auto' && wanted !== 'compare') {
+  const escapeOf = ({ kind }: TrackerReport): VmHazard | undefined => escapeFrom(report, kind);
+  if (wanted !== 'auto') {
+    const known = report.trackers.find((tracker) => tracker.kind === wanted);
+    const escape = known === undefined ? undefined : escapeOf(known);
+    if (escape !== undefined) {
       throw new CheckpointError(
         'TRACKER_UNAVAILABLE',
         `tracker ${wanted} would miss writes: ${escape.text}`,
@@ -37,11 +50,7 @@ export async function chooseTracker(vm: Vm, wanted: string): Promise<TrackerChoi
         },
       );
     }
-    return { tracker: await started(vm, 'compare'), reason: escape.text };
-  }
-  if (wanted !== 'auto') {
-    const known = report.trackers.find((tracker) => tracker.kind === wanted);
-    if (known?.usable === true) return { tracker: await started(vm, wanted), reason: '' };
+    if (known?.usable === true) return { kind: wanted, reason: '' };
     throw new CheckpointError(
       'TRACKER_UNAVAILABLE',
       known === undefined
@@ -52,17 +61,19 @@ export async function chooseTracker(vm: Vm, wanted: string): Promise<TrackerChoi
   }
   const reasons: string[] = [];
   for (const candidate of report.trackers) {
-    if (candidate.usable) return { tracker: await started(vm, candidate.kind), reason: reasons.join('; ') };
-    reasons.push(`${candidate.kind}: ${candidate.reason}`);
+    const escape = escapeOf(candidate);
+    if (candidate.usable && escape === undefined) return { kind: candidate.kind, reason: reasons.join('; ') };
+    reasons.push(`${candidate.kind}: ${candidate.usable ? (escape?.text ?? '') : candidate.reason}`);
   }
   throw new CheckpointError(
     'TRACKER_UNAVAILABLE',
-    `no dirty tracker can be used on ${vm.address}: ${reasons.join('; ')}`,
+    `no dirty tracker can be used on ${address}: ${reasons.join('; ')}`,
   );
 }
 
-async function started(vm: Vm, kind: string): Promise<DirtyTracker> {
-  const tracker = vm.tracker(kind);
-  await tracker.start();
-  return tracker;
+/** A hazard through which writes escape that tracker. */
+export function escapeFrom(report: VmReport, kind: string): VmHazard | undefined {
+  if (kind === 'compare') return undefined;
+  const immuneTo = report.trackers.find((tracker) => tracker.kind === kind)?.immuneTo ?? [];
+  return report.hazards.find(({ code, effect }) => effect === 'compare' && !immuneTo.includes(code));
 }

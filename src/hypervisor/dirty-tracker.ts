@@ -15,6 +15,8 @@ export interface TrackerReport {
   readonly reason: string;
   /** What an operator would change to make it usable. */
   readonly remedy?: string;
+  /** Codes of hazards with the effect `compare` that do not concern it: it sees those writes. */
+  readonly immuneTo?: readonly string[];
 }
 
 export interface Harvest {
@@ -27,8 +29,43 @@ export interface Harvest {
   readonly absent: DirtyBitmap;
 }
 
+export interface ApproachRequest {
+  /**
+   * Asked after each pass over the memory.
+   * @param before what was left after the pass before
+   * @param bytesPerMs pace of the stream so far
+   * @returns true to stop the VM now
+   */
+  readonly decide: (
+    round: number,
+    pagesLeft: number,
+    before: number | undefined,
+    bytesPerMs: number,
+  ) => boolean;
+  readonly signal: AbortSignal | undefined;
+  readonly onRound: (round: number, pagesLeft: number) => void;
+}
+
+/**
+ * For a tracker to which the hypervisor sends the memory, instead of Cairn reading it. `Vm.guestReader` then reads what was
+ * sent: memory as it was in the pause, whole and still once `Vm.takeDeviceState` has returned. The engine copies nothing
+ * before that, and everything while the VM runs again.
+ */
+export interface MemoryPicture {
+  /**
+   * The live phase: returns when the VM is to be stopped, or has been stopped by the hypervisor because hardly anything was
+   * left. After a failure `Vm.resume` is what cleans up.
+   * @returns when the VM was stopped, on the clock of `performance.now()`; undefined while it runs
+   * @throws VM_STATE, TRACKER_FAILED, VM_GONE, the signal's reason
+   */
+  approach(request: ApproachRequest): Promise<number | undefined>;
+  /** Pages sent after the VM was stopped, for the summary. */
+  readonly pausePages: number;
+}
+
 export interface DirtyTracker {
   readonly kind: string;
+  readonly picture?: MemoryPicture;
   /**
    * Names this arming of this tracker on this VM, and survives the process: a later process that finds the same token
    * looks at the same uninterrupted record. Another token means that writes may have gone unseen in between.

@@ -110,9 +110,9 @@ export function describeVm(name: string, open: () => Promise<VmUnderTest>): void
       expect(sameLayout(layout, await vm.memoryLayout())).toBe(true);
     });
 
-    it('reports trackers, the one that is always right last', async () => {
+    it('reports trackers, among them the one that is always right', async () => {
       const { trackers: reports } = await vm.inspect();
-      expect(reports.at(-1)).toMatchObject({ kind: 'compare', usable: true });
+      expect(reports.find(({ kind }) => kind === 'compare')).toMatchObject({ usable: true });
       expect(reports.filter((report) => !report.usable && report.reason === '')).toEqual([]);
     });
 

@@ -234,6 +234,8 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
           machine.address,
           '--repo',
           repo,
+          '--tracker',
+          'pagemap-scan',
           '--json',
         ],
         {
@@ -245,7 +247,7 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
     } catch (error) {
       output = (error as { stdout: string }).stdout;
     }
-    expect(output).toContain('"code":"VM_PERMISSION"');
+    expect(output).toContain('"code":"TRACKER_UNAVAILABLE"');
     expect(output).toContain('"hint"');
     await expectGuestIsWell();
   });

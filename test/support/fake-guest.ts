@@ -49,6 +49,8 @@ export class FakeGuest {
   /** Runs of every method of every attached VM, in order. */
   readonly calls: string[] = [];
   #layout: MemoryLayout;
+  /** What a tracker with a picture hands to the workers. */
+  readonly picturePath: string;
   readonly #dir: string;
   #reader: FakeReaderOptions;
   #memory: number;
@@ -80,6 +82,8 @@ export class FakeGuest {
       ],
     );
     this.#dir = mkdtempSync(join(tmpdir(), 'cairn-fake-guest-'));
+    this.picturePath = join(this.#dir, 'picture');
+    writeFileSync(this.picturePath, '');
     this.#reader = {
       memoryPath: join(this.#dir, 'memory'),
       faultPath: join(this.#dir, 'fault'),
@@ -134,6 +138,15 @@ export class FakeGuest {
     const bytes = new Uint8Array(this.#layout.pageSpan * PAGE_SIZE_BYTES);
     readSync(this.#memory, bytes, 0, bytes.length, 0);
     return bytes;
+  }
+
+  /** The picture is the memory of this moment. */
+  fillPicture(): void {
+    writeFileSync(this.picturePath, this.snapshot());
+  }
+
+  spoilPicture(): void {
+    writeFileSync(this.picturePath, new Uint8Array(this.#layout.pageSpan * PAGE_SIZE_BYTES).fill(0xee));
   }
 
   /** Hotplug: the regions from now on. Contents of regions before the first change stay. */

@@ -5,7 +5,7 @@
 
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import { CheckpointError } from '../../src/errors.js';
-import type { DirtyTracker, Harvest } from '../../src/hypervisor/dirty-tracker.js';
+import type { DirtyTracker, Harvest, MemoryPicture } from '../../src/hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
 import type { Hypervisor, RestoreResult } from '../../src/hypervisor/hypervisor.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
@@ -23,7 +23,11 @@ import type { FakeGuest } from './fake-guest.js';
 
 export const FAKE_TRACKER = 'fake';
 
+/** A tracker to which the fake hypervisor sends the memory. */
+export const FAKE_PICTURE_TRACKER = 'fake-picture';
+
 export type FakeMethod =
+  | 'approach'
   | 'memoryLayout'
   | 'inspect'
   | 'runState'
@@ -51,6 +55,7 @@ export class FakeVm implements Vm {
   readonly #failAfter = new Map<FakeMethod, unknown>();
   #saved: Uint8Array | undefined;
   #isClosed = false;
+  #picture: FakePictureTracker | undefined;
   /** This object stopped the guest. */
   #stopped = false;
 
@@ -91,7 +96,10 @@ export class FakeVm implements Vm {
   guestReader(): GuestReaderDescription {
     return {
       moduleUrl: new URL('./fake-guest-reader.js', import.meta.url).href,
-      options: { ...this.guest.reader },
+      options: {
+        ...this.guest.reader,
+        ...(this.#picture === undefined ? {} : { memoryPath: this.guest.picturePath }),
+      },
     };
   }
 
@@ -103,6 +111,7 @@ export class FakeVm implements Vm {
           usable: this.guest.canTrack,
           reason: this.guest.canTrack ? '' : 'no such kernel',
         },
+        { kind: FAKE_PICTURE_TRACKER, usable: this.guest.canTrack, reason: '' },
         { kind: 'compare', usable: true, reason: 'compares all pages' },
       ],
       hazards: [...this.guest.hazards],
@@ -110,6 +119,8 @@ export class FakeVm implements Vm {
   }
 
   tracker(kind: string): DirtyTracker {
+    this.#picture = kind === FAKE_PICTURE_TRACKER ? new FakePictureTracker(this) : undefined;
+    if (this.#picture !== undefined) return this.#picture;
     if (kind === FAKE_TRACKER && this.guest.canTrack) return new FakeTracker(this);
     if (kind === 'compare') return new FakeCompareTracker(this);
     throw new CheckpointError('TRACKER_UNAVAILABLE', `there is no tracker called "${kind}"`);
@@ -141,6 +152,7 @@ export class FakeVm implements Vm {
 
   async saveDeviceState(): Promise<void> {
     await this.#async('saveDeviceState', () => {
+      this.#picture?.finish();
       this.#saved = this.guest.deviceState.slice();
     });
   }
@@ -249,6 +261,36 @@ class FakeTracker implements DirtyTracker {
   #on(): string {
     if (this.#token === undefined) throw new CheckpointError('TRACKER_OFF', 'the tracker is not started');
     return this.#token;
+  }
+}
+
+/** Pages are in the picture from the device state on; before, reading it gives what no guest ever wrote. */
+class FakePictureTracker extends FakeTracker {
+  override readonly kind = FAKE_PICTURE_TRACKER;
+  readonly picture: MemoryPicture = {
+    pausePages: 1,
+    approach: async ({ decide, onRound }) => {
+      await new Promise((resolve) => setImmediate(resolve));
+      this.vm.call('approach', () => {
+        this.#sent = undefined;
+        this.vm.guest.spoilPicture();
+        for (let round = 1; !decide(round, 10, undefined, 1e6); round++) onRound(round, 10);
+        return undefined;
+      });
+    },
+  };
+  #sent: Harvest | undefined;
+
+  finish(): void {
+    this.vm.guest.fillPicture();
+    this.#sent = super.harvest();
+  }
+
+  protected override harvest(): Harvest {
+    const empty = (): DirtyBitmap => new DirtyBitmap(this.vm.guest.layout.pageSpan);
+    const sent = this.#sent ?? { dirty: empty(), absent: empty() };
+    this.#sent = undefined;
+    return sent;
   }
 }
 

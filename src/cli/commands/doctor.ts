@@ -2,7 +2,9 @@ import type { Command } from 'commander';
 
 import { defaultRuntimeDir, openRuntimeDir } from '../../checkpoint/runtime-dir.js';
 import { planDisks } from '../../checkpoint/disk-plan.js';
+import { decideTracker } from '../../checkpoint/tracker-choice.js';
 import { isCheckpointError } from '../../errors.js';
+import type { VmReport } from '../../hypervisor/vm.js';
 import { hypervisors } from '../../index.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
@@ -25,10 +27,7 @@ export function doctorCommand(): Command {
             await vm.runState(),
           ];
           const refused = report.hazards.filter((hazard) => hazard.effect === 'refuse');
-          const compares = report.hazards.some((hazard) => hazard.effect === 'compare');
-          const chosen = compares
-            ? 'compare'
-            : (report.trackers.find((tracker) => tracker.usable)?.kind ?? 'none');
+          const chosen = chosenOf(address, report);
           const diskProblem = diskProblemOf(disks);
           reporter.summary(
             {
@@ -68,6 +67,15 @@ export function doctorCommand(): Command {
         }
       }),
     );
+}
+
+function chosenOf(address: string, report: VmReport): string {
+  try {
+    return decideTracker(address, report, 'auto').kind;
+  } catch (error) {
+    if (isCheckpointError(error)) return 'none';
+    throw error;
+  }
 }
 
 function diskProblemOf(disks: Parameters<typeof planDisks>[0]): string {

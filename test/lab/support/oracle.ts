@@ -50,6 +50,7 @@ export async function checkpointAgainstTruth(
   machine: LabMachine,
   args: readonly string[],
   options: CliOptions & { readonly repo: string },
+  truthOf = groundTruth,
 ): Promise<{ readonly summary: CliMessage; readonly differing: readonly string[] }> {
   const hold = new PauseHold(machine.dir);
   const process = new CairnProcess(
@@ -57,7 +58,7 @@ export async function checkpointAgainstTruth(
     options,
   );
   await hold.reached(process);
-  const truth = await groundTruth(machine);
+  const truth = await truthOf(machine);
   hold.release();
   const summary = await process.message(isSummary);
   await process.ended;

@@ -1,0 +1,64 @@
+/**
+ * A file in the runtime folder that says: that Cairn has a migration of this VM under way, and these are the operator's
+ * settings. If Cairn and its guard both die, the next Cairn that attaches finds it and cleans up.
+ */
+
+import { rmSync, writeFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+
+import { isSameProcess, processStartTime } from '../../../src/checkpoint/process-identity.js';
+import type { Json, JsonObject } from '../../../src/types.js';
+import type { Monitor } from '../monitor.js';
+import type { PauseMarker } from '../pause-marker.js';
+import type { QemuProcess } from '../peer-process.js';
+import { asArray, asNumber, asObject, asText } from '../qmp-json.js';
+import { runtimeFile } from '../runtime-files.js';
+import { abandonMigration } from './abandon.js';
+import type { MigrationSettings } from './settings.js';
+
+export function streamMarkerPath(runtimeDir: string, qemu: QemuProcess): string {
+  return runtimeFile(runtimeDir, 'stream', qemu);
+}
+
+/** @param attachment see `PauseMarker`: the guard of a stream goes by this file as that of a pause does by its own */
+export async function setStreamMarker(
+  path: string,
+  attachment: string,
+  putBack: MigrationSettings,
+): Promise<void> {
+  const startTime = await processStartTime(process.pid);
+  const owner: PauseMarker = { pid: process.pid, startTime, attachment };
+  writeFileSync(path, JSON.stringify({ ...owner, putBack }), { mode: 0o600 });
+}
+
+export function clearStreamMarker(path: string): void {
+  rmSync(path, { force: true });
+}
+
+/** Cleans up behind a Cairn that died while it streamed. @returns true when there was something to do @throws QMP_COMMAND, QMP_TIMEOUT, VM_GONE */
+export async function recoverStream(path: string, monitor: Monitor): Promise<boolean> {
+  const marker = await readMarker(path);
+  if (marker === undefined || (await isSameProcess(asNumber(marker.pid), asText(marker.startTime))))
+    return false;
+  await finishStream(path, monitor);
+  clearStreamMarker(path);
+  return true;
+}
+
+/** Ends the migration that the marker speaks of, which stays. @throws QMP_COMMAND, QMP_TIMEOUT, VM_GONE */
+export async function finishStream(path: string, monitor: Monitor): Promise<void> {
+  const { capabilities, parameters } = asObject((await readMarker(path))?.putBack);
+  await abandonMigration(monitor, {
+    capabilities: asArray(capabilities),
+    parameters: asObject(parameters),
+  });
+}
+
+/** Undefined when there is none, or one that was cut off while it was written: that is before anything was changed. */
+async function readMarker(path: string): Promise<JsonObject | undefined> {
+  try {
+    return asObject(JSON.parse(await readFile(path, 'utf8')) as Json);
+  } catch {
+    return undefined;
+  }
+}
