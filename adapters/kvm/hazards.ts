@@ -97,8 +97,8 @@ const RULES: readonly Rule[] = [
           text: 'a host device is passed through (VFIO): its state cannot be saved, and its DMA is not seen',
         }
       : undefined,
-  ({ openFiles }) =>
-    openFiles.some((path) => path.startsWith('/dev/vhost-vdpa'))
+  ({ openFiles, commandLine }) =>
+    openFiles.some((path) => path.startsWith('/dev/vhost-vdpa')) || /\bvhost-vdpa\b/.test(commandLine)
       ? { code: 'VDPA_DEVICE', effect: 'refuse', text: 'a vDPA device writes to guest memory by itself' }
       : undefined,
   ({ deviceTypes }) =>

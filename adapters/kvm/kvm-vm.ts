@@ -128,6 +128,7 @@ export class KvmVm implements Vm {
         await qmpStreamReport(monitor, {
           memoryBytes: sizeBytes,
           hasEvents: this.#options.socketPath !== '',
+          seesSharers: blocks !== undefined,
         }),
       ],
       hazards: hazardsOf(await takeInventory(monitor, process.pid, blocks ?? [])),

@@ -22,7 +22,7 @@ const KERNELS: readonly Expectation[] = [
     suite: 'bookworm',
     kernel: '6.1.',
     qemu: '7.2',
-    present: ['soft-dirty', 'compare'],
+    present: ['soft-dirty', 'compare', 'qmp-stream'],
     scenarios: ['brief'],
     trackers: ['soft-dirty', 'pagemap-scan'],
   },
@@ -30,9 +30,9 @@ const KERNELS: readonly Expectation[] = [
     suite: 'bookworm-backports',
     kernel: '6.12.',
     qemu: '10.0',
-    present: ['pagemap-scan', 'soft-dirty', 'compare'],
+    present: ['pagemap-scan', 'soft-dirty', 'compare', 'qmp-stream'],
     scenarios: ['brief'],
-    trackers: ['pagemap-scan'],
+    trackers: ['pagemap-scan', 'qmp-stream'],
   },
 ];
 

@@ -39,12 +39,13 @@ export async function chooseAccelerator(): Promise<Accelerator> {
   }
 }
 
-/** Trackers that this kernel has, whatever a VM allows. */
+/** Trackers that this kernel has, or that need nothing of it, whatever a VM allows. */
 export function kernelTrackers(): readonly string[] {
   return [
     ...(kernelObstacle() === undefined ? ['pagemap-scan'] : []),
     ...(softDirtyKernelObstacle() === undefined ? ['soft-dirty'] : []),
     'compare',
+    'qmp-stream',
   ];
 }
 

@@ -1,6 +1,6 @@
 /** What must hold for the lines of a run. */
 
-import type { CheckpointLine, TruthLine } from './truth-line.js';
+import { SECOND_ATTACHMENT, type CheckpointLine, type TruthLine } from './truth-line.js';
 import type { Scenario } from './scenarios.js';
 
 /** Everything that is wrong, in words; empty when all holds. */
@@ -29,6 +29,8 @@ export function faultsOf(
     if (kind !== (step === 'base' ? 'base' : 'incremental')) faults.push(`${about}, ${step}: ${kind}`);
     const mayCompare =
       tracker === 'compare' ||
+      // What a stream brought is gone with its session: another one compares with the repository.
+      (tracker === 'qmp-stream' && step === SECOND_ATTACHMENT) ||
       scenario.steps.some((known) => known.name === step && known.mayCompare === true);
     if (compareReason !== '' && !mayCompare) faults.push(`${about}, ${step}: compared, ${compareReason}`);
   }

@@ -18,7 +18,7 @@ import { printLine, type TruthLine } from './truth-line.js';
 
 /** KVM's own log, against a guest of ten bytes instead of a Linux. */
 const KVM_LOG = 'kvm-log';
-const TRACKERS = ['pagemap-scan', 'soft-dirty', 'compare'];
+const TRACKERS = ['pagemap-scan', 'soft-dirty', 'compare', 'qmp-stream'];
 
 const [scenarios = 'all', trackers = 'all', qemu = '7.2'] = process.argv.slice(2);
 const lines: TruthLine[] = [];

@@ -6,7 +6,7 @@ import type { QemuVersion } from '../lab/support/lab-files.js';
 import { scratchDir } from '../lab/support/lab-files.js';
 import { ExactSession, type ExactResult } from './exact-session.js';
 import { MEMORY_MIB, type Scenario } from './scenarios.js';
-import type { TruthLine } from './truth-line.js';
+import { SECOND_ATTACHMENT, type TruthLine } from './truth-line.js';
 
 export interface TruthRun {
   readonly scenario: Scenario;
@@ -68,7 +68,7 @@ export async function runScenario({ scenario, tracker, accelerator, qemu, report
     }
     await session.close();
     session = await open();
-    tell('by a second attachment', await session.checkpoint());
+    tell(SECOND_ATTACHMENT, await session.checkpoint());
     report({ event: 'verified', ...about, problems: await session.verify() });
     // A guest in the middle of a boot has no ticks to wait for.
     if (scenario.name !== 'reboot') await machine.waitForProgress(120_000);

@@ -1,6 +1,8 @@
 /** What the ground-truth suite reports: one JSON line for each event, on the console when it runs in the nested lab. */
 
 export const LINE_MARK = '@cairn ';
+/** Step of the last checkpoint, which is taken as another process would. */
+export const SECOND_ATTACHMENT = 'by a second attachment';
 
 export interface CheckpointLine {
   readonly event: 'checkpoint';

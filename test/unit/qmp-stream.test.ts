@@ -320,21 +320,44 @@ describe('a migration under way', () => {
 });
 
 describe('whether a VM can be streamed', () => {
+  const SEEN = { hasEvents: true, seesSharers: true };
+
   it('is no when QEMU does not migrate it', async () => {
     const report = await qmpStreamReport(
       new FakeMonitor({ 'query-migrate': { 'blocked-reasons': ['0000:01:00.0: VFIO'] } }),
-      { memoryBytes: 1 << 20, hasEvents: true },
+      { memoryBytes: 1 << 20, ...SEEN },
     );
     expect(report).toMatchObject({ usable: false, reason: expect.stringContaining('VFIO') as unknown });
   });
 
   it('is no through a monitor without events', async () => {
-    const report = await qmpStreamReport(new FakeMonitor({}), { memoryBytes: 1 << 20, hasEvents: false });
+    const report = await qmpStreamReport(new FakeMonitor({}), {
+      memoryBytes: 1 << 20,
+      ...SEEN,
+      hasEvents: false,
+    });
     expect(report).toMatchObject({ usable: false, reason: expect.stringContaining('libvirt') as unknown });
   });
 
+  it('is no when somebody unseen may write to its memory', async () => {
+    const monitor = new FakeMonitor({
+      'qom-list': [
+        { name: 'type', type: 'string' },
+        { name: 'mem', type: 'child<memory-backend-file>' },
+      ],
+      'query-memdev': [{ id: 'mem', share: true }],
+    });
+    const facts = { ...SEEN, memoryBytes: 1 << 20, seesSharers: false };
+    expect(await qmpStreamReport(monitor, facts)).toMatchObject({
+      usable: false,
+      reason: expect.stringContaining('(mem)') as unknown,
+    });
+    // Who can look has it among the hazards of the VM.
+    expect(await qmpStreamReport(monitor, { ...facts, seesSharers: true })).toMatchObject({ usable: true });
+  });
+
   it('is no when the copy of its memory finds no room', async () => {
-    const report = await qmpStreamReport(new FakeMonitor({}), { memoryBytes: 2 ** 50, hasEvents: true });
+    const report = await qmpStreamReport(new FakeMonitor({}), { memoryBytes: 2 ** 50, ...SEEN });
     expect(report).toMatchObject({
       usable: false,
       remedy: expect.stringContaining('CAIRN_STREAM_DIR') as unknown,
@@ -352,7 +375,7 @@ describe('whether a VM can be streamed', () => {
     });
     expect(await losesWrites(monitor)).toBe(stops);
     expect(
-      (await qmpStreamReport(monitor, { memoryBytes: 1 << 20, hasEvents: true })).reason.includes('stopped'),
+      (await qmpStreamReport(monitor, { memoryBytes: 1 << 20, ...SEEN })).reason.includes('stopped'),
     ).toBe(stops);
   });
 });

@@ -10,10 +10,11 @@ import { availableMemoryBytes, stagingFolder } from './staging.js';
 export const QMP_STREAM_KIND = 'qmp-stream';
 
 /**
- * Writers that QEMU asks for their dirty pages during a migration; where one cannot say, QEMU refuses to migrate. Not among
- * them: processes that have mapped guest memory without QEMU's knowledge.
+ * Writers that QEMU asks for their dirty pages during a migration; where one cannot say, QEMU refuses to migrate. And what
+ * a balloon has taken out of a file: every stream reads it anew. Not among them: processes that have mapped guest memory
+ * without QEMU's knowledge.
  */
-const IMMUNE_TO = ['VHOST_USER', 'VHOST_KERNEL'];
+const IMMUNE_TO = ['VHOST_USER', 'VHOST_KERNEL', 'BALLOON_ON_FILE'];
 
 const MIB = 1 << 20;
 
@@ -22,11 +23,13 @@ export interface StreamFacts {
   readonly memoryBytes: number;
   /** The monitor hands on QEMU's events; libvirt's does not. */
   readonly hasEvents: boolean;
+  /** It can be found out who else has mapped the guest's memory, which is then a hazard of the VM. */
+  readonly seesSharers: boolean;
 }
 
 export async function qmpStreamReport(
   monitor: Monitor,
-  { memoryBytes, hasEvents }: StreamFacts,
+  { memoryBytes, hasEvents, seesSharers }: StreamFacts,
 ): Promise<TrackerReport> {
   const blockers = asObject(await monitor.execute('query-migrate'))['blocked-reasons'];
   const refused = (reason: string, remedy: string): TrackerReport => ({
@@ -46,6 +49,13 @@ export async function qmpStreamReport(
       `QEMU does not migrate this VM: ${blockers.map(String).join('; ')}`,
       'remove that device or option',
     );
+  const file = seesSharers ? undefined : await sharedFile(monitor);
+  if (file !== undefined) {
+    return refused(
+      `guest memory lies in a file that other processes may have mapped (${file}), and this user may not look`,
+      'run as root, or start the VM with share=off or with memory-backend-memfd',
+    );
+  }
   const mustStop = await losesWrites(monitor);
   const folder = stagingFolder();
   if (folder === undefined && availableMemoryBytes() < memoryBytes) {
@@ -84,6 +94,21 @@ export async function hasFreePageHints(monitor: Monitor): Promise<boolean> {
     }
   }
   return false;
+}
+
+/** A memory backend in a file that others can open and write to. */
+async function sharedFile(monitor: Monitor): Promise<string | undefined> {
+  const [objects, backends] = await Promise.all([
+    ask(monitor, 'qom-list', { path: '/objects' }),
+    monitor.execute('query-memdev'),
+  ]);
+  const inFiles = new Set(
+    asArray(objects)
+      .filter(({ type }) => asText(type) === 'child<memory-backend-file>')
+      .map(({ name }) => asText(name)),
+  );
+  const shared = asArray(backends).find(({ id, share }) => share === true && inFiles.has(asText(id)));
+  return shared === undefined ? undefined : asText(shared.id);
 }
 
 /** Null for what this machine does not have. */
