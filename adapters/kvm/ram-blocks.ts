@@ -7,8 +7,9 @@
  * Where the structures lie is remembered in the runtime folder, so that only the first command on a VM searches.
  */
 
-import { readFile, rename, writeFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 
+import { writeRuntimeFile } from '../../src/checkpoint/runtime-file.js';
 import { CheckpointError } from '../../src/errors.js';
 import { humanCommand, type Monitor } from './monitor.js';
 import type { QemuProcess } from './peer-process.js';
@@ -129,9 +130,9 @@ export class RamBlocks {
   }
 
   async #writeCache(): Promise<void> {
-    const fresh = `${this.#cachePath}.${process.pid}`;
-    await writeFile(fresh, JSON.stringify(Object.fromEntries(this.#structs ?? [])), { mode: 0o600 });
-    await rename(fresh, this.#cachePath);
+    const text = JSON.stringify(Object.fromEntries(this.#structs ?? []));
+    // Without it the next process searches once more.
+    await writeRuntimeFile(this.#cachePath, text).catch(() => undefined);
   }
 }
 

@@ -4,7 +4,7 @@ import { createConnection, type Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { processStartTime } from '../../src/checkpoint/process-identity.js';
-import { CheckpointError, describeError } from '../../src/errors.js';
+import { CheckpointError, describeError, isCheckpointError } from '../../src/errors.js';
 import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../src/hypervisor/hypervisor.js';
 import { descriptorOf, peerPid } from './peer-process.js';
 import { QmpClient } from './qmp-client.js';
@@ -14,6 +14,8 @@ import { withRunState } from './stream/device-state.js';
 import { pushStream } from './stream/push.js';
 import { writeMigrationStream } from './stream/writer.js';
 
+/** A monitor greets whoever connects; a QEMU that waits for a stream is silent. */
+const GREETING_WAIT_MS = 200;
 /** A QEMU that gives up on a stream closes it, then exits. */
 const EXIT_GRACE_MS = 200;
 
@@ -42,6 +44,7 @@ export async function restoreIntoTarget(
     const socket = await connect(address, target);
     const receiver = await Receiver.of(socket, 'path' in address);
     try {
+      await receiver.isSilent(target);
       const streamBytes = await pushStream(
         writeMigrationStream(
           {
@@ -59,7 +62,10 @@ export async function restoreIntoTarget(
         ),
         socket,
         request.signal,
-      );
+      ).catch((error: unknown) => {
+        // What is wrong on this side has a code of its own.
+        throw isCheckpointError(error) || request.signal?.aborted === true ? error : notTaken(target, error);
+      });
       socket.end();
       if (monitor !== undefined) {
         const state = await incomingCompleted(monitor, () => undefined, request.signal);
@@ -124,6 +130,8 @@ class Receiver {
   readonly pid: number;
   readonly #startTime: string;
   readonly #closed: Promise<Error | undefined>;
+  /** Nothing comes back from a stream without a return path. */
+  readonly #spoke: Promise<true>;
 
   private constructor(socket: Socket, pid: number, startTime: string) {
     this.pid = pid;
@@ -132,8 +140,17 @@ class Receiver {
       socket.once('error', (error) => resolve(error));
       socket.once('close', () => resolve(undefined));
     });
-    // Nothing comes back, but the end of the connection shows only to a reader.
+    // The end of the connection shows only to a reader.
+    this.#spoke = new Promise((resolve) => socket.once('data', () => resolve(true)));
     socket.resume();
+  }
+
+  /** Before any guest memory is sent to what is no waiting QEMU. @throws RESTORE_FAILED */
+  async isSilent(target: string): Promise<void> {
+    if (!(await Promise.race([this.#spoke, delay(GREETING_WAIT_MS, false)]))) return;
+    throw new CheckpointError('RESTORE_FAILED', `${target} answers instead of waiting for a stream`, {
+      hint: 'it looks like a monitor; name the address that was given to -incoming or migrate-incoming',
+    });
   }
 
   static async of(socket: Socket, isLocal: boolean): Promise<Receiver> {
@@ -147,9 +164,13 @@ class Receiver {
     if (error === undefined && this.pid === 0) return;
     await delay(EXIT_GRACE_MS);
     if (error === undefined && (await processStartTime(this.pid)) === this.#startTime) return;
-    throw new CheckpointError('RESTORE_FAILED', `the QEMU at ${target} did not take the stream`, {
-      ...(error === undefined ? {} : { cause: error }),
-      hint: 'its own output says why; it needs the same machine type, memory size and devices as the recorded VM',
-    });
+    throw notTaken(target, error);
   }
+}
+
+function notTaken(target: string, cause: unknown): CheckpointError {
+  return new CheckpointError('RESTORE_FAILED', `the QEMU at ${target} did not take the stream`, {
+    ...(cause === undefined ? {} : { cause }),
+    hint: 'its own output says why; it needs the same machine type, memory size and devices as the recorded VM',
+  });
 }

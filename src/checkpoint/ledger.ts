@@ -12,10 +12,11 @@
  * goes down, the VM and its tracker go with it.
  */
 
-import { readFile, rename, writeFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import type { VmIdentity } from '../hypervisor/vm.js';
+import { writeRuntimeFile } from './runtime-file.js';
 
 export interface LedgerEntry {
   readonly state: 'owed' | 'clean';
@@ -47,9 +48,7 @@ export class Ledger {
   }
 
   async write(entry: LedgerEntry): Promise<void> {
-    const fresh = `${this.#path}.${process.pid}`;
-    await writeFile(fresh, JSON.stringify(entry), { mode: 0o600 });
-    await rename(fresh, this.#path);
+    await writeRuntimeFile(this.#path, JSON.stringify(entry));
   }
 }
 

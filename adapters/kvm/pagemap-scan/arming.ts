@@ -7,8 +7,9 @@
 
 import { randomBytes } from 'node:crypto';
 import { readdirSync, readFileSync, readlinkSync, rmSync, statSync } from 'node:fs';
-import { readFile, rename, writeFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 
+import { writeRuntimeFile } from '../../../src/checkpoint/runtime-file.js';
 import type { QemuProcess } from '../peer-process.js';
 import { runtimeFile } from '../runtime-files.js';
 import { FEATURE_WP_ASYNC } from './userfaultfd.js';
@@ -56,10 +57,9 @@ export async function readArming(path: string): Promise<Arming | undefined> {
   }
 }
 
-export async function writeArming(path: string, arming: Arming): Promise<void> {
-  const fresh = `${path}.${process.pid}`;
-  await writeFile(fresh, JSON.stringify(arming), { mode: 0o600 });
-  await rename(fresh, path);
+/** @throws STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO */
+export function writeArming(path: string, arming: Arming): Promise<void> {
+  return writeRuntimeFile(path, JSON.stringify(arming));
 }
 
 export function removeArming(path: string): void {

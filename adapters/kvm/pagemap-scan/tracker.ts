@@ -101,13 +101,20 @@ export class PagemapScanTracker implements DirtyTracker {
     const pagemap = openPagemap(process.pid);
     let userfaultfd: number | undefined;
     try {
-      const { descriptor, inode } = this.#takeOver(pagemap, known) ?? this.#inject();
+      const present = this.#takeOver(pagemap, known);
+      const remote = present ?? this.#inject();
+      const { descriptor, inode } = remote;
       userfaultfd = duplicate(process.pid, { descriptor });
       const unbroken =
         known?.inode === inode && known.descriptor === descriptor && this.#covered(pagemap, known);
       const token = unbroken ? known.token : newToken(process);
       // Written first: should registering fail half-way, the next attempt finds the descriptor instead of opening one more.
-      await writeArming(path, { descriptor, inode, token, ranges: unbroken ? known.ranges : this.#ranges() });
+      const arming = { descriptor, inode, token, ranges: unbroken ? known.ranges : this.#ranges() };
+      await writeArming(path, arming).catch((error: unknown) => {
+        // Nobody would find it again.
+        if (present === undefined) closeRemote(process.pid, remote);
+        throw error;
+      });
       this.#register(pagemap, userfaultfd);
       const holes = blocks.map((block) => FileHoles.open(process.pid, block));
       this.#armed = { pagemap, userfaultfd, remote: { descriptor, inode }, token, holes };

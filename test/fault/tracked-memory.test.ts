@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { CompareTracker } from '../../adapters/kvm/compare-tracker.js';
+import { writeTrackingDescriptors } from '../../adapters/kvm/pagemap-scan/arming.js';
 import { pagemapScanReport } from '../../adapters/kvm/pagemap-scan/support.js';
 import { PagemapScanTracker } from '../../adapters/kvm/pagemap-scan/tracker.js';
 import type { RamBlock } from '../../adapters/kvm/ram-blocks.js';
@@ -103,5 +104,22 @@ describe.each([
     await end();
     expect(() => tracker.collect()).toThrow(expect.objectContaining({ code: 'VM_GONE' }));
     tracker.close();
+  });
+});
+
+describe('the pagemap-scan tracker, when its state file cannot be written', () => {
+  it('leaves no descriptor behind in the process, and says what could not be written', async () => {
+    const { pid } = subject.options.process;
+    const report = pagemapScanReport(pid);
+    if (!report.usable) {
+      console.warn(`skipped: ${report.reason}`);
+      return;
+    }
+    const tracker = new PagemapScanTracker({ ...subject.options, runtimeDir: join(runtimeDir, 'none') });
+    await expect(tracker.start()).rejects.toMatchObject({
+      code: 'STORAGE_IO',
+      message: expect.stringContaining(runtimeDir),
+    });
+    expect(writeTrackingDescriptors(pid)).toEqual([]);
   });
 });

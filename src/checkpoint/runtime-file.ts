@@ -1,0 +1,37 @@
+/** Small files of the runtime folder: replaced whole or not at all. */
+
+import { rename, rm, writeFile } from 'node:fs/promises';
+
+import { CheckpointError, describeError, systemErrorCode } from '../errors.js';
+
+/**
+ * Writes the file under another name beside it and renames that. Not synced: the folder does not outlive the host's boot.
+ * @throws STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO, with the file as it was and nothing beside it
+ */
+export async function writeRuntimeFile(path: string, text: string): Promise<void> {
+  const fresh = `${path}.${process.pid}`;
+  try {
+    await writeFile(fresh, text, { mode: 0o600 });
+    await rename(fresh, path);
+  } catch (cause) {
+    await rm(fresh, { force: true }).catch(() => undefined);
+    throw new CheckpointError(codeOf(cause), `writing ${path}: ${describeError(cause)}`, {
+      cause,
+      hint: 'the runtime folder needs a few KiB; free some, or name another one with CAIRN_RUNTIME_DIR',
+    });
+  }
+}
+
+function codeOf(cause: unknown): 'STORAGE_FULL' | 'STORAGE_READ_ONLY' | 'STORAGE_IO' {
+  switch (systemErrorCode(cause)) {
+    case 'ENOSPC':
+    case 'EDQUOT':
+      return 'STORAGE_FULL';
+    case 'EROFS':
+    case 'EACCES':
+    case 'EPERM':
+      return 'STORAGE_READ_ONLY';
+    default:
+      return 'STORAGE_IO';
+  }
+}
