@@ -82,6 +82,37 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
     await expectGuestIsWell();
   });
 
+  it('another Cairn on the same VM, by another socket and with another runtime folder', async () => {
+    const second = join(machine.dir, 'second.sock');
+    const shared = await LabMachine.start({
+      name: 'shared',
+      memoryMib: 160,
+      devices: [],
+      extraArgs: ['-qmp', `unix:${second},server=on,wait=off`],
+    });
+    try {
+      const hold = new PauseHold(shared.dir);
+      const first = new CairnProcess(
+        ['checkpoint', shared.address, '--repo', repo, '--hook', hold.command],
+        options,
+      );
+      await hold.reached(first);
+      const elsewhere = { dir: machine.dir, env: { CAIRN_RUNTIME_DIR: join(machine.dir, 'elsewhere') } };
+      const otherRepo = `${repo}-2`;
+      await cairn(['init', '--repo', otherRepo], options);
+      const result = await runCairn(['checkpoint', `qmp:${second}`, '--repo', otherRepo], elsewhere);
+      expect(errorOf(result)).toMatchObject({ code: 'VM_LOCKED', detail: { pid: first.child.pid } });
+      expect(result.exitCode).toBe(11);
+      expect(await shared.qmp.status()).toBe('paused');
+      hold.release();
+      expect(await first.ended).toMatchObject({ exitCode: 0 });
+      expect(await shared.qmp.status()).toBe('running');
+      await cairn(['checkpoint', `qmp:${second}`, '--repo', otherRepo], elsewhere);
+    } finally {
+      await shared.destroy();
+    }
+  });
+
   it('a writable disk that nobody would snapshot', async () => {
     const raw = await LabMachine.start({
       name: 'raw',

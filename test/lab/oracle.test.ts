@@ -97,3 +97,68 @@ describe('every checkpoint of a working guest holds exactly the memory it had', 
     expect(await cairn(['verify', '--repo', options.repo], options)).toMatchObject({ problems: [] });
   });
 });
+
+describe('memory plugged into a VM in the pause of a checkpoint', () => {
+  let machine: LabMachine;
+  let options: { dir: string; repo: string };
+  beforeAll(async () => {
+    machine = await LabMachine.start({
+      name: 'hotplug',
+      memoryMib: 160,
+      devices: [],
+      extraArgs: ['-m', 'slots=2,maxmem=1G'],
+    });
+    options = { dir: machine.dir, repo: join(machine.dir, 'repo') };
+    await cairn(['init', '--repo', options.repo], options);
+  });
+  afterAll(() => machine.destroy());
+
+  it('fails that checkpoint, and the next one of the same session holds it', async () => {
+    const hold = new PauseHold(machine.dir);
+    const watch = new CairnProcess(
+      [
+        'watch',
+        machine.address,
+        '--repo',
+        options.repo,
+        '--every',
+        '0.3',
+        '--count',
+        '4',
+        '--hook',
+        hold.command,
+      ],
+      options,
+    );
+    const truths: Map<string, Buffer>[] = [];
+    for (let i = 0; i < 4; i++) {
+      await hold.reached(watch);
+      if (i === 1) {
+        await machine.qmp.command('object-add', {
+          'qom-type': 'memory-backend-ram',
+          id: 'plugged',
+          size: 128 << 20,
+        });
+        await machine.qmp.command('device_add', { driver: 'pc-dimm', id: 'dimm', memdev: 'plugged' });
+      } else truths.push(await groundTruth(machine));
+      hold.release();
+    }
+    const { messages, exitCode } = await watch.ended;
+    expect(exitCode).toBe(3);
+    expect(messages.filter(({ message_type }) => message_type === 'error')).toMatchObject([
+      { code: 'VM_STATE', retryable: true, message: expect.stringContaining('plugged') },
+    ]);
+    const summaries = messages.filter(isSummary);
+    expect(summaries).toMatchObject([
+      { kind: 'base' },
+      { kind: 'incremental', compare_reason: expect.stringContaining('regions') },
+      { kind: 'incremental', compare_reason: '' },
+    ]);
+    for (const [i, { checkpoint_id: id }] of summaries.entries())
+      expect(differingPages(truths[i]!, await readCheckpoint(options.repo, String(id)))).toEqual([]);
+    expect(truths.map((truth) => truth.has('plugged'))).toEqual([false, true, true]);
+    expect(await machine.qmp.status()).toBe('running');
+    await machine.waitForProgress();
+    expect(await cairn(['verify', '--repo', options.repo], options)).toMatchObject({ problems: [] });
+  });
+});
