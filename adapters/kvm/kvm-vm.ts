@@ -71,6 +71,7 @@ export class KvmVm implements Vm {
   /** This process holds the VM paused. */
   #isHeld = false;
   #savesUnderWay = 0;
+  #disturbances = 0;
   /** Set while memory and device state come by migration. */
   #stream: QmpStreamTracker | undefined;
 
@@ -165,10 +166,15 @@ export class KvmVm implements Vm {
     return this.#isHeld;
   }
 
-  resume(): Promise<void> {
+  async resume(): Promise<void> {
     if (this.#stream !== undefined) return this.#stream.capture.resume();
     this.#isHeld = false;
-    return this.#runState.resume();
+    try {
+      await this.#runState.resume();
+    } catch (error) {
+      this.#disturbances++;
+      throw error;
+    }
   }
 
   async saveDeviceState(): Promise<void> {
@@ -219,6 +225,7 @@ export class KvmVm implements Vm {
   #quiet(): QuietVm {
     return {
       isHeld: () => this.#isHeld,
+      disturbances: () => this.#disturbances,
       isQuiet: () => this.#isHeld && this.#savesUnderWay === 0,
       whileQuiet: async (work) => {
         if (this.#isHeld) return work();

@@ -8,6 +8,11 @@
  */
 export interface QuietVm {
   isHeld(): boolean;
+  /**
+   * How often somebody else resumed the VM while it was held, known once the pause is over. What was cleared in such a pause
+   * may not have been quiet.
+   */
+  disturbances(): number;
   isQuiet(): boolean;
   /** Does the work, which is synchronous, while the VM is quiet; stops a running VM for that. @throws VM_STATE, VM_GONE */
   whileQuiet<T>(work: () => T): Promise<T>;

@@ -10,9 +10,12 @@ import { CompareTracker } from '../../adapters/kvm/compare-tracker.js';
 import { writeTrackingDescriptors } from '../../adapters/kvm/pagemap-scan/arming.js';
 import { pagemapScanReport } from '../../adapters/kvm/pagemap-scan/support.js';
 import { PagemapScanTracker } from '../../adapters/kvm/pagemap-scan/tracker.js';
+import { softDirtyReport } from '../../adapters/kvm/soft-dirty/support.js';
+import { SoftDirtyTracker } from '../../adapters/kvm/soft-dirty/tracker.js';
 import type { RamBlock } from '../../adapters/kvm/ram-blocks.js';
 import { processStartTime } from '../../src/checkpoint/process-identity.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
+import { PAGE_SIZE_BYTES } from '../../src/types.js';
 
 const HOLDER = fileURLToPath(new URL('../support/mapped-memory.js', import.meta.url));
 const SIZE_BYTES = 1 << 20;
@@ -24,7 +27,11 @@ interface Subject {
 
 let runtimeDir: string;
 let subject: Subject;
+let isQuiet: boolean;
+let disturbances: number;
 beforeEach(async () => {
+  isQuiet = false;
+  disturbances = 0;
   runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-unplugged-'));
   const child = spawn(process.execPath, [HOLDER, String(SIZE_BYTES)], { stdio: ['pipe', 'pipe', 'inherit'] });
   const host = Number(await answer(child));
@@ -45,8 +52,9 @@ beforeEach(async () => {
       blocks: [block],
       runtimeDir,
       quiet: {
-        isHeld: () => false,
-        isQuiet: () => false,
+        isHeld: () => isQuiet,
+        isQuiet: () => isQuiet,
+        disturbances: () => disturbances,
         whileQuiet: (work) => Promise.resolve(work()),
       },
     },
@@ -103,6 +111,29 @@ describe.each([
     if (tracker === undefined) return;
     await end();
     expect(() => tracker.collect()).toThrow(expect.objectContaining({ code: 'VM_GONE' }));
+    tracker.close();
+  });
+});
+
+describe.each([
+  ['pagemap-scan', PagemapScanTracker, pagemapScanReport],
+  ['soft-dirty', SoftDirtyTracker, softDirtyReport],
+] as const)('the %s tracker, when somebody else ended a pause', (_kind, Tracker, reportOf) => {
+  it('reports all pages once, whatever it cleared in that pause', async () => {
+    const { process, blocks } = subject.options;
+    const report = reportOf(process.pid, blocks);
+    if (!report.usable) {
+      console.warn(`skipped: ${report.reason}`);
+      return;
+    }
+    isQuiet = true;
+    const tracker = new Tracker(subject.options);
+    await tracker.start();
+    tracker.collect();
+    expect(tracker.collect().dirty.count()).toBe(0);
+    disturbances++;
+    expect(tracker.collect().dirty.count()).toBe(SIZE_BYTES / PAGE_SIZE_BYTES);
+    expect(tracker.collect().dirty.count()).toBe(0);
     tracker.close();
   });
 });

@@ -88,6 +88,7 @@ async function carelessTracker(machine: LabMachine, vm: KvmVm): Promise<DirtyTra
     quiet: {
       isHeld: () => true,
       isQuiet: () => true,
+      disturbances: () => 0,
       whileQuiet: (work) => Promise.resolve(work()),
     },
   });

@@ -76,6 +76,7 @@ export class PagemapScanTracker implements DirtyTracker {
   readonly #owed: DirtyBitmap;
   readonly #absent: DirtyBitmap;
   #armed: Armed | undefined;
+  #disturbances = 0;
 
   constructor(options: PagemapScanOptions) {
     this.#options = options;
@@ -154,6 +155,10 @@ export class PagemapScanTracker implements DirtyTracker {
       this.#absent.andNot(written);
       throw error;
     }
+    if (quiet.disturbances() !== this.#disturbances) {
+      for (const { firstPage, pageCount } of layout.regions) written.setRange(firstPage, pageCount);
+    }
+    this.#disturbances = quiet.disturbances();
     // What had no memory behind it and was not written since still reads as zero, populated by a read or not.
     this.#absent.andNot(written);
     this.#absent.or(unpopulated);

@@ -6,10 +6,10 @@
 import { randomBytes } from 'node:crypto';
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { readFile, rename, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
 
 import { DirtyBitmap } from '../../../src/bitmap/dirty-bitmap.js';
 import type { QemuProcess } from '../peer-process.js';
+import { runtimeFile } from '../runtime-files.js';
 import { MARK_BYTES } from './canary.js';
 
 export interface ArmedRange {
@@ -41,7 +41,7 @@ export function newArming(
 }
 
 export function armingPath(runtimeDir: string, process: QemuProcess): string {
-  return join(runtimeDir, `soft-dirty-${process.pid}-${process.startTime}.json`);
+  return runtimeFile(runtimeDir, 'soft-dirty', process);
 }
 
 /** Undefined when there is none, it cannot be read, or it is about other memory. */

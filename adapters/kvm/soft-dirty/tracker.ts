@@ -13,6 +13,7 @@
  *
  *     no C after W      the bit stays, every later collect reports W
  *     C in a collect    C is within a quiet stretch and W before it, so the read of the same collect saw it
+ *     C in a pause that somebody else has ended meanwhile: once that is known, the next collect reports all pages
  *     C by others       the canary is not intact: the next collect reports all pages
  *
  * And for a write W after a clearing: the page was write-protected by it, so W sets the bit, with two exceptions of the
@@ -31,6 +32,7 @@ import { CheckpointError, describeError, systemErrorCode } from '../../../src/er
 import type { DirtyTracker, Harvest } from '../../../src/hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
+import { checkStillMapped } from '../mapped-blocks.js';
 import type { QemuProcess } from '../peer-process.js';
 import type { QuietVm } from '../quiet-vm.js';
 import type { RamBlock } from '../ram-blocks.js';
@@ -81,6 +83,7 @@ export class SoftDirtyTracker implements DirtyTracker {
   #absent: DirtyBitmap;
   /** Of the kernel before the last clearing; empty when nothing was cleared since `start` of a new record. */
   #migrations = '';
+  #disturbances = 0;
   #armed: Armed | undefined;
 
   constructor(options: SoftDirtyOptions) {
@@ -136,6 +139,8 @@ export class SoftDirtyTracker implements DirtyTracker {
   collect(): Harvest {
     const armed = this.#on();
     const { process, layout, blocks, quiet } = this.#options;
+    // The map of memory that was unplugged shows nothing but absent pages.
+    checkStillMapped(process.pid, undefined, blocks);
     const written = new DirtyBitmap(layout.pageSpan);
     const absent = new DirtyBitmap(layout.pageSpan);
     layout.regions.forEach((region, i) => {
@@ -148,8 +153,12 @@ export class SoftDirtyTracker implements DirtyTracker {
     const isWorthClearing = written.count() >= WORTH_CLEARING_PAGES;
     // All asked after the read: what they tell of may have come in between its parts.
     const migrations = migrationCount();
+    const disturbances = quiet.disturbances();
     const isWhole =
-      armed.canary.isIntact() && migrations === this.#migrations && !hasMergedPages(process.pid);
+      armed.canary.isIntact() &&
+      migrations === this.#migrations &&
+      !hasMergedPages(process.pid) &&
+      disturbances === this.#disturbances;
     if (!isWhole) {
       for (const { firstPage, pageCount } of layout.regions) written.setRange(firstPage, pageCount);
     }
@@ -162,6 +171,7 @@ export class SoftDirtyTracker implements DirtyTracker {
         clear(armed.clearRefs);
         armed.canary.set();
         this.#migrations = migrations;
+        this.#disturbances = disturbances;
       } catch (error) {
         // What was cleared is nowhere else.
         this.#owed.or(written);
