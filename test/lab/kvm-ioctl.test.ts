@@ -6,7 +6,7 @@ import {
   hasRings,
   logFaults,
   LogLab,
-  pagesOf,
+  guestPagesOf,
   SMALL_RING_BYTES,
   whyNoKvmLog,
   type LogMode,
@@ -43,18 +43,18 @@ describe('/dev/kvm', () => {
   it('is empty after it was collected, and names a page again that is written again', async () => {
     const lab = await started(mode);
     lab.write([20, 21]);
-    expect(pagesOf(lab.tracker.collect().dirty)).toEqual([20, 21]);
-    expect(pagesOf(lab.tracker.collect().dirty)).toEqual([]);
+    expect(guestPagesOf(lab.tracker.collect().dirty)).toEqual([20, 21]);
+    expect(guestPagesOf(lab.tracker.collect().dirty)).toEqual([]);
     lab.write([21]);
-    expect(pagesOf(lab.tracker.collect().dirty)).toEqual([21]);
+    expect(guestPagesOf(lab.tracker.collect().dirty)).toEqual([21]);
   });
 
   it('does not hold what the VMM writes, which has to tell the tracker', async () => {
     const lab = await started(mode);
     lab.low.bytes[30 * 4096] = 1;
-    expect(pagesOf(lab.tracker.collect().dirty)).toEqual([]);
+    expect(guestPagesOf(lab.tracker.collect().dirty)).toEqual([]);
     lab.tracker.noteWritten(30, 2);
-    expect(pagesOf(lab.tracker.collect().dirty)).toEqual([30, 31]);
+    expect(guestPagesOf(lab.tracker.collect().dirty)).toEqual([30, 31]);
   });
 
   it('names what was put back once more', async () => {
@@ -63,7 +63,7 @@ describe('/dev/kvm', () => {
     const { dirty } = lab.tracker.collect();
     lab.tracker.putBack(dirty);
     lab.write([41]);
-    expect(pagesOf(lab.tracker.collect().dirty)).toEqual([40, 41]);
+    expect(guestPagesOf(lab.tracker.collect().dirty)).toEqual([40, 41]);
   });
 
   it('counts from a new token after a stop', async () => {
@@ -82,10 +82,10 @@ describe('/dev/kvm', () => {
     const { slot } = lab.low.slot;
     lab.write([64, 65, 130]);
     const first = lab.machine.getDirtyLog(slot, 1000);
-    expect(pagesOf(DirtyBitmap.fromWords(1000, first))).toEqual([64, 65, 130]);
+    expect(guestPagesOf(DirtyBitmap.fromWords(1000, first))).toEqual([64, 65, 130]);
     expect(lab.machine.getDirtyLog(slot, 1000)).toEqual(first);
     lab.machine.clearDirtyLog(slot, 64, 64, BigUint64Array.of(1n));
-    expect(pagesOf(DirtyBitmap.fromWords(1000, lab.machine.getDirtyLog(slot, 1000)))).toEqual([65, 130]);
+    expect(guestPagesOf(DirtyBitmap.fromWords(1000, lab.machine.getDirtyLog(slot, 1000)))).toEqual([65, 130]);
   });
 });
 
