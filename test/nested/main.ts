@@ -4,7 +4,6 @@
  *     node dist/test/nested/main.js bookworm|bookworm-backports [SCENARIO,...|all] [TRACKER,...|all] [QEMU]
  */
 
-import type { QemuVersion } from '../lab/support/lab-files.js';
 import { runNested, type NestedSuite } from './nested-machine.js';
 
 const TIMEOUT_MS = 4 * 3_600_000;
@@ -12,9 +11,7 @@ const TIMEOUT_MS = 4 * 3_600_000;
 const [suite = 'bookworm', scenarios = 'all', trackers = 'all', qemu = '7.2'] = process.argv.slice(2);
 const lines = await runNested({
   suite: suite as NestedSuite,
-  scenarios: scenarios.split(','),
-  trackers: trackers.split(','),
-  qemu: qemu as QemuVersion,
+  program: ['dist/test/truth/main.js', scenarios, trackers, qemu],
   timeoutMs: TIMEOUT_MS,
   onLine: (line) => process.stdout.write(`${JSON.stringify(line)}\n`),
 });

@@ -6,13 +6,7 @@ import { closeSync, existsSync, openSync, readFileSync, rmSync, truncateSync, wr
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import {
-  SOURCE_ROOT,
-  labCache,
-  qemuProgram,
-  scratchDir,
-  type QemuVersion,
-} from '../lab/support/lab-files.js';
+import { SOURCE_ROOT, labCache, qemuProgram, scratchDir } from '../lab/support/lab-files.js';
 import { parseLines, type TruthLine } from '../truth/truth-line.js';
 
 /** Debian suite that the kernel comes from: 6.1 and 6.12. */
@@ -25,16 +19,14 @@ const SLOW_BYTES_PER_SECOND = 128 << 10;
 
 export interface NestedRun {
   readonly suite: NestedSuite;
-  /** Arguments of `test/truth/main.ts`. */
-  readonly scenarios: readonly string[];
-  readonly trackers: readonly string[];
-  readonly qemu: QemuVersion;
+  /** A program that prints `TruthLine`s, as a path in the source tree, and its arguments. */
+  readonly program: readonly string[];
   readonly timeoutMs: number;
   /** Called with each line as it appears. */
   readonly onLine?: (line: TruthLine) => void;
 }
 
-/** Runs the ground-truth suite in an outer machine to its end. Throws, with the end of the console, when it does not get there. */
+/** Runs a program in an outer machine to its end. Throws, with the end of the console, when it does not get there. */
 export async function runNested(run: NestedRun): Promise<readonly TruthLine[]> {
   ensureNestedLab();
   const dir = scratchDir('nested');
@@ -44,6 +36,9 @@ export async function runNested(run: NestedRun): Promise<readonly TruthLine[]> {
   // Also when the test runner gives up on the test.
   const kill = (): void => void child.kill('SIGKILL');
   process.once('exit', kill);
+  // Nor by the end of a program that is killed itself.
+  const end = (): never => process.exit(1);
+  process.once('SIGTERM', end).once('SIGINT', end);
   try {
     const until = Date.now() + run.timeoutMs;
     let seen = 0;
@@ -63,7 +58,7 @@ export async function runNested(run: NestedRun): Promise<readonly TruthLine[]> {
       await sleep(POLL_MS);
     }
   } finally {
-    process.off('exit', kill);
+    process.off('exit', kill).off('SIGTERM', end).off('SIGINT', end);
     kill();
     rmSync(dir, { recursive: true, force: true });
   }
@@ -91,7 +86,7 @@ function packInitrd(dir: string, suite: NestedSuite): string {
 
 function startQemu(
   dir: string,
-  { suite, scenarios, trackers, qemu }: NestedRun,
+  { suite, program }: NestedRun,
   consolePath: string,
   initrd: string,
 ): ChildProcess {
@@ -104,7 +99,7 @@ function startQemu(
   writeFileSync(swap, '');
   truncateSync(swap, 512 << 20);
   // The kernel command line separates by blanks, its reader by commas.
-  const program = ['dist/test/truth/main.js', scenarios.join('+'), trackers.join('+'), qemu].join(',');
+  const words = program.map((word) => word.replaceAll(',', '+')).join(',');
   try {
     return spawn(
       emulator.path,
@@ -117,7 +112,7 @@ function startQemu(
         ...['-kernel', join(labCache(), 'nested', suite, 'vmlinuz'), '-initrd', initrd],
         '-append',
         // ignore_msrs: kvm-amd reads a register that the emulation does not have.
-        `console=ttyS0 quiet panic=1 mitigations=off kvm.ignore_msrs=1 run=${program}`,
+        `console=ttyS0 quiet panic=1 mitigations=off kvm.ignore_msrs=1 run=${words}`,
       ],
       { cwd: dir, stdio: ['ignore', log, log], env: emulator.env },
     );

@@ -24,12 +24,12 @@ import {
 
 export const MEMORY_MIB = 128;
 /** Guest, Cairn and the oracle may share two emulated cores: a load that never rests leaves nothing to the others. */
-const LOAD = 'lab memory 8 300000';
+export const LOAD = 'lab memory 8 300000';
 const DISK_LOAD =
   'while :; do dd if=/tmp/diary of=/dev/vda bs=4k count=4 conv=notrunc; ' +
   'dd if=/dev/vda of=/dev/null bs=64k count=8 iflag=direct; sync; usleep 300000; done';
 /** One direct read at a time, with a rest after it in which nothing marks its pages again. */
-const DIRECT_LOAD =
+export const DIRECT_LOAD =
   'n=0; while :; do n=$((n + 1)); dd if=/dev/vda of=/dev/null bs=64k count=1 skip=$((n * 7 % 200)) iflag=direct; usleep 200000; done';
 
 const TRACKERS_OF_MARKS = ['pagemap-scan', 'soft-dirty'] as const;
