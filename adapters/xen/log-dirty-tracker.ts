@@ -10,6 +10,9 @@
  * Ballooning: pages that come back are not flagged. "Present now, not present at the last collect" counts as dirty,
  * and what is not present is reported as absent.
  *
+ * Backends: what dom0 writes through a mapping that it keeps is not flagged either. In the stop every frame that is mapped for writing counts as dirty
+ * (see `shared-frames.ts`). While the guest runs this is not needed: a mapping either lasts until the stop or is flagged when it ends.
+ *
  * Sources: xen/include/public/domctl.h (XEN_DOMCTL_shadow_op), and docs/xen.md for what was measured.
  */
 
@@ -23,8 +26,9 @@ import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
 import type { XenDomain } from './domain.js';
 import { LOGDIRTY_FINAL, SHADOW_OP, SHORT_BITMAP } from './ffi/library.js';
 import { readRecord, removeRecord, writeRecord } from './log-dirty-record.js';
-import { firstFrameOf } from './physmap.js';
+import { firstFrameOf, pageOfFrame } from './physmap.js';
 import { absentPages, type PresenceScanner } from './presence.js';
+import { framesSharedForWriting } from './shared-frames.js';
 
 export const LOG_DIRTY_KIND = 'log-dirty';
 
@@ -84,8 +88,14 @@ export class LogDirtyTracker implements DirtyTracker {
         { hint: 'the next checkpoint compares all pages', retryable: true },
       );
     }
+    // Before the bitmap: a frame that is unmapped in between is in both, and not in none.
+    const shared = this.#options.isStopped() ? framesSharedForWriting(this.#options.domain) : [];
     const dirty = this.#readAndClear();
     const present = presence.present();
+    for (const frame of shared) {
+      const page = pageOfFrame(layout, frame);
+      if (page !== undefined && present.has(page)) dirty.set(page);
+    }
     // Before the fresh pages are mixed in: bits of pages that are no longer there must not be lost when they come back.
     const fresh = present.clone();
     if (this.#present !== undefined) fresh.andNot(this.#present);

@@ -68,3 +68,12 @@ export function firstFrameOf(region: Pick<MemoryRegion, 'id'>): number {
   if (hex !== undefined) return Number.parseInt(hex, 16);
   throw new CheckpointError('VM_UNSUPPORTED', `memory region ${region.id} is none of a Xen guest`);
 }
+
+/** Undefined when the frame is in none of the regions. */
+export function pageOfFrame(layout: MemoryLayout, frame: number): number | undefined {
+  for (const region of layout.regions) {
+    const offset = frame - firstFrameOf(region);
+    if (offset >= 0 && offset < region.pageCount) return region.firstPage + offset;
+  }
+  return undefined;
+}

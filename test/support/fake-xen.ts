@@ -4,7 +4,7 @@
  */
 
 import type { CallResult } from '../../src/ffi/libc.js';
-import { SHADOW_OP, type LibraryCalls } from '../../adapters/xen/ffi/library.js';
+import { GRANT_TABLE, SHADOW_OP, type LibraryCalls } from '../../adapters/xen/ffi/library.js';
 import { versionTable } from '../../adapters/xen/ffi/versions.js';
 
 const PAGE = 4096;
@@ -41,6 +41,12 @@ export class FakeXen implements LibraryCalls {
   countError = 0;
   fault: FakeFault | undefined;
   readonly modes: number[] = [];
+  /** HVM parameters that are not as the fake has them. */
+  readonly params = new Map<number, bigint>();
+  grantTableVersion = 1;
+  /** The guest's grant table, version 1, one frame; and what a version 2 table has beside. */
+  readonly grants = new Uint8Array(PAGE);
+  readonly grantStatus = new Uint8Array(PAGE);
   #dirty = new Set<number>();
 
   constructor(pageCount = 64) {
@@ -65,6 +71,26 @@ export class FakeXen implements LibraryCalls {
   /** The guest gets a page, and what it writes to it until the next clean is not flagged, as measured on Xen 4.17. */
   balloonIn(frame: number, value = 0): void {
     this.pages.set(frame, new Uint8Array(PAGE).fill(value));
+  }
+
+  /** A backend maps a frame that the guest granted under `ref`. */
+  mapGrant(ref: number, frame: number, isWritable = true): void {
+    const entry = new DataView(this.grants.buffer, ref * 8, 8);
+    entry.setUint16(0, 1 | (1 << 3) | (isWritable ? 1 << 4 : 0), true);
+    entry.setUint32(4, frame, true);
+  }
+
+  /** The frame is flagged now, whatever was written before: unmap_common of Xen. */
+  unmapGrant(ref: number): void {
+    const entry = new DataView(this.grants.buffer, ref * 8, 8);
+    if (this.isLogDirty && (entry.getUint16(0, true) & (1 << 4)) !== 0)
+      this.#dirty.add(entry.getUint32(4, true));
+    entry.setUint16(0, 1, true);
+  }
+
+  /** A backend writes through a mapping: flags nothing. */
+  writeFromOutside(frame: number, value: number): void {
+    this.pages.get(frame)!.fill(value);
   }
 
   /** What xl save, migrate and remus do in the end. */
@@ -141,8 +167,21 @@ export class FakeXen implements LibraryCalls {
   }
 
   hvmParam(domid: number, index: number, into: BigUint64Array): CallResult {
-    into[0] = index === 36 ? 0n : BigInt(index) * 0x1000n;
+    into[0] = this.params.get(index) ?? (index === 36 ? 0n : BigInt(index) * 0x1000n);
     return this.#fails('hvmParam', domid) ?? ok(0);
+  }
+
+  grantVersion(domid: number): CallResult {
+    return this.#fails('grantVersion', domid) ?? ok(this.grantTableVersion);
+  }
+
+  grantFrames(domid: number): CallResult {
+    return this.#fails('grantFrames', domid) ?? ok(1);
+  }
+
+  readGrants(domid: number, part: number, into: Uint8Array): CallResult {
+    into.set(part === GRANT_TABLE.entries ? this.grants : this.grantStatus);
+    return this.#fails('readGrants', domid) ?? ok(1);
   }
 
   tscInfo(

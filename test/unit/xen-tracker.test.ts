@@ -14,6 +14,9 @@ import { expandRuns } from '../../src/types.js';
 import { FakeXen } from '../support/fake-xen.js';
 
 const ENOMEM = 12;
+/** HVM_PARAM_STORE_PFN and HVM_PARAM_CONSOLE_PFN. */
+const STORE_RING = 1;
+const CONSOLE_RING = 17;
 const EOPNOTSUPP = 95;
 
 describe('the log-dirty tracker of Xen', () => {
@@ -196,6 +199,67 @@ describe('the log-dirty tracker of Xen', () => {
     xen.balloonIn(0x900);
     xen.write(0x900, 1);
     expect(() => tracker.collect()).toThrow(expect.objectContaining({ code: 'TRACKER_FAILED' }));
+  });
+
+  describe('of frames that backends write to', () => {
+    it('reports in each stop what is mapped for writing, flagged or not', async () => {
+      const tracker = await started();
+      xen.mapGrant(3, 40);
+      xen.mapGrant(4, 41, false);
+      xen.isSuspended = true;
+      xen.writeFromOutside(40, 1);
+      expect(pagesOf(tracker.collect())).toEqual([40]);
+      xen.writeFromOutside(40, 2);
+      expect(pagesOf(tracker.collect())).toEqual([40]);
+    });
+
+    it('reports what was written before a mapping ended, once', async () => {
+      const tracker = await started();
+      xen.mapGrant(3, 40);
+      xen.writeFromOutside(40, 1);
+      expect(pagesOf(tracker.collect())).toEqual([]);
+      xen.unmapGrant(3);
+      xen.isSuspended = true;
+      expect(pagesOf(tracker.collect())).toEqual([40]);
+      expect(pagesOf(tracker.collect())).toEqual([]);
+    });
+
+    it('reports the rings of console and xenstore in each stop', async () => {
+      xen.params.set(STORE_RING, 50n).set(CONSOLE_RING, 51n);
+      const tracker = await started();
+      xen.isSuspended = true;
+      expect(pagesOf(tracker.collect())).toEqual([50, 51]);
+    });
+
+    it('leaves out frames without memory behind them and frames of no region', async () => {
+      const tracker = await started();
+      xen.mapGrant(3, 700);
+      xen.mapGrant(4, 0xc00);
+      xen.isSuspended = true;
+      expect(pagesOf(tracker.collect())).toEqual([]);
+    });
+
+    it.each(['grantVersion', 'grantFrames', 'readGrants', 'hvmParam'] as const)(
+      'has taken nothing from the bitmap when %s fails',
+      async (call) => {
+        const tracker = await started();
+        const { token } = tracker;
+        xen.write(5, 1);
+        xen.isSuspended = true;
+        xen.fault = { call, errno: ENOMEM };
+        expect(() => tracker.collect()).toThrow(expect.objectContaining({ code: 'FFI_FAILED' }));
+        xen.fault = undefined;
+        expect(tracker.token).toBe(token);
+        expect(pagesOf(tracker.collect())).toEqual([5]);
+      },
+    );
+
+    it('fails for a grant table of a version that is not known', async () => {
+      const tracker = await started();
+      xen.grantTableVersion = 3;
+      xen.isSuspended = true;
+      expect(() => tracker.collect()).toThrow(expect.objectContaining({ code: 'FFI_FAILED' }));
+    });
   });
 
   it('says "final" for a guest that stands still', async () => {

@@ -19,6 +19,11 @@ type Raw = (...args: readonly unknown[]) => unknown;
 type Pointer = bigint;
 
 const PROT_READ = 1;
+/** XENMEM_resource_grant_table (memory.h). */
+const RESOURCE_GRANT_TABLE = 1;
+/** struct gnttab_query_size: u16 dom, u32 nr_frames, u32 max_nr_frames, s16 status (grant_table.h). */
+const QUERY_SIZE = { sizeBytes: 16, frames: 4, status: 12 } as const;
+const EINVAL = 22;
 
 /** @throws VM_UNSUPPORTED for an unknown release or missing libraries, VM_PERMISSION when the hypervisor turns us away */
 export function bindXen(version: XenVersion): LibraryCalls {
@@ -85,6 +90,43 @@ class BoundXen implements LibraryCalls {
 
   hvmParam(domid: number, index: number, into: BigUint64Array): CallResult {
     return result(this.#calls.xcParam(this.#control, domid, index, into));
+  }
+
+  grantVersion(domid: number): CallResult {
+    return result(this.#calls.xcGrantVersion(this.#control, domid));
+  }
+
+  grantFrames(domid: number): CallResult {
+    const query = new DataView(new ArrayBuffer(QUERY_SIZE.sizeBytes));
+    query.setUint16(0, domid, true);
+    const done = result(this.#calls.xcGrantSize(this.#control, new Uint8Array(query.buffer)));
+    if (done.value < 0) return done;
+    if (query.getInt16(QUERY_SIZE.status, true) !== 0) return { value: -1, errno: EINVAL };
+    return { value: query.getUint32(QUERY_SIZE.frames, true), errno: 0 };
+  }
+
+  readGrants(domid: number, part: number, into: Uint8Array): CallResult {
+    const address = new BigUint64Array(1);
+    const frames = into.length / PAGE_SIZE_BYTES;
+    const resource = this.#calls.memoryResource(
+      this.#memory,
+      domid,
+      RESOURCE_GRANT_TABLE,
+      part,
+      0,
+      frames,
+      address,
+      PROT_READ,
+      0,
+    ) as Pointer | null;
+    const errno = koffi.errno();
+    if (resource === null) return { value: -1, errno };
+    try {
+      this.#calls.copy(into, address[0]!, into.length);
+    } finally {
+      this.#calls.memoryRelease(this.#memory, resource);
+    }
+    return { value: frames, errno: 0 };
   }
 
   tscInfo(
@@ -330,6 +372,8 @@ function declareCalls(from: Readonly<Record<'control' | 'guest' | 'memory' | 'st
       'int xc_domain_hvm_getcontext(void *x, uint32_t d, void *into, uint32_t size)',
     ),
     xcParam: declare(control, 'int xc_hvm_param_get(void *x, uint32_t d, uint32_t index, void *value)'),
+    xcGrantVersion: declare(control, 'int xc_gnttab_get_version(void *x, uint32_t d)'),
+    xcGrantSize: declare(control, 'int xc_gnttab_query_size(void *x, void *query)'),
     xcTsc: declare(
       control,
       'int xc_domain_get_tsc_info(void *x, uint32_t d, void *mode, void *ns, void *khz, void *incarnation)',
@@ -353,6 +397,11 @@ function declareCalls(from: Readonly<Record<'control' | 'guest' | 'memory' | 'st
       'void *xenforeignmemory_map(void *f, uint32_t d, int prot, size_t count, void *frames, void *errors)',
     ),
     memoryUnmap: declare(memory, 'int xenforeignmemory_unmap(void *f, void *address, size_t count)'),
+    memoryResource: declare(
+      memory,
+      'void *xenforeignmemory_map_resource(void *f, uint16_t d, unsigned int type, unsigned int id, unsigned long frame, unsigned long count, void *address, int prot, int flags)',
+    ),
+    memoryRelease: declare(memory, 'int xenforeignmemory_unmap_resource(void *f, void *resource)'),
     storeOpen: declare(store, 'void *xs_open(unsigned long flags)'),
     storeClose: declare(store, 'void xs_close(void *h)'),
     storeRead: declare(store, 'void *xs_read(void *h, uint32_t t, const char *path, void *length)'),

@@ -16,6 +16,9 @@ export const SHADOW_OP = { off: 0, enableLogDirty: 2, clean: 11, peek: 12 } as c
 /** XEN_DOMCTL_SHADOW_LOGDIRTY_FINAL: the domain is stopped and stays so. */
 export const LOGDIRTY_FINAL = 1;
 
+/** Parts of a grant table (XENMEM_resource_grant_table_id_*, memory.h). */
+export const GRANT_TABLE = { entries: 0, status: 1 } as const;
+
 /** `LibraryCalls.logDirty` when the hypervisor covered another number of pages than asked for. */
 export const SHORT_BITMAP = -2;
 
@@ -49,6 +52,16 @@ export interface LibraryCalls {
   hvmContext(domid: number, into: Uint8Array | null): CallResult;
   /** xc_hvm_param_get */
   hvmParam(domid: number, index: number, into: BigUint64Array): CallResult;
+  /** xc_gnttab_get_version. @returns the version of the entries */
+  grantVersion(domid: number): CallResult;
+  /** xc_gnttab_query_size. @returns how many frames the table has now */
+  grantFrames(domid: number): CallResult;
+  /**
+   * xenforeignmemory_map_resource, copy, unmap, from the first frame of a part of the grant table.
+   * @param part of GRANT_TABLE
+   * @param into whole frames, no more than the table has: asking for more makes it grow
+   */
+  readGrants(domid: number, part: number, into: Uint8Array): CallResult;
   /** xc_domain_get_tsc_info */
   tscInfo(
     domid: number,

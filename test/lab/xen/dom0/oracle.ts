@@ -1,11 +1,16 @@
 /**
  * Runs in dom0: what the guest's memory really was at a checkpoint, against what the repository has.
  *
- * The truth is taken while the guest is suspended, right before it is resumed: every frame of the whole frame space that has memory behind it, with
- * no look at bitmap, regions or tracker.
+ * The truth is taken while the guest is suspended, twice: right after it has suspended itself and right before it is resumed. Each time it is every frame of
+ * the whole frame space that has memory behind it, with no look at bitmap, regions or tracker. Pages that are not the same both
+ * times were written to from outside while the guest stood still, and no copy of them is more right than another: they are counted
+ * as touched. All others must be in the checkpoint as they are. The oracle makes sure that there are some: it has xenstored write to
+ * its ring and raise an event.
  */
 
+import { execFileSync } from 'node:child_process';
 import { performance } from 'node:perf_hooks';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 import type { Hypervisor } from '../../../../src/hypervisor/hypervisor.js';
 import { HypervisorRegistry } from '../../../../src/hypervisor/hypervisor.js';
@@ -19,16 +24,24 @@ import { xenVersion } from '../../../../adapters/xen/host.js';
 import type { FrameTable } from '../../../../adapters/xen/pv/frame-table.js';
 import { PvMemory } from '../../../../adapters/xen/pv/pv-memory.js';
 import { firstFrameOf } from '../../../../adapters/xen/physmap.js';
+import { framesSharedForWriting } from '../../../../adapters/xen/shared-frames.js';
 import { xenHypervisor } from '../../../../adapters/xen/xen-hypervisor.js';
 
 import type { XenGuest } from './xen-guest.js';
 
 const PAGE = 4096;
+/** Long enough for xenstored and the backends to act. */
+const STIR_MS = 300;
+const MOST_WORDS = 8;
 
 export interface Truth {
   /** Ascending. */
   readonly frames: readonly number[];
   readonly bytes: Buffer;
+  /** Frames that changed, came or went while the guest was suspended. */
+  readonly touched: readonly TouchedFrame[];
+  /** Frames that somebody outside could write to when the guest had suspended itself. */
+  readonly shared: readonly number[];
   readonly totalPages: number;
   /** Of a PV guest: what is behind its frames. */
   readonly table?: FrameTable;
@@ -37,11 +50,26 @@ export interface Truth {
   readonly readMs: number;
 }
 
+export interface TouchedFrame {
+  readonly frame: number;
+  readonly bytes: number;
+  /** Offset of the first byte that changed, and of the last. */
+  readonly from: number;
+  readonly to: number;
+  /** The first words that changed: `offset: before > after`, in hexadecimal. They tell what kind of page it is. */
+  readonly words: readonly string[];
+}
+
 export interface OracleResult {
   readonly pages: number;
+  /** Without those that were touched from outside. */
   readonly differing: number;
   /** The first of them, by frame. */
   readonly differingFrames: readonly number[];
+  readonly touched: readonly TouchedFrame[];
+  /** How many of the touched ones are in Cairn's own list of frames that are shared for writing. */
+  readonly touchedShared: number;
+  readonly sharedFrames: number;
   readonly missing: number;
   readonly surplus: number;
 }
@@ -56,11 +84,27 @@ export class WatchedXen {
       ...xenHypervisor,
       attach: async (address, options) => {
         const vm = await xenHypervisor.attach(address, options);
+        const pause = vm.pause.bind(vm);
         const resume = vm.resume.bind(vm);
+        let before: Memory | undefined;
+        let readMs = 0;
+        let shared: readonly number[] = [];
+        vm.pause = async () => {
+          const stopped = await pause();
+          const started = performance.now();
+          before = readMemory(guest.domid);
+          shared = before.table === undefined ? sharedFrames(guest.domid) : [];
+          readMs = performance.now() - started;
+          return stopped;
+        };
         vm.resume = async () => {
           const started = performance.now();
+          await stir(guest.domid);
           const memory = readMemory(guest.domid);
-          this.truth = { ...memory, tick: guest.lastTick(), readMs: performance.now() - started };
+          const touched = before === undefined ? [] : changedSince(before, memory);
+          before = undefined;
+          readMs += performance.now() - started;
+          this.truth = { ...memory, touched, shared, tick: guest.lastTick(), readMs };
           await resume();
         };
         return vm;
@@ -70,7 +114,52 @@ export class WatchedXen {
   }
 }
 
-function readMemory(domid: number): Omit<Truth, 'tick' | 'readMs'> {
+type Memory = Omit<Truth, 'tick' | 'readMs' | 'touched' | 'shared'>;
+
+/** Fires a watch of the guest: xenstored puts an event into the ring that it shares with it. The value stays the same. */
+async function stir(domid: number): Promise<void> {
+  const node = `/local/domain/${domid}/memory/target`;
+  const value = execFileSync('xenstore-read', [node], { encoding: 'latin1' }).trim();
+  execFileSync('xenstore-write', [node, value]);
+  await sleep(STIR_MS);
+}
+
+function sharedFrames(domid: number): readonly number[] {
+  const calls = bindXen(xenVersion());
+  try {
+    return framesSharedForWriting(new XenDomain(calls, domid));
+  } finally {
+    calls.close();
+  }
+}
+
+function changedSince(before: Memory, after: Memory): readonly TouchedFrame[] {
+  const touched: TouchedFrame[] = [];
+  const place = new Map(before.frames.map((frame, i) => [frame, i]));
+  for (const [i, frame] of after.frames.entries()) {
+    const was = place.get(frame);
+    place.delete(frame);
+    if (was === undefined) {
+      touched.push({ frame, bytes: PAGE, from: 0, to: PAGE - 1, words: [] });
+      continue;
+    }
+    const a = before.bytes.subarray(was * PAGE, (was + 1) * PAGE);
+    const b = after.bytes.subarray(i * PAGE, (i + 1) * PAGE);
+    if (a.equals(b)) continue;
+    const at = [...a.keys()].filter((offset) => a[offset] !== b[offset]);
+    const words = [...new Set(at.map((offset) => offset & ~3))].slice(0, MOST_WORDS).map((offset) => {
+      const [was, is] = [a, b].map((page) => page.readUInt32LE(offset).toString(16));
+      return `${offset.toString(16)}: ${was ?? ''} > ${is ?? ''}`;
+    });
+    touched.push({ frame, bytes: at.length, from: at[0]!, to: at.at(-1)!, words });
+  }
+  for (const frame of place.keys()) {
+    touched.push({ frame, bytes: PAGE, from: 0, to: PAGE - 1, words: [] });
+  }
+  return touched;
+}
+
+function readMemory(domid: number): Memory {
   const calls = bindXen(xenVersion());
   try {
     const domain = new XenDomain(calls, domid);
@@ -131,6 +220,7 @@ export async function compareWithTruth(source: CheckpointSource, truth: Truth): 
   const place = new Map(truth.frames.map((frame, i) => [frame, i]));
   const seen = new Set<number>();
   const differingFrames: number[] = [];
+  const isTouched = new Set(truth.touched.map(({ frame }) => frame));
   const zero = Buffer.alloc(PAGE);
   for await (const chunk of source.pages()) {
     for (let i = 0; i < chunk.pageCount; i++) {
@@ -142,6 +232,7 @@ export async function compareWithTruth(source: CheckpointSource, truth: Truth): 
       if (at === undefined) continue;
       seen.add(frame);
       const stored = chunk.bytes === null ? zero : chunk.bytes.subarray(i * PAGE, (i + 1) * PAGE);
+      if (isTouched.has(frame)) continue;
       if (!isSame(stored, truth.bytes.subarray(at * PAGE, (at + 1) * PAGE), frame, truth.table))
         differingFrames.push(frame);
     }
@@ -160,6 +251,9 @@ export async function compareWithTruth(source: CheckpointSource, truth: Truth): 
     pages: truth.frames.length,
     differing: differingFrames.length,
     differingFrames: differingFrames.slice(0, 16),
+    touched: truth.touched,
+    touchedShared: truth.touched.filter(({ frame }) => truth.shared.includes(frame)).length,
+    sharedFrames: truth.shared.length,
     missing,
     surplus,
   };

@@ -8,7 +8,7 @@ import { CairnProcess } from '../../support/cairn-cli.js';
 import { GuestChain, type Taken } from './chain.js';
 import { compare } from './comparison.js';
 import { check, runScenarios, type Context, type Figures, type Scenario } from './harness.js';
-import { xl, XenGuest } from './xen-guest.js';
+import { answersPing, startTraffic, xl, XenGuest, type GuestOptions } from './xen-guest.js';
 
 /** The short form of everything: base, ballooning within an epoch, killed in the stop, comparison, export, restore. */
 const short: Scenario = {
@@ -95,6 +95,37 @@ function chainScenario(name: string, vcpus: number): Scenario {
       }
       guest.destroy();
       return { vcpus, exportBytes, checkpoints: figuresOf(chain.taken) };
+    },
+  };
+}
+
+/** Backends in dom0 write to the guest's memory, in each epoch and in each stop: packets, and requests of a disk. */
+function ioScenario(name: string, disk: GuestOptions['disk'], vcpus: number): Scenario {
+  return {
+    name,
+    run: async (context) => {
+      const guest = await XenGuest.start({ name, vcpus, churnKib: 64, disk });
+      check(guest.ticks().at(-1)?.disk === 'ok', 'the guest has its disk');
+      check(await answersPing(), 'the guest answers over its network');
+      const endTraffic = startTraffic();
+      const chain = await GuestChain.open(guest, context);
+      try {
+        for (let i = 0; i < 5; i++) {
+          await chain.checkpoint();
+          await guest.countOn(1);
+        }
+      } finally {
+        endTraffic();
+      }
+      await chain.closeSession();
+      for (const taken of [chain.taken[0]!, chain.taken[2]!, chain.taken[4]!]) {
+        guest.destroy();
+        await chain.restore(taken);
+        check(guest.ticks().at(-1)?.disk === 'ok', 'its disk works on');
+        check(await answersPing(), 'it answers over its network');
+      }
+      guest.destroy();
+      return { checkpoints: figuresOf(chain.taken) };
     },
   };
 }
@@ -218,6 +249,8 @@ await runScenarios(
     short,
     chainScenario('pvh-1', 1),
     chainScenario('pvh-2', 2),
+    ioScenario('io-persistent', 'persistent-grants', 1),
+    ioScenario('io-mapped', 'grants-for-each-request', 2),
     killed,
     foreign,
     comparison(128),

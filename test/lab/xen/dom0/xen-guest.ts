@@ -1,6 +1,6 @@
 /** Runs in dom0: a guest made with xl, watched through its console log. */
 
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -12,20 +12,28 @@ export interface GuestOptions {
   /** Random data written each second. */
   readonly churnKib?: number;
   readonly network?: boolean;
+  /** A disk behind blkback, with the buffers of its requests granted for good or anew for each request. */
+  readonly disk?: 'persistent-grants' | 'grants-for-each-request';
   /** Lines added to the configuration. */
   readonly extra?: readonly string[];
 }
 
-/** A line of the guest's counter: `TICK n lines n cpus n net up`. */
+/** A line of the guest's counter: `TICK n lines n cpus n net up disk ok`. */
 export interface Tick {
   readonly tick: number;
   readonly lines: number;
   readonly cpus: number;
   readonly net: string;
+  /** `none`, `ok`, or `bad` once it has read something else than it wrote. */
+  readonly disk: string;
 }
 
-const TICK = /^TICK (\d+) lines (\d+) cpus (\d+) net (\S+)/gm;
+const TICK = /^TICK (\d+) lines (\d+) cpus (\d+) net (\S+) disk (\S+)/gm;
 const BOOT_LIMIT_MS = 180_000;
+const DISK_MIB = 32;
+const LOOP_DEVICE = '/dev/loop0';
+/** Of every guest with a network interface, see guest/init. */
+const GUEST_ADDRESS = '10.7.0.2';
 
 export function xl(...args: readonly string[]): string {
   return execFileSync('xl', args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
@@ -40,7 +48,19 @@ export class XenGuest {
     this.name = options.name;
     this.address = `xen:${options.name}`;
     this.configPath = `/tmp/${options.name}.cfg`;
-    const { type = 'pvh', memoryMib = 128, vcpus = 1, churnKib = 0, network = true, extra = [] } = options;
+    const {
+      type = 'pvh',
+      memoryMib = 128,
+      vcpus = 1,
+      churnKib = 0,
+      network = true,
+      disk,
+      extra = [],
+    } = options;
+    const kernelArgs = [
+      `console=hvc0 quiet lab.churn=${churnKib}`,
+      ...(disk === undefined ? [] : [`lab.disk=1 lab.persistent=${disk === 'persistent-grants' ? 1 : 0}`]),
+    ];
     const lines = [
       `name="${options.name}"`,
       `type="${type}"`,
@@ -48,8 +68,11 @@ export class XenGuest {
       'ramdisk="/lab/guest.initrd"',
       `memory=${memoryMib}`,
       `vcpus=${vcpus}`,
-      `extra="console=hvc0 quiet lab.churn=${churnKib}"`,
+      `extra="${kernelArgs.join(' ')}"`,
       ...(network ? ["vif=['script=/lab/vif-lab']"] : []),
+      ...(disk === undefined
+        ? []
+        : [`disk=['format=raw,vdev=xvda,access=rw,script=/lab/block-lab,target=${LOOP_DEVICE}']`]),
       ...extra,
     ];
     writeFileSync(this.configPath, lines.join('\n') + '\n');
@@ -57,6 +80,7 @@ export class XenGuest {
 
   static async start(options: GuestOptions): Promise<XenGuest> {
     const guest = new XenGuest(options);
+    if (options.disk !== undefined) makeLoopDevice();
     xl('create', guest.configPath);
     await guest.waitFor((tick) => tick >= 2, BOOT_LIMIT_MS);
     return guest;
@@ -73,11 +97,12 @@ export class XenGuest {
 
   /** All ticks printed so far, by every incarnation of this name. */
   ticks(): readonly Tick[] {
-    return [...this.console().matchAll(TICK)].map(([, tick, lines, cpus, net = '']) => ({
+    return [...this.console().matchAll(TICK)].map(([, tick, lines, cpus, net = '', disk = '']) => ({
       tick: Number(tick),
       lines: Number(lines),
       cpus: Number(cpus),
       net,
+      disk,
     }));
   }
 
@@ -116,4 +141,29 @@ export class XenGuest {
   destroy(): void {
     xl('destroy', this.name);
   }
+}
+
+/** A disk of zeros, left alone when it is there. */
+function makeLoopDevice(): void {
+  const file = '/tmp/guest-disk.img';
+  if (existsSync(file)) return;
+  execFileSync('truncate', ['-s', `${DISK_MIB}M`, file]);
+  // Busybox': it made the list of modules.
+  execFileSync('/lab/bin/modprobe', ['loop']);
+  execFileSync('/lab/bin/losetup', [LOOP_DEVICE, file]);
+}
+
+/** Keeps packets going to the guest and back. @returns what ends it */
+export function startTraffic(): () => void {
+  const child = spawn('ping', ['-i', '0.05', '-s', '1400', '-q', GUEST_ADDRESS], { stdio: 'ignore' });
+  return () => child.kill('SIGKILL');
+}
+
+/** Whether the guest answers within half a minute. */
+export async function answersPing(): Promise<boolean> {
+  for (let i = 0; i < 15; i++) {
+    if (spawnSync('ping', ['-c', '1', '-W', '2', GUEST_ADDRESS]).status === 0) return true;
+    await sleep(200);
+  }
+  return false;
 }
