@@ -19,6 +19,7 @@ export type { Vm, VmReport } from './hypervisor/vm.js';
 export type { Manifest } from './repository/manifest.js';
 export { Repository } from './repository/repository.js';
 export { verify } from './repository/verify.js';
+export { importCheckpoint, type ImportOptions } from './import/import.js';
 export { exportCheckpoint, restoreCheckpoint } from './restore/restore.js';
 export type { StorageBackend } from './storage/backend.js';
 export { openBackend } from './storage/open.js';

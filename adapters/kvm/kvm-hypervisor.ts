@@ -3,12 +3,15 @@
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { attachKvm } from './attach.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
+import { IMPORT_FORMATS, importMigration } from './import.js';
 import { restoreCheckpoint } from './restore.js';
 
 export const kvmHypervisor: Hypervisor = {
   name: 'kvm',
   schemes: ['qmp'],
   exportFormats: EXPORT_FORMATS,
+  importFormats: IMPORT_FORMATS,
+  importFrom: importMigration,
   attach: attachKvm,
   restore: restoreCheckpoint,
   exportTo: exportCheckpoint,

@@ -3,12 +3,15 @@
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { attachXen } from './attach.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
+import { IMPORT_FORMATS, importSaveFile } from './import.js';
 import { restoreCheckpoint } from './restore.js';
 
 export const xenHypervisor: Hypervisor = {
   name: 'xen',
   schemes: ['xen'],
   exportFormats: EXPORT_FORMATS,
+  importFormats: IMPORT_FORMATS,
+  importFrom: importSaveFile,
   attach: attachXen,
   restore: restoreCheckpoint,
   exportTo: exportCheckpoint,

@@ -8,6 +8,7 @@ import { checkpointCommand } from './commands/checkpoint.js';
 import { diffCommand } from './commands/diff.js';
 import { doctorCommand } from './commands/doctor.js';
 import { exportCommand } from './commands/export.js';
+import { importCommand } from './commands/import.js';
 import { initCommand } from './commands/init.js';
 import { listCommand } from './commands/list.js';
 import { restoreCommand } from './commands/restore.js';
@@ -40,6 +41,7 @@ for (const subcommand of [
   verifyCommand(),
   restoreCommand(),
   exportCommand(),
+  importCommand(),
   doctorCommand(),
   unlockCommand(),
 ]) {

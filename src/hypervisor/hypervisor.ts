@@ -5,7 +5,7 @@ import type { Writable } from 'node:stream';
 import { CheckpointError } from '../errors.js';
 import type { JsonObject } from '../types.js';
 import type { MemoryLayout } from './memory-layout.js';
-import type { DiskSnapshot, Vm } from './vm.js';
+import type { DiskSnapshot, Vm, VmIdentity } from './vm.js';
 
 /** Pages in ascending order. `bytes` is null for a run of zero pages, otherwise pageCount x 4096 bytes valid until the next chunk. */
 export interface PageChunk {
@@ -79,8 +79,35 @@ export interface Hypervisor {
   attach(address: string, options: AttachOptions): Promise<Vm>;
   /** @throws RESTORE_TARGET_BUSY, RESTORE_FAILED, VM_UNSUPPORTED, STREAM_MALFORMED */
   restore(source: CheckpointSource, request: RestoreRequest): Promise<RestoreResult>;
+  /** Formats of `importFrom`; none when it is not there. */
+  readonly importFormats?: readonly string[];
+  /** Reads a machine from a file. @throws STREAM_MALFORMED, VM_UNSUPPORTED for one that Cairn could not restore */
+  importFrom?(request: ImportRequest): Promise<ImportedMachine>;
   /** Writes the checkpoint in a format of the hypervisor's own tools. @returns bytes written */
   exportTo(source: CheckpointSource, format: string, sink: Writable, signal?: AbortSignal): Promise<number>;
+}
+
+/** A machine as a file of the hypervisor's own tools holds it, without its memory. */
+export interface ImportedMachine {
+  readonly identity: Omit<VmIdentity, 'instance'>;
+  /** As `Vm.machine`. */
+  readonly machine: JsonObject;
+  /** As `Vm.takeDeviceState`. */
+  readonly deviceState: Uint8Array;
+}
+
+/** Where an import puts pages; the last one of a page counts. A page that was never put is absent. */
+export interface MemorySink {
+  put(page: number, bytes: Uint8Array): void;
+  putZero(page: number): void;
+}
+
+export interface ImportRequest {
+  readonly format: string;
+  /** The file from its start; may be called more than once. */
+  readonly open: () => AsyncIterable<Uint8Array>;
+  /** Called once, when the layout of the memory is known. */
+  readonly place: (layout: MemoryLayout) => MemorySink;
 }
 
 export interface AttachOptions {
@@ -106,6 +133,16 @@ export class HypervisorRegistry {
     const known = this.#all.flatMap((hypervisor) => hypervisor.schemes).map((known) => `${known}:`);
     throw new CheckpointError('VM_ADDRESS', `"${address}" is not the address of a VM`, {
       hint: `an address starts with ${known.join(' or ')}, for example qmp:/run/web1.qmp`,
+    });
+  }
+
+  /** @throws USAGE for a format that nobody reads */
+  importing(format: string): Hypervisor {
+    const found = this.#all.find(({ importFormats = [] }) => importFormats.includes(format));
+    if (found?.importFrom !== undefined) return found;
+    const known = this.#all.flatMap(({ importFormats = [] }) => importFormats);
+    throw new CheckpointError('USAGE', `no import format "${format}"`, {
+      hint: `known: ${known.join(', ')}`,
     });
   }
 

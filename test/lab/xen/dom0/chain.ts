@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { CheckpointSession } from '../../../../src/checkpoint/session.js';
 import type { CheckpointSummary } from '../../../../src/checkpoint/summary.js';
+import { importCheckpoint } from '../../../../src/import/import.js';
 import { hypervisors } from '../../../../src/index.js';
 import { Repository } from '../../../../src/repository/repository.js';
 import { exportCheckpoint, restoreCheckpoint } from '../../../../src/restore/restore.js';
@@ -103,12 +104,28 @@ export class GuestChain {
     this.#session = undefined;
   }
 
+  /** A file of `xl save -c`, in a repository of its own. @returns how to restore it once the guest is gone */
+  async import(path: string, tick: number): Promise<() => Promise<void>> {
+    const repository = await Repository.init(openBackend(join(this.#context.dir, 'imported')));
+    const { checkpointId: id } = await importCheckpoint({
+      repository,
+      hypervisors: hypervisors(),
+      format: 'xl',
+      path,
+      workers: 1,
+    });
+    return () => this.restore({ id, tick }, repository);
+  }
+
   /** Restores it, and lets it count on from where it was. */
-  async restore({ id, tick }: Taken): Promise<void> {
+  async restore(
+    { id, tick }: Pick<Taken, 'id' | 'tick'>,
+    repository: Repository = this.repository,
+  ): Promise<void> {
     const before = this.guest.ticks().length;
-    const manifest = await this.repository.find(id);
+    const manifest = await repository.find(id);
     const result = await restoreCheckpoint(
-      { repository: this.repository, hypervisors: hypervisors(), manifest },
+      { repository, hypervisors: hypervisors(), manifest },
       { setArgs: [], dropArgs: [], paused: false, keepDisks: true },
     );
     check(result.running, 'the restored guest is said to run');

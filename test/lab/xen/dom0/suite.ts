@@ -179,7 +179,9 @@ const foreign: Scenario = {
     const chain = await GuestChain.open(guest, context);
     await chain.checkpoint();
     await guest.countOn(1);
+    const ticked = guest.lastTick();
     xl('save', '-c', 'foreign', '/tmp/foreign.xl');
+    const restoreImported = await chain.import('/tmp/foreign.xl', ticked);
     rmSync('/tmp/foreign.xl');
     await guest.countOn(1);
     const after = await chain.checkpoint();
@@ -191,6 +193,8 @@ const foreign: Scenario = {
     guest.destroy();
     // Under a new name and uuid, beside nothing; and the old name is free for a second one.
     await chain.restoreAs(next, 'foreign2');
+    await restoreImported();
+    guest.destroy();
     return { checkpoints: figuresOf(chain.taken) };
   },
 };

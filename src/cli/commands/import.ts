@@ -1,0 +1,38 @@
+import type { Command } from 'commander';
+
+import { importCheckpoint } from '../../import/import.js';
+import { hypervisors } from '../../index.js';
+import { checkpointText } from '../checkpoint-text.js';
+import { command, run, type SharedOptions } from '../command.js';
+
+interface Options extends SharedOptions {
+  readonly name?: string;
+  readonly format: string;
+  readonly temp?: string;
+}
+
+export function importCommand(): Command {
+  return command('import', "make a checkpoint out of a file of the hypervisor's own tools", [
+    'cairn import dom1.save --format xl   # written by: xl save -c dom1 dom1.save',
+    'cairn import web1.mig --format qemu --name web1   # written by: migrate "exec:cat >web1.mig"',
+  ])
+    .argument('<file>', 'file to read')
+    .requiredOption('--format <format>', 'xl: a file of xl save, of a PVH guest; qemu: a migration stream')
+    .option('--name <name>', 'chain that it belongs to (default: the name in the file; qemu has none)')
+    .option('--temp <folder>', 'where memory is unpacked meanwhile (default: $TMPDIR)')
+    .action((path: string, options: Options) =>
+      run(options, async ({ reporter, signal, openRepository }) => {
+        const summary = await importCheckpoint({
+          repository: await openRepository(),
+          hypervisors: hypervisors(),
+          format: options.format,
+          path,
+          name: options.name,
+          tempDir: options.temp,
+          signal,
+        });
+        reporter.summary({ ...summary }, checkpointText(summary));
+        return undefined;
+      }),
+    );
+}

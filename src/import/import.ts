@@ -1,0 +1,99 @@
+/**
+ * A checkpoint out of a file of the hypervisor's own tools (`xl save`, a migration of QEMU): unpacked into a sparse file, and then taken
+ * like a checkpoint of a VM that stands still.
+ */
+
+import { createReadStream } from 'node:fs';
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { tmpdir } from 'node:os';
+
+import { CheckpointSession } from '../checkpoint/session.js';
+import type { CheckpointSummary } from '../checkpoint/summary.js';
+import { CheckpointError, systemErrorCode } from '../errors.js';
+import { HypervisorRegistry, type Hypervisor } from '../hypervisor/hypervisor.js';
+import type { Repository } from '../repository/repository.js';
+import { ImageVm } from './image-vm.js';
+import { MemoryFile } from './memory-file.js';
+
+export interface ImportOptions {
+  readonly repository: Repository;
+  readonly hypervisors: HypervisorRegistry;
+  /** One of the hypervisors' `importFormats`. */
+  readonly format: string;
+  readonly path: string;
+  /** Of the chain; default: what the file calls the VM. */
+  readonly name?: string | undefined;
+  /** Where memory is unpacked, as large as the guest uses; default: the system's folder for temporary files. */
+  readonly tempDir?: string | undefined;
+  readonly compressionLevel?: number | undefined;
+  readonly workers?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * The first checkpoint of a chain, or one more of it: then it is compared with the last one.
+ * @throws USAGE for an unknown format or a file that is not there, STREAM_MALFORMED, VM_UNSUPPORTED for a machine that could not
+ *   be restored, CHAIN_WRONG_VM, and what a checkpoint throws
+ */
+export async function importCheckpoint(options: ImportOptions): Promise<CheckpointSummary> {
+  const { format, path, signal } = options;
+  const hypervisor = options.hypervisors.importing(format);
+  // The unpacked memory of a guest is nobody else's business: mkdtemp makes it 0700.
+  const work = await mkdtemp(join(options.tempDir ?? tmpdir(), 'cairn-import-'));
+  let memory: MemoryFile | undefined;
+  try {
+    const image = await hypervisor.importFrom!({
+      format,
+      open: () => chunksOf(path, signal),
+      place: (layout) => (memory = new MemoryFile(layout, join(work, 'memory'))),
+    });
+    if (memory === undefined) throw new CheckpointError('STREAM_MALFORMED', `${path} has no memory in it`);
+    const vm = new ImageVm(`import:${resolve(path)}`, image, memory);
+    const runtimeDir = join(work, 'runtime');
+    await mkdir(runtimeDir, { mode: 0o700 });
+    const session = await CheckpointSession.open({
+      repository: options.repository,
+      hypervisors: new HypervisorRegistry([serving(hypervisor, vm)]),
+      vm: vm.address,
+      name: options.name,
+      compressionLevel: options.compressionLevel,
+      workers: options.workers,
+      memoryOnly: true,
+      runtimeDir,
+      signal,
+    });
+    try {
+      return await session.checkpoint();
+    } finally {
+      await session.close();
+    }
+  } finally {
+    memory?.close();
+    await rm(work, { recursive: true, force: true });
+  }
+}
+
+/** The hypervisor of the file, with the machine in it as its only VM. */
+function serving(hypervisor: Hypervisor, vm: ImageVm): Hypervisor {
+  return {
+    name: hypervisor.name,
+    schemes: ['import'],
+    exportFormats: [],
+    attach: () => Promise.resolve(vm),
+    restore: (source, request) => hypervisor.restore(source, request),
+    exportTo: (source, format, sink, signal) => hypervisor.exportTo(source, format, sink, signal),
+  };
+}
+
+async function* chunksOf(path: string, signal: AbortSignal | undefined): AsyncGenerator<Uint8Array> {
+  try {
+    for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) {
+      signal?.throwIfAborted();
+      yield chunk as Buffer;
+    }
+  } catch (cause) {
+    if (!['ENOENT', 'EACCES', 'EISDIR'].includes(systemErrorCode(cause) ?? '')) throw cause;
+    throw new CheckpointError('USAGE', `${path} cannot be read: ${systemErrorCode(cause) ?? ''}`, { cause });
+  }
+}
