@@ -23,6 +23,7 @@ import { libvirtSaveRows } from './areas/libvirt-save.js';
 import { memoryRows } from './areas/memory.js';
 import { pausePeerRows } from './areas/pause-peers.js';
 import { pauseSizeRows } from './areas/pause-sizes.js';
+import { pauseStreamRows } from './areas/pause-stream.js';
 import { pauseRows } from './areas/pause.js';
 import { scanRows } from './areas/scan.js';
 import { slowDownRows } from './areas/slow-down.js';
@@ -52,6 +53,7 @@ const SECTIONS: readonly Section[] = [
   { name: 'pause', areas: ['pause'], run: pauseRows, quick: 25, full: 300 },
   { name: 'pause-peers', areas: ['pause'], run: pausePeerRows, quick: 40, full: 180 },
   { name: 'pause-sizes', areas: ['pause'], run: pauseSizeRows, quick: 25, full: 210 },
+  { name: 'pause-stream', areas: ['pause'], run: pauseStreamRows, quick: 60, full: 300 },
   { name: 'checkpoint-time', areas: ['checkpoint-time'], run: checkpointTimeRows, quick: 25, full: 180 },
   {
     name: 'libvirt-save',
