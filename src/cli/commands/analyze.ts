@@ -5,7 +5,6 @@ import type { Command } from 'commander';
 
 import { analyze, type Analysis } from '../../analyze/analysis.js';
 import { openLiveSubject } from '../../analyze/live-subject.js';
-import { reportOf } from '../../analyze/report.js';
 import { openRepositorySubject } from '../../analyze/repository-subject.js';
 import type { Subject } from '../../analyze/subject.js';
 import { openTraceSubject } from '../../analyze/trace-subject.js';
@@ -62,7 +61,11 @@ export function analyzeCommand(): Command {
         } finally {
           await opened.close();
         }
-        if (options.out !== undefined) await writeNew(options.out, reportOf(analysis));
+        if (options.out !== undefined) {
+          // The plotting library takes longer to load than all the rest of Cairn: only where it is used.
+          const { reportOf } = await import('../../analyze/report.js');
+          await writeNew(options.out, reportOf(analysis));
+        }
         reporter.summary(
           { ...analysis, ...(options.out === undefined ? {} : { report: options.out }) },
           textOf(analysis, options.out),
