@@ -51,8 +51,11 @@ cp tree/boot/vmlinuz-* "$out/vmlinuz"
 
 rm -rf tree/lib/modules tree/boot tree/usr/share/{doc,man,info,locale,lintian,bash-completion} tree/usr/lib/gcc/x86_64-linux-gnu/12/lto1
 mkdir -p tree/{proc,sys,dev,tmp,data,run,var/log/nginx,var/lib/nginx}
-install -m 755 "$here/guest/main" "$here/guest/workload" tree/
+install -m 755 "$here/guest/main" "$here/guest/workload" "$here/guest/operations" tree/
 install -m 644 "$here/guest/heap.py" "$here/guest/nginx.conf" tree/
+# No package's scripts have run, so there are no users; nginx asks for root by name.
+echo 'root:x:0:0:root:/tmp:/bin/sh' >tree/etc/passwd
+echo 'root:x:0:' >tree/etc/group
 gcc -O2 -static -o tree/writer "$here/guest/writer.c"
 rm -f "$out/root.img"
 mke2fs -q -t ext4 -d tree -O ^has_journal -E root_owner=0:0 "$out/root.img" 1G

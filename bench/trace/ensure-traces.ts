@@ -2,7 +2,6 @@
 
 import { existsSync, mkdirSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 
 import { recordTrace } from './record.js';
 import { startWorkloadGuest, workloadCache, WORKLOADS, type Workload } from './workload-guest.js';
@@ -48,7 +47,6 @@ export async function ensureTraces({ names, again, progress }: EnsureOptions): P
     progress(`traces: booting the guest for ${workload.name}`);
     const guest = await startWorkloadGuest(workload);
     try {
-      await sleep(workload.warmUpMs);
       for (const { path, epochMs } of missing) {
         progress(`traces: recording ${workload.name} in epochs of ${epochMs / 1000} s`);
         await recordTrace({
