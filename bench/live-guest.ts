@@ -59,16 +59,17 @@ export class LiveGuest {
   }
 
   /**
-   * The floor of a pause: stop, device state, cont with nothing else, plus one copy of that many pages in memory.
+   * The floor of a pause, timed as a checkpoint's: stop, device state, cont with nothing else, plus one copy of that many pages in memory.
    * @returns milliseconds
    */
   async floorMs(pageCount: number, from: Buffer, to: Buffer): Promise<number> {
     const { vm } = this.session;
-    const started = performance.now();
-    await vm.pause();
+    let started = 0;
+    let ended = 0;
+    await vm.pause(() => (started = performance.now()));
     await vm.saveDeviceState();
-    await vm.resume();
-    const stopped = performance.now() - started;
+    await vm.resume(() => (ended = performance.now()));
+    const stopped = ended - started;
     await vm.takeDeviceState();
     const copyFrom = performance.now();
     from.copy(to, 0, 0, pageCount * PAGE_SIZE_BYTES);

@@ -68,6 +68,8 @@ export class KvmVm implements Vm {
   readonly #runState: RunStateControl;
   #memory: KnownMemory | undefined;
   #deviceState: Promise<DeviceState> | undefined;
+  /** The same once it is there. */
+  #openDevices: DeviceState | undefined;
   /** This process holds the VM paused. */
   #isHeld = false;
   #savesUnderWay = 0;
@@ -159,18 +161,18 @@ export class KvmVm implements Vm {
     return this.#runState.read();
   }
 
-  async pause(): Promise<boolean> {
+  async pause(stopping?: () => void): Promise<boolean> {
     if (this.#stream !== undefined) return this.#stream.capture.pause();
     await this.#devices();
-    this.#isHeld = await this.#runState.pause();
+    this.#isHeld = await this.#runState.pause({ stopping });
     return this.#isHeld;
   }
 
-  async resume(): Promise<void> {
+  async resume(running?: () => void): Promise<void> {
     if (this.#stream !== undefined) return this.#stream.capture.resume();
     this.#isHeld = false;
     try {
-      await this.#runState.resume();
+      await this.#runState.resume(running);
     } catch (error) {
       this.#disturbances++;
       throw error;
@@ -179,7 +181,8 @@ export class KvmVm implements Vm {
 
   async saveDeviceState(): Promise<void> {
     if (this.#stream !== undefined) return this.#stream.capture.complete();
-    const devices = await this.#devices();
+    // Without a wait when it is open, so that QEMU is at work already while the caller goes on with the harvest.
+    const devices = this.#openDevices ?? (await this.#devices());
     this.#savesUnderWay++;
     try {
       await devices.save();
@@ -212,6 +215,7 @@ export class KvmVm implements Vm {
   async close(): Promise<void> {
     const devices = await this.#deviceState?.catch(() => undefined);
     this.#deviceState = undefined;
+    this.#openDevices = undefined;
     await devices?.close();
     await this.#runState.close();
     await this.#deps.monitor.close();
@@ -267,7 +271,7 @@ export class KvmVm implements Vm {
   }
 
   #devices(): Promise<DeviceState> {
-    this.#deviceState ??= DeviceState.open(this.#deps.monitor);
+    this.#deviceState ??= DeviceState.open(this.#deps.monitor).then((open) => (this.#openDevices = open));
     return this.#deviceState;
   }
 

@@ -73,7 +73,13 @@ export class RunStateControl {
    * `stop`, unless the VM is paused already; see `Vm.pause`.
    * @throws VM_STATE, also when a migration is under way that is not Cairn's own; VM_GONE, QMP_TIMEOUT
    */
-  async pause({ duringOwnMigration = false } = {}): Promise<boolean> {
+  async pause({
+    duringOwnMigration = false,
+    stopping,
+  }: {
+    readonly duringOwnMigration?: boolean;
+    readonly stopping?: (() => void) | undefined;
+  } = {}): Promise<boolean> {
     const { monitor } = this.#options;
     const guard = await this.#readyGuard();
     const [status, migration] = await Promise.all([
@@ -104,6 +110,7 @@ export class RunStateControl {
     await guard.pausing();
     setPauseMarker(this.#markerPath, this.#marker);
     this.#stopSent = true;
+    stopping?.();
     try {
       await monitor.execute('stop');
     } finally {
@@ -114,8 +121,8 @@ export class RunStateControl {
   }
 
   /** See `Vm.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
-  async resume(): Promise<void> {
-    if (this.#resumedByOthers || this.#stopSent) await this.resumeFromMigration();
+  async resume(running?: () => void): Promise<void> {
+    if (this.#resumedByOthers || this.#stopSent) await this.resumeFromMigration(running);
   }
 
   /** Makes a VM run again after a migration to Cairn was cancelled: QEMU may have done so itself. @throws VM_NOT_RESUMED, VM_GONE */
@@ -131,7 +138,7 @@ export class RunStateControl {
    * As `resume`, also of a VM that was stopped by a migration to Cairn instead of `pause`.
    * @throws VM_NOT_RESUMED, VM_STATE, VM_GONE
    */
-  async resumeFromMigration(): Promise<void> {
+  async resumeFromMigration(running?: () => void): Promise<void> {
     if (this.#resumedByOthers) {
       this.#resumedByOthers = false;
       throw resumedByOthers();
@@ -139,7 +146,7 @@ export class RunStateControl {
     this.#isStopped = false;
     let before: Json;
     try {
-      before = await this.#cont();
+      before = await this.#cont(running);
     } catch (error) {
       this.#isStopped = true;
       throw error;
@@ -149,14 +156,17 @@ export class RunStateControl {
   }
 
   /** @returns the reply to query-status just before `cont` */
-  async #cont(): Promise<Json> {
+  async #cont(running?: () => void): Promise<Json> {
     const { monitor } = this.#options;
     let replies: readonly Json[];
     try {
       // All at once: QEMU answers in order, so the last tells what `cont` has done.
       replies = await Promise.all([
         monitor.execute('query-status'),
-        monitor.execute('cont'),
+        monitor.execute('cont').then((reply) => {
+          running?.();
+          return reply;
+        }),
         monitor.execute('query-status'),
       ]);
     } catch (error) {

@@ -114,16 +114,16 @@ export class LibvirtVm implements Vm {
     return this.#parts.qemu.runState();
   }
 
-  async pause(): Promise<boolean> {
+  async pause(stopping?: () => void): Promise<boolean> {
     const { domain, waitJobMs, signal } = this.#parts;
     await domain.awaitNoJob(waitJobMs, signal);
     // Devices come and go with hotplug. Read before the pause; libvirt takes some milliseconds for it.
     this.#xml = await domain.xml();
-    return this.#parts.qemu.pause();
+    return this.#parts.qemu.pause(stopping);
   }
 
-  resume(): Promise<void> {
-    return this.#parts.qemu.resume();
+  resume(running?: () => void): Promise<void> {
+    return this.#parts.qemu.resume(running);
   }
 
   saveDeviceState(): Promise<void> {

@@ -85,7 +85,7 @@ export class SuspendControl {
   }
 
   /** Asks the guest to suspend and waits until it has; see `Vm.pause`. @throws VM_STATE, VM_GONE */
-  async pause(): Promise<boolean> {
+  async pause(stopping?: () => void): Promise<boolean> {
     const { domain, foreignSave } = this.#options;
     const guard = await this.#readyGuard();
     const found = this.read();
@@ -120,6 +120,7 @@ export class SuspendControl {
     };
     await guard.pausing();
     setPauseMarker(this.#markerPath, this.#marker);
+    stopping?.();
     requestSuspend(domain.calls, domain.domid);
     this.#isAsked = true;
     if (!(await this.#suspended())) {

@@ -161,14 +161,15 @@ export class XenVm implements Vm {
     return Promise.resolve(this.#runState.read());
   }
 
-  async pause(): Promise<boolean> {
-    const stopped = await this.#runState.pause();
+  async pause(stopping?: () => void): Promise<boolean> {
+    const stopped = await this.#runState.pause(stopping);
     this.#guest.stopped();
     return stopped;
   }
 
-  async resume(): Promise<void> {
+  async resume(running?: () => void): Promise<void> {
     await this.#runState.resume();
+    running?.();
     this.#guest.running();
   }
 

@@ -79,6 +79,11 @@ export interface Captured {
   readonly runState: 'running' | 'paused';
 }
 
+export interface Checked {
+  /** `checkUnchanged`, under way: the checkpoint must not be committed before it is settled, nor when it fails. */
+  readonly unchanged: Promise<void>;
+}
+
 export class CheckpointCycle {
   readonly #deps: CycleDeps;
   readonly #layout: MemoryLayout;
@@ -109,7 +114,7 @@ export class CheckpointCycle {
     return this.#snapshots;
   }
 
-  async run(diskPlan: DiskPlan): Promise<Captured> {
+  async run(diskPlan: DiskPlan): Promise<Captured & Checked> {
     const { vm } = this.#deps;
     faultPoint('beforeHarvest');
     if (this.#scope.kind !== 'dirty') this.#pending.addAll(this.#layout);
@@ -117,15 +122,14 @@ export class CheckpointCycle {
     faultPoint('afterHarvest');
     if ((await vm.runState()) === 'running') await this.#liveRounds();
     const captured = await this.#pause(diskPlan);
+    // Asked while pages are encoded and written; waited for before the manifest. Until then its failure must not count as unhandled.
     const unchanged = this.#deps.checkUnchanged();
-    // Waited for below; until then its failure must not count as unhandled.
     unchanged.catch(() => undefined);
     if (this.#deps.tracker.picture === undefined)
       await this.#deps.pages.writeCaptured(this.#reporter('encode', captured.pausePages));
     else await this.#writePicture();
-    await unchanged;
     this.#deps.markZero(expandRuns(this.#absent.toRuns()));
-    return { ...captured, dirtyPages: this.#pending.touchedCount };
+    return { ...captured, dirtyPages: this.#pending.touchedCount, unchanged };
   }
 
   /** Pre-copy: copies while the VM runs what would make the pause too long. */
@@ -179,8 +183,12 @@ export class CheckpointCycle {
         watch = new Stopwatch(await this.#approach(picture));
         this.#reportPause();
       }
-      wasRunning = await watch.time('stop', () => vm.pause());
+      const from = watch.elapsedMs();
+      wasRunning = await vm.pause(() => watch.start());
+      watch.since('stop', picture === undefined ? 0 : from);
       faultPoint('afterPause');
+      const isHarvested = tracker.clearsOnlyAtRest === true;
+      if (isHarvested) this.#harvest(watch);
       const saveDeviceState = (): Promise<void> => watch.time('deviceState', () => vm.saveDeviceState());
       // It finishes a picture, so disks and hook come before it then.
       const saving = picture === undefined ? saveDeviceState() : undefined;
@@ -188,7 +196,8 @@ export class CheckpointCycle {
       saving?.catch(() => undefined);
       try {
         // Comparing all pages twice would double the pause; everybody else gains from copying beside the device state.
-        if (tracker.kind !== 'compare' && picture === undefined) pausePages += await this.#copyPending(watch);
+        if (tracker.kind !== 'compare' && picture === undefined)
+          pausePages += await this.#copyPending(watch, isHarvested);
         faultPoint('duringCopy');
       } finally {
         await saving;
@@ -203,8 +212,12 @@ export class CheckpointCycle {
       else await saveDeviceState();
       faultPoint('beforeResume');
       resumed = true;
-      if (wasRunning) await watch.time('resume', () => resumeOnceMore(vm));
-      else await stillPaused(vm);
+      if (wasRunning) {
+        const resuming = watch.elapsedMs();
+        await resumeOnceMore(vm, () => watch.stop());
+        watch.stop();
+        watch.since('resume', resuming);
+      } else await stillPaused(vm);
     } catch (error) {
       // `resume` leaves a VM alone that `pause` did not stop.
       if (!resumed) await resumeAfterFailure(vm, error);
@@ -291,10 +304,14 @@ export class CheckpointCycle {
     await pool.reset();
   }
 
-  /** Harvests and copies inside the pause. @returns pages copied */
-  async #copyPending(watch: Stopwatch): Promise<number> {
-    const { tracker, pool, pages } = this.#deps;
-    watch.timeSync('harvest', () => this.#pending.add(tracker.collect()));
+  #harvest(watch: Stopwatch): void {
+    watch.timeSync('harvest', () => this.#pending.add(this.#deps.tracker.collect()));
+  }
+
+  /** Harvests, unless that was just done, and copies inside the pause. @returns pages copied */
+  async #copyPending(watch: Stopwatch, isHarvested = false): Promise<number> {
+    const { pool, pages } = this.#deps;
+    if (!isHarvested) this.#harvest(watch);
     const taken = this.#take();
     if (taken.presentCount === 0) return 0;
     if (taken.presentCount > STAGING_PAGES) {
@@ -333,12 +350,12 @@ async function stillPaused(vm: Vm): Promise<void> {
 }
 
 /** A VM left paused is worse than a late one: what fails for want of an answer is asked for a second time. */
-async function resumeOnceMore(vm: Vm): Promise<void> {
+async function resumeOnceMore(vm: Vm, running?: () => void): Promise<void> {
   try {
-    await vm.resume();
+    await vm.resume(running);
   } catch (error) {
     if (isCheckpointError(error, 'VM_GONE') || isCheckpointError(error, 'VM_STATE')) throw error;
-    await vm.resume();
+    await vm.resume(running);
   }
 }
 

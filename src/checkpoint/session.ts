@@ -94,6 +94,7 @@ export class CheckpointSession {
   /** The tracker lost the VM or must no longer be trusted: choose one anew before the next checkpoint. */
   #sourceIsStale = false;
   #state: ChainState | undefined;
+  #early: EarlyMap | undefined;
 
   private constructor(options: SessionOptions, parts: SessionParts) {
     this.#options = options;
@@ -103,6 +104,7 @@ export class CheckpointSession {
     this.#lock = parts.lock;
     this.#ledger = parts.ledger;
     this.#source = parts.source;
+    this.#early = parts.early;
     this.#policy = new StopPolicy({
       maxPauseMs: options.maxPauseMs ?? DEFAULT_MAX_PAUSE_MS,
       maxRounds: MAX_ROUNDS,
@@ -127,9 +129,13 @@ export class CheckpointSession {
       const vmName = options.name ?? chainNameOf(vm);
       const chain = await options.repository.openChainWriter(vmName, vm.identity, { signal: options.signal });
       cleanUp.push(() => chain.close());
+      // Read while the workers start. Whoever needs it waits for it; until then its failure must not count as unhandled.
+      const latest = chain.latest;
+      const early = latest === null ? undefined : { parentId: latest.id, map: chain.loadMap(latest) };
+      early?.map.catch(() => undefined);
       const source = await openSource(vm, options);
       const ledger = new Ledger(runtimeDir, vm.identity);
-      return new CheckpointSession(options, { vm, vmName, chain, lock, ledger, source });
+      return new CheckpointSession(options, { vm, vmName, chain, lock, ledger, source, early });
     } catch (error) {
       await runAll(cleanUp.reverse());
       throw error;
@@ -232,6 +238,7 @@ export class CheckpointSession {
         machine: this.vm.machine,
         disks: captured.disks,
         runState: captured.runState,
+        allowed: captured.unchanged,
         stats: { ...figures, totalMs: performance.now() - started } as unknown as JsonObject,
       });
     } catch (error) {
@@ -326,10 +333,15 @@ export class CheckpointSession {
     const { layout, pool } = this.#source;
     if (this.#state?.parentId === parentId && sameLayout(this.#state.layout, layout)) return this.#state;
     await pool.forget();
+    const early = this.#early;
+    this.#early = undefined;
     const map =
       scope.kind === 'base' || parent === null
         ? new PageMap(layout.pageSpan)
-        : (await this.#chain.loadMap(parent)).remap(parent.layout, layout);
+        : (await (early?.parentId === parentId ? early.map : this.#chain.loadMap(parent))).remap(
+            parent.layout,
+            layout,
+          );
     this.#state = { parentId, layout, map, reader: this.#chain.reader(), carried: false };
     return this.#state;
   }
@@ -383,6 +395,12 @@ interface ChainState {
   carried: boolean;
 }
 
+/** The map of the newest checkpoint, being read since the session was opened. */
+interface EarlyMap {
+  readonly parentId: string;
+  readonly map: Promise<PageMap>;
+}
+
 interface SessionParts {
   readonly vm: Vm;
   readonly vmName: string;
@@ -390,6 +408,7 @@ interface SessionParts {
   readonly lock: VmLock;
   readonly ledger: Ledger;
   readonly source: PageSource;
+  readonly early: EarlyMap | undefined;
 }
 
 /** What pages come from: the regions as they are now, who tells which changed, who reads them. */

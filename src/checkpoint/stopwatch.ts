@@ -1,9 +1,10 @@
-/** Wall time of the named phases of one pause, in milliseconds. Phases may overlap: their sum can exceed the whole. */
+/** Wall time of one pause and its named phases, in milliseconds. Phases may overlap: their sum can exceed the whole. */
 
 import { performance } from 'node:perf_hooks';
 
 export class Stopwatch {
-  readonly #started: number;
+  #started: number;
+  #stopped: number | undefined;
   readonly #totals = new Map<string, number>();
 
   /** @param started on the clock of `performance.now()` */
@@ -11,8 +12,24 @@ export class Stopwatch {
     this.#started = started;
   }
 
+  /** Up to `stop`, or up to now. */
   elapsedMs(): number {
-    return performance.now() - this.#started;
+    return (this.#stopped ?? performance.now()) - this.#started;
+  }
+
+  /** The whole begins here, not when this object was made. */
+  start(): void {
+    this.#started = performance.now();
+  }
+
+  /** The whole ends here. Later calls change nothing. */
+  stop(): void {
+    this.#stopped ??= performance.now();
+  }
+
+  /** All that has passed of the whole since it stood at `fromMs` was one phase. */
+  since(phase: string, fromMs: number): void {
+    this.#add(phase, this.elapsedMs() - fromMs);
   }
 
   async time<T>(phase: string, work: () => Promise<T>): Promise<T> {

@@ -67,6 +67,11 @@ export interface DirtyTracker {
   readonly kind: string;
   readonly picture?: MemoryPicture;
   /**
+   * `collect` clears only while nothing at all writes to guest memory, the saving of the device state included: the
+   * engine harvests before that, instead of beside it, or the last harvest of the pause would report everything once more.
+   */
+  readonly clearsOnlyAtRest?: boolean;
+  /**
    * Names this arming of this tracker on this VM, and survives the process: a later process that finds the same token
    * looks at the same uninterrupted record. Another token means that writes may have gone unseen in between.
    * Valid after `start`.

@@ -81,19 +81,21 @@ export interface Vm {
   runState(): Promise<RunState>;
   /**
    * Stops the vCPUs and waits for device I/O in flight.
+   * @param stopping called right before the VM is asked to stop; up to then it has run all the time
    * @returns true when the VM was running and this call stopped it, false when it was paused already
    * @throws VM_STATE when it is neither, with nothing changed; VM_GONE; QMP_TIMEOUT, after which it may stand still
    */
-  pause(): Promise<boolean>;
+  pause(stopping?: () => void): Promise<boolean>;
   /**
    * Undoes `pause`: does nothing to a VM that this object did not stop.
+   * @param running called as soon as the hypervisor says that the VM runs again, which is proven after that
    * @throws VM_NOT_RESUMED when the VM does not run afterwards; VM_STATE when somebody else has resumed it before, so that
    * what was read in the pause is not of one moment: it runs, or stands still for their reasons; VM_GONE
    */
-  resume(): Promise<void>;
+  resume(running?: () => void): Promise<void>;
   /**
    * Has the hypervisor write the device state of the paused VM aside, so that `takeDeviceState` can pick it up once the
-   * VM runs again. May write to guest memory: harvest after it, not before.
+   * VM runs again. May write to guest memory: harvest after it, not before. Under way when this returns.
    */
   saveDeviceState(): Promise<void>;
   /** The bytes of the last `saveDeviceState`; caller owns them, the aside copy is gone. */

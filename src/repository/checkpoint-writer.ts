@@ -81,6 +81,8 @@ export interface CommitFields {
   readonly stats: JsonObject;
   /** In which the VM was found and left. */
   readonly runState?: string;
+  /** Waited for before the manifest is written; when it fails, the commit does. */
+  readonly allowed?: Promise<void>;
 }
 
 export class CheckpointWriter {
@@ -176,6 +178,7 @@ export class CheckpointWriter {
     onPoint?.('pack-durable');
     const segments = await this.#writeIndex();
     onPoint?.('index-durable');
+    await fields.allowed;
     const { id, seq, vmName, keys } = this.#deps;
     const manifest: Manifest = {
       id,

@@ -76,6 +76,7 @@ interface Armed {
 
 export class SoftDirtyTracker implements DirtyTracker {
   readonly kind = SOFT_DIRTY_KIND;
+  readonly clearsOnlyAtRest = true;
   readonly #options: SoftDirtyOptions;
   readonly #path: string;
   readonly #owed: DirtyBitmap;
