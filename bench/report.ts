@@ -47,8 +47,9 @@ function isHeadline({ area, name, workload, peer, goal }: BenchRow): boolean {
     case 'pause':
       return workload.endsWith('between checkpoints') || name === 'pause, p50';
     case 'checkpoint-time':
-      return peer.endsWith('durable') || workload.includes('libvirt');
+      return peer.endsWith('durable') || workload.includes('libvirt') || workload.includes('median of');
     case 'slow-down':
+      return workload.startsWith('median of');
     case 'growth':
       return true;
     default:

@@ -26,8 +26,10 @@ interface Workload {
   readonly before: (guest: LiveGuest) => Promise<void>;
 }
 
-/** What changes in a VM at work, and the worst case: as many pages as the pause is promised for, all of them new random data. */
+/** What changes in a VM that has nothing to do, in one at work, and the worst case: as many pages as the pause is promised for, all of them new random data. */
 const WORKLOADS: readonly Workload[] = [
+  { name: 'idle for 1 s', before: () => sleep(1000) },
+  { name: 'small files rewritten for 1 s', start: 'lab operations', before: () => sleep(1000) },
   {
     name: 'scattered small writes and runs of 64 KiB for 1 s',
     start: 'lab memory 32',
@@ -56,8 +58,9 @@ async function* rowsForSize(
   try {
     const base = await guest.session.checkpoint();
     const saves = [await fullSave(guest)];
+    const ratios: number[] = [];
     for (const [w, workload] of WORKLOADS.entries()) {
-      const end = share * (1 - 0.3 * (WORKLOADS.length - 1 - w));
+      const end = share * (0.4 + (0.6 * (w + 1)) / WORKLOADS.length);
       const totals: number[] = [];
       const stored: number[] = [];
       if (workload.start !== undefined) await guest.machine.guest(workload.start);
@@ -73,12 +76,10 @@ async function* rowsForSize(
       if (workload.start !== undefined) await guest.machine.guest('lab stop');
       const held = { area, workload: `${size}, ${workload.name}` } as const;
       const total = { ...held, name: 'increment, total, durable', unit: 'ms', value: median(totals) };
+      const durableMs = median(saves.map((save) => save.durableMs));
+      ratios.push(total.value / durableMs);
       yield againstPeer(
-        {
-          ...total,
-          peer: 'QEMU migrate to a file, durable',
-          peerValue: median(saves.map(({ durableMs }) => durableMs)),
-        },
+        { ...total, peer: 'QEMU migrate to a file, durable', peerValue: durableMs },
         `at least ${goalPercent} % less`,
         (ratio) => ratio <= 1 - goalPercent / 100,
       );
@@ -100,6 +101,17 @@ async function* rowsForSize(
         peerValue: median(saves.map(({ sizeBytes }) => sizeBytes)),
       });
     }
+    yield alone(
+      {
+        area,
+        name: 'increment, less time than QEMU migrate to a file, both durable',
+        workload: `${size}, median of ${ratios.length} workloads`,
+        unit: '%',
+        value: (1 - median(ratios)) * 100,
+      },
+      `at least ${goalPercent} %`,
+      (value) => value >= goalPercent,
+    );
     yield againstPeer({
       area,
       name: 'base, total, durable (the VM runs)',

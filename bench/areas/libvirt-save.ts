@@ -11,7 +11,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { LabDomain, whyNoLibvirt } from '../../test/lab/libvirt-domain.js';
 import type { LabMachine } from '../../test/lab/machine.js';
-import { cairn } from '../../test/lab/support/cairn-cli.js';
+import { cairn, isSummary, runCairn } from '../../test/lab/support/cairn-cli.js';
 import { againstPeer, median, type BenchArea, type BenchContext, type BenchRow } from '../rows.js';
 
 const MEMORY_MIB = 1024;
@@ -21,7 +21,10 @@ const PEER = 'virsh save (ends the domain)';
 
 interface Measured {
   readonly pauseMs: number[];
+  /** Of one-shot commands, which know nothing of the checkpoint before. */
   readonly totalMs: number[];
+  /** Of a watcher, which keeps what it needs in memory. */
+  readonly watchMs: number[];
   readonly commandMs: number[];
   readonly saveMs: number[];
 }
@@ -61,7 +64,16 @@ export async function* libvirtSaveRows(context: BenchContext): AsyncGenerator<Be
   yield againstPeer(
     {
       ...row('checkpoint-time'),
-      name: 'increment, total, durable (total_ms), the domain runs on',
+      name: 'increment of cairn watch, total, durable (total_ms), the domain runs on',
+      value: median(measured.watchMs),
+    },
+    goal,
+    isMet,
+  );
+  yield againstPeer(
+    {
+      ...row('checkpoint-time'),
+      name: 'increment of cairn checkpoint, total, durable (total_ms), the domain runs on',
       value: median(measured.totalMs),
     },
     goal,
@@ -69,13 +81,13 @@ export async function* libvirtSaveRows(context: BenchContext): AsyncGenerator<Be
   );
   yield againstPeer({
     ...row('checkpoint-time'),
-    name: 'increment, the whole command, start of Node.js and attaching included',
+    name: 'increment of cairn checkpoint, the whole command, start of Node.js and attaching included',
     value: median(measured.commandMs),
   });
 }
 
 async function measure(domain: LabDomain, context: BenchContext): Promise<Measured> {
-  const measured: Measured = { pauseMs: [], totalMs: [], commandMs: [], saveMs: [] };
+  const measured: Measured = { pauseMs: [], totalMs: [], watchMs: [], commandMs: [], saveMs: [] };
   const rounds = context.quick ? 1 : 3;
   const increments = context.quick ? 5 : 8;
   const repo = join(domain.dir, 'repo');
@@ -97,6 +109,8 @@ async function measure(domain: LabDomain, context: BenchContext): Promise<Measur
       measured.totalMs.push(Number(summary.total_ms));
       measured.pauseMs.push(Number(summary.pause_ms));
     }
+    context.progress(`libvirt: round ${round + 1} of ${rounds}, cairn watch`);
+    measured.watchMs.push(...(await watched(domain, repo, increments)));
     await mustRunOn(domain, machine);
     machine.qmp.close();
     context.progress(`libvirt: round ${round + 1} of ${rounds}, save`);
@@ -110,6 +124,17 @@ async function measure(domain: LabDomain, context: BenchContext): Promise<Measur
   }
   machine.qmp.close();
   return measured;
+}
+
+/** Totals of a watcher's checkpoints, without the first, which reads the chain. */
+async function watched(domain: LabDomain, repo: string, count: number): Promise<readonly number[]> {
+  const args = ['watch', domain.address, '--repo', repo, '--every', '1', '--count', `${count + 1}`];
+  const { exitCode, messages, stderr } = await runCairn(args, domain.cli);
+  if (exitCode !== 0) throw new Error(`cairn watch: ${stderr}`);
+  return messages
+    .filter(isSummary)
+    .slice(1)
+    .map(({ total_ms }) => Number(total_ms));
 }
 
 async function mustRunOn(domain: LabDomain, machine: LabMachine): Promise<void> {

@@ -38,6 +38,33 @@ function control(monitor: FakeMonitor): RunStateControl {
   return new RunStateControl({ monitor, process: qemu, guard, runtimeDir });
 }
 
+describe('whoever times the pause', () => {
+  it('is told after all questions and right before stop, and when cont has worked, before the proof', async () => {
+    const { monitor, state } = machine();
+    const runState = control(monitor);
+    let asked: readonly string[] = [];
+    await runState.pause({ stopping: () => (asked = [...monitor.commands]) });
+    expect(monitor.commands).toEqual([...asked, 'stop']);
+    expect(asked).toContain('query-migrate');
+    const seen: string[] = [];
+    const resumed = runState.resume(() => seen.push(state.status));
+    await resumed;
+    expect(seen).toEqual(['running']);
+    await runState.close();
+  });
+
+  it('is told nothing of a VM that stood still already and stays so', async () => {
+    const { monitor, state } = machine();
+    state.status = 'paused';
+    const runState = control(monitor);
+    const told: string[] = [];
+    expect(await runState.pause({ stopping: () => told.push('stopping') })).toBe(false);
+    await runState.resume(() => told.push('running'));
+    expect(told).toEqual([]);
+    await runState.close();
+  });
+});
+
 describe('the pause marker', () => {
   it('is there from the pause until the VM runs again', async () => {
     const { monitor } = machine();
