@@ -32,6 +32,10 @@ export async function* replay(epochs: readonly TraceEpoch[], level: number): Asy
     level,
   });
   const records = new Map<number, { readonly ref: number; readonly depth: number }>();
+  const bottoms = new Map<
+    number,
+    { readonly ref: number; readonly depth: number; readonly content: Uint8Array }
+  >();
   let pack = BASE_PACK;
   try {
     for (const { contentPages: pages, before, after } of epochs) {
@@ -44,6 +48,12 @@ export async function* replay(epochs: readonly TraceEpoch[], level: number): Asy
           ref: makeRef(BASE_PACK, Math.floor(page / BASE_RECORDS_PER_FRAME), page % BASE_RECORDS_PER_FRAME),
           depth: 0,
         };
+      const indexOf = new Map([...pages].map((page, i) => [page, i]));
+      pages.forEach((page, i) => {
+        const at = i * PAGE_SIZE_BYTES;
+        if (!records.has(page) && !bottoms.has(page))
+          bottoms.set(page, { ...known(page), content: before.slice(at, at + PAGE_SIZE_BYTES) });
+      });
       holdPages(pages, after);
       share.capture(bitmap.toRuns());
       share.seal();
@@ -54,21 +64,50 @@ export async function* replay(epochs: readonly TraceEpoch[], level: number): Asy
         const batch = pages.subarray(from, from + ENCODE_BATCH_PAGES);
         const to = from + batch.length;
         const baseRefs = Float64Array.from(batch, (page) => known(page).ref);
-        const whole = Uint8Array.from(batch, (page) => (known(page).depth >= MAX_DELTA_DEPTH ? 1 : 0));
-        const { positions } = share.missing({ from, to, baseRefs, whole });
+        const depths = Uint8Array.from(batch, (page) => known(page).depth);
+        const whole = new Uint8Array(batch.length);
+        const older = new Uint8Array(batch.length);
+        batch.forEach((page, i) => {
+          if (depths[i]! < MAX_DELTA_DEPTH) return;
+          const bottom = bottoms.get(page);
+          if (bottom === undefined || bottom.depth >= MAX_DELTA_DEPTH) whole[i] = 1;
+          else {
+            older[i] = 1;
+            depths[i] = bottom.depth;
+            baseRefs[i] = bottom.ref;
+          }
+        });
+        const { positions } = share.missing({ from, to, baseRefs, depths, whole, older });
         const provided = new Uint8Array(positions.length * PAGE_SIZE_BYTES);
         positions.forEach((position, i) => {
           const at = (from + position) * PAGE_SIZE_BYTES;
-          provided.set(before.subarray(at, at + PAGE_SIZE_BYTES), i * PAGE_SIZE_BYTES);
+          const content =
+            older[position] === 1
+              ? bottoms.get(batch[position]!)!.content
+              : before.subarray(at, at + PAGE_SIZE_BYTES);
+          provided.set(content, i * PAGE_SIZE_BYTES);
         });
         const started = performance.now();
-        const { frames } = share.encode({ from, to, baseRefs, whole, provided, admit: true });
+        const { frames, reverted } = share.encode({
+          from,
+          to,
+          baseRefs,
+          depths,
+          whole,
+          older,
+          provided,
+          admit: true,
+        });
         encodeMs += performance.now() - started;
+        for (const i of reverted) records.set(batch[i]!, { ref: baseRefs[i]!, depth: depths[i]! });
         for (const frame of frames) {
           storedBytes += frame.bytes.length;
           frame.pages.forEach((page, i) => {
-            const depth = frame.codecs[i] === CODEC_RUNS ? known(page).depth + 1 : 0;
-            records.set(page, { ref: makeRef(pack, frameNumber, i), depth });
+            const known = { ref: makeRef(pack, frameNumber, i), depth: frame.depths[i]! };
+            records.set(page, known);
+            if (frame.codecs[i] === CODEC_RUNS) return;
+            const at = indexOf.get(page)! * PAGE_SIZE_BYTES;
+            bottoms.set(page, { ...known, content: after.slice(at, at + PAGE_SIZE_BYTES) });
           });
           frameNumber++;
         }

@@ -3,7 +3,7 @@
  * from the repository, have the share encode, append the frames.
  */
 
-import type { EncodeReply, ShareOperations } from '../pool/messages.js';
+import type { EncodeReply, MissingRequest, ShareOperations } from '../pool/messages.js';
 import { ENCODE_BATCH_PAGES } from '../pool/messages.js';
 import type { SharePool } from '../pool/share-pool.js';
 import type { ChainReader } from '../repository/chain-reader.js';
@@ -13,6 +13,9 @@ import { MAX_DELTA_DEPTH } from '../repository/record-ref.js';
 import { PAGE_SIZE_BYTES, type PageRuns } from '../types.js';
 import { faultPoint } from './fault-points.js';
 import { chunkRuns } from './run-chunks.js';
+
+/** What the pages of a batch are held against: see `MissingRequest`. */
+type Bases = Pick<MissingRequest, 'baseRefs' | 'depths' | 'whole' | 'older'>;
 
 export interface PageWriterDeps {
   readonly pool: SharePool;
@@ -77,39 +80,95 @@ export class PageWriter {
     for (let from = 0; from < pages.length; from += ENCODE_BATCH_PAGES) {
       const batch = pages.subarray(from, from + ENCODE_BATCH_PAGES);
       const to = from + batch.length;
-      const { baseRefs, whole } = this.#basesOf(batch);
-      const { positions } = await share.missing({ from, to, baseRefs, whole });
-      const provided = await this.#fetch(baseRefs, whole, positions);
-      const reply = await share.encode({ from, to, baseRefs, whole, provided, admit });
+      const bases = this.#basesOf(batch);
+      const older = await this.#goBack(bases);
+      const { positions } = await share.missing({ from, to, ...bases });
+      const provided = await this.#fetch(bases, positions, older);
+      const reply = await share.encode({ from, to, ...bases, provided, admit });
       await this.#append(reply);
+      for (const i of reply.reverted)
+        this.#deps.writer.markReverted(batch[i]!, bases.baseRefs[i]!, bases.depths[i]!);
       faultPoint('duringEncode');
       onBatch?.(batch.length);
     }
   }
 
-  #basesOf(pages: Uint32Array): { baseRefs: Float64Array; whole: Uint8Array } {
+  #basesOf(pages: Uint32Array): Bases {
     const { map } = this.#deps;
-    const baseRefs = new Float64Array(pages.length);
-    const whole = new Uint8Array(pages.length);
-    pages.forEach((page, i) => {
-      baseRefs[i] = map.refOf(page);
-      // One more delta on top would make reading the page take more records than the format promises.
-      if (map.depthOf(page) >= MAX_DELTA_DEPTH) whole[i] = 1;
+    return {
+      baseRefs: Float64Array.from(pages, (page) => map.refOf(page)),
+      depths: Uint8Array.from(pages, (page) => map.depthOf(page)),
+      whole: new Uint8Array(pages.length),
+      older: new Uint8Array(pages.length),
+    };
+  }
+
+  /**
+   * One more delta on a page at the greatest depth would make reading it take more records than the format promises. It is
+   * held against the record at the bottom instead; where there is none that can be read, it is stored whole.
+   * @returns the contents of the bottoms, in the order of the positions they are for
+   */
+  async #goBack({ baseRefs, depths, whole, older }: Bases): Promise<Uint8Array> {
+    const { reader, writer } = this.#deps;
+    const deep: number[] = [];
+    depths.forEach((depth, i) => {
+      if (depth < MAX_DELTA_DEPTH) return;
+      if (writer.isCommitted(baseRefs[i]!)) deep.push(i);
+      else whole[i] = 1;
     });
-    return { baseRefs, whole };
+    const contents = new Uint8Array(deep.length * PAGE_SIZE_BYTES);
+    if (deep.length === 0) return contents;
+    const bottoms = await reader.readBottoms(
+      Float64Array.from(deep, (i) => baseRefs[i]!),
+      contents,
+    );
+    let kept = 0;
+    deep.forEach((position, i) => {
+      const depth = depths[position]! - bottoms.deltas[i]!;
+      // That of a patched page may be the greatest itself.
+      if (depth >= MAX_DELTA_DEPTH) {
+        whole[position] = 1;
+        return;
+      }
+      baseRefs[position] = bottoms.refs[i]!;
+      depths[position] = depth;
+      older[position] = 1;
+      contents.copyWithin(kept * PAGE_SIZE_BYTES, i * PAGE_SIZE_BYTES, (i + 1) * PAGE_SIZE_BYTES);
+      kept++;
+    });
+    return contents.subarray(0, kept * PAGE_SIZE_BYTES);
   }
 
   /** Bases from the repository. Those that are not committed yet cannot be read: their pages are stored whole. */
-  async #fetch(baseRefs: Float64Array, whole: Uint8Array, positions: Uint32Array): Promise<Uint8Array> {
+  async #fetch(
+    { baseRefs, whole, older }: Bases,
+    positions: Uint32Array,
+    bottoms: Uint8Array,
+  ): Promise<Uint8Array> {
     const { reader, writer } = this.#deps;
     const readable = positions.filter((position) => {
       if (writer.isCommitted(baseRefs[position]!)) return true;
       whole[position] = 1;
       return false;
     });
-    const refs = Float64Array.from(readable, (position) => baseRefs[position]!);
+    const wanted = readable.filter((position) => older[position] === 0);
+    const read = new Uint8Array(wanted.length * PAGE_SIZE_BYTES);
+    if (wanted.length > 0)
+      await reader.readPagesByRef(
+        Float64Array.from(wanted, (position) => baseRefs[position]!),
+        read,
+      );
+    if (bottoms.length === 0) return read;
     const provided = new Uint8Array(readable.length * PAGE_SIZE_BYTES);
-    if (refs.length > 0) await reader.readPagesByRef(refs, provided);
+    const from = { read: 0, bottoms: 0 };
+    readable.forEach((position, i) => {
+      const which = older[position] === 1 ? 'bottoms' : 'read';
+      const at = from[which]++ * PAGE_SIZE_BYTES;
+      provided.set(
+        (which === 'read' ? read : bottoms).subarray(at, at + PAGE_SIZE_BYTES),
+        i * PAGE_SIZE_BYTES,
+      );
+    });
     return provided;
   }
 

@@ -22,7 +22,10 @@ const FLUSH = 1;
 const END = 2;
 /** ZSTD_cParameter, ZSTD_ResetDirective. */
 const C_COMPRESSION_LEVEL = 100;
+const C_WINDOW_LOG = 101;
 const RESET_SESSION = 1;
+const RESET_ALL = 3;
+const MIN_WINDOW_LOG = 10;
 
 interface Library {
   readonly compressStream: (
@@ -58,6 +61,15 @@ interface Library {
       done: (error: unknown, result: NativeSize) => void,
     ): void;
   };
+  readonly compress2: (
+    context: Handle,
+    dst: Uint8Array,
+    dstSize: number,
+    src: Uint8Array,
+    srcSize: number,
+  ) => NativeSize;
+  readonly refPrefix: (context: Handle, prefix: bigint, size: number) => NativeSize;
+  readonly refPrefixD: (context: Handle, prefix: bigint, size: number) => NativeSize;
   readonly bound: (srcSize: number) => NativeSize;
   readonly isError: (result: NativeSize) => number;
   readonly errorName: (result: NativeSize) => string;
@@ -125,6 +137,45 @@ export function compressInBlocks(src: Uint8Array, cuts: readonly number[], level
     if (left !== 0 || input[2] !== input[1]) throw failed(step, 'the output did not fit its bound');
   }
   return zstd.output.slice(0, Number(output[2]));
+}
+
+/**
+ * As `compress`, where matches may refer to `prefix` as if it came before `src`. The window takes in both. The same prefix is
+ * needed to decompress. The two must not overlap: zstd leaves out what does.
+ */
+export function compressWithPrefix(src: Uint8Array, prefix: Uint8Array, level: number): Uint8Array {
+  const zstd = library();
+  const step = `compressing ${src.length} bytes against ${prefix.length}`;
+  const bound = Number(zstd.bound(src.length));
+  if (zstd.output.length < bound) zstd.output = new Uint8Array(bound);
+  const context = zstd.compressionContext;
+  const windowLog = Math.max(MIN_WINDOW_LOG, Math.ceil(Math.log2(src.length + prefix.length + 1)));
+  checked(zstd, zstd.reset(context, RESET_ALL), step);
+  try {
+    checked(zstd, zstd.setParameter(context, C_COMPRESSION_LEVEL, level), step);
+    checked(zstd, zstd.setParameter(context, C_WINDOW_LOG, windowLog), step);
+    // SAFETY: zstd keeps a pointer to `prefix` until the end of this compression; it is alive until then and not moved: the
+    // memory of an ArrayBuffer stays in its place.
+    if (prefix.length > 0) checked(zstd, zstd.refPrefix(context, koffi.address(prefix), prefix.length), step);
+    const result = zstd.compress2(context, zstd.output, zstd.output.length, src, src.length);
+    return zstd.output.slice(0, checked(zstd, result, step));
+  } finally {
+    // The other calls expect parameters of their own and no prefix.
+    zstd.reset(context, RESET_ALL);
+  }
+}
+
+/** The inverse of `compressWithPrefix`; otherwise as `decompress`. @throws ZSTD_FAILED, ZSTD_MISSING */
+export function decompressWithPrefix(src: Uint8Array, prefix: Uint8Array, rawLength: number): Uint8Array {
+  if (prefix.length === 0) return decompress(src, rawLength);
+  const zstd = library();
+  const step = `decompressing ${src.length} bytes against ${prefix.length}`;
+  const out = new Uint8Array(rawLength);
+  // SAFETY: as in `compressWithPrefix`; the prefix is for one decompression, and dropped by it also when it fails.
+  checked(zstd, zstd.refPrefixD(zstd.decompressionContext, koffi.address(prefix), prefix.length), step);
+  const result = zstd.decompress(zstd.decompressionContext, out, rawLength, src, src.length);
+  expectLength(checked(zstd, result, step), rawLength);
+  return out;
 }
 
 /**
@@ -200,6 +251,15 @@ function load(): Library {
         'size_t ZSTD_CCtx_setPledgedSrcSize(void *cctx, unsigned long long size)',
       ) as Library['setSourceSize'],
       reset: lib.func('size_t ZSTD_CCtx_reset(void *cctx, int reset)') as Library['reset'],
+      compress2: lib.func(
+        'size_t ZSTD_compress2(void *cctx, void *dst, size_t dstCapacity, const void *src, size_t srcSize)',
+      ) as Library['compress2'],
+      refPrefix: lib.func(
+        'size_t ZSTD_CCtx_refPrefix(void *cctx, uintptr_t prefix, size_t size)',
+      ) as Library['refPrefix'],
+      refPrefixD: lib.func(
+        'size_t ZSTD_DCtx_refPrefix(void *dctx, uintptr_t prefix, size_t size)',
+      ) as Library['refPrefixD'],
       bound: lib.func('size_t ZSTD_compressBound(size_t srcSize)') as Library['bound'],
       isError: lib.func('unsigned int ZSTD_isError(size_t code)') as Library['isError'],
       errorName: lib.func('const char *ZSTD_getErrorName(size_t code)') as Library['errorName'],

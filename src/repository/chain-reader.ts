@@ -14,8 +14,9 @@ import { ChainKeys, ownerTag } from './chain-keys.js';
 import { damaged } from './damage.js';
 import { DeltaStash } from './delta-stash.js';
 import { FrameCache } from './frame-cache.js';
-import { decodeBlobFrame, decodeFrameAsync, type PageRecords } from './frame.js';
-import { PackReader } from './pack-reader.js';
+import { decodeBlobFrame, decodeFrameAsync, FRAME_KIND_PATCH, type PageRecords } from './frame.js';
+import { PackReader, type StoredFrame } from './pack-reader.js';
+import { readPatch, unpackPatch } from './patch-frame.js';
 import {
   frameKey,
   frameKeyOfRef,
@@ -78,11 +79,34 @@ export class ChainReader {
     if (into.length !== refs.length * PAGE_SIZE_BYTES) {
       throw new RangeError(`${refs.length} pages do not fit ${into.length} bytes`);
     }
+    await this.#readPages(refs, into, { ...options, patches: MAX_DELTA_DEPTH });
+  }
+
+  async #readPages(refs: Float64Array, into: Uint8Array, options: NestedOptions): Promise<void> {
     for (let from = 0; from < refs.length; from += this.#windowPages) {
       const to = Math.min(refs.length, from + this.#windowPages);
       const part = into.subarray(from * PAGE_SIZE_BYTES, to * PAGE_SIZE_BYTES);
       await this.#readWindow(refs.subarray(from, to), part, options);
     }
+  }
+
+  /**
+   * As `readPagesByRef`, but down to the record that is whole, or on the zero page, at the bottom of each chain of deltas. With
+   * it, a page at the greatest depth is stored as differences once more, and at depth 1.
+   * @returns the bottom of each ref, and how many deltas lie on it
+   */
+  async readBottoms(refs: Float64Array, into: Uint8Array, options: CallOptions = {}): Promise<Bottoms> {
+    const bottoms = { refs: new Float64Array(refs.length), deltas: new Uint8Array(refs.length) };
+    for (let from = 0; from < refs.length; from += this.#windowPages) {
+      const to = Math.min(refs.length, from + this.#windowPages);
+      const part = into.subarray(from * PAGE_SIZE_BYTES, to * PAGE_SIZE_BYTES);
+      const nested = { ...options, patches: MAX_DELTA_DEPTH };
+      await this.#readWindow(refs.subarray(from, to), part, nested, {
+        refs: bottoms.refs.subarray(from, to),
+        deltas: bottoms.deltas.subarray(from, to),
+      });
+    }
+    return bottoms;
   }
 
   /** One decoded frame; shared with the cache, do not change it. @throws as `readPagesByRef` */
@@ -91,7 +115,8 @@ export class ChainReader {
     const cached = this.#cache.get(key);
     if (cached !== undefined) return cached;
     const span = { key, pack: packSeq, frame, from: 0, to: 0 };
-    for await (const [, , records] of this.#fetch(packSeq, [span], options)) return records;
+    const nested = { ...options, patches: MAX_DELTA_DEPTH };
+    for await (const [, , records] of this.#fetch(packSeq, [span], nested)) return records;
     throw damaged(this.#keys.pack(packSeq), 'frame is missing', { frame });
   }
 
@@ -103,7 +128,13 @@ export class ChainReader {
     throw damaged(this.#keys.pack(packSeq), 'frame is missing', { frame });
   }
 
-  async #readWindow(refs: Float64Array, into: Uint8Array, options: CallOptions): Promise<void> {
+  /** @param bottoms when given: take them, and leave the deltas out */
+  async #readWindow(
+    refs: Float64Array,
+    into: Uint8Array,
+    options: NestedOptions,
+    bottoms?: Bottoms,
+  ): Promise<void> {
     const stash = new DeltaStash();
     let wanted = this.#sortByRef(
       refs,
@@ -121,8 +152,18 @@ export class ChainReader {
       for await (const [from, to, frame] of this.#framesOf(wanted, options)) {
         for (let i = from; i < to; i++) {
           const slot = wanted.slots[i]!;
-          const base = this.#takeRecord(frame, wanted.refs[i]!, slot, into, stash);
-          if (base === ZERO_REF) continue;
+          const ref = wanted.refs[i]!;
+          const base = this.#takeRecord(frame, ref, slot, into, bottoms === undefined ? stash : undefined);
+          if (base === ZERO_REF) {
+            if (bottoms !== undefined) {
+              bottoms.refs[slot] = ref;
+              bottoms.deltas[slot] = level;
+              // One on the zero page still has to be applied.
+              const record = recordOfRef(ref);
+              if (frame.codecs[record] !== CODEC_RAW) stash.push(slot, ref, frame, record);
+            }
+            continue;
+          }
           nextRefs[slot] = base;
           nextSlots.push(slot);
         }
@@ -138,7 +179,7 @@ export class ChainReader {
     ref: RecordRef,
     slot: number,
     into: Uint8Array,
-    stash: DeltaStash,
+    stash: DeltaStash | undefined,
   ): RecordRef {
     const record = recordOfRef(ref);
     if (record >= frame.count) throw this.#damagedRecord(ref, 'the frame has no such record');
@@ -152,7 +193,7 @@ export class ChainReader {
     if (base !== ZERO_REF && frameKeyOfRef(base) >= frameKeyOfRef(ref)) {
       throw this.#damagedRecord(ref, 'the base does not lie before the record');
     }
-    stash.push(slot, ref, frame, record);
+    stash?.push(slot, ref, frame, record);
     if (base === ZERO_REF) into.fill(0, at, at + PAGE_SIZE_BYTES);
     return base;
   }
@@ -160,7 +201,7 @@ export class ChainReader {
   /** Each frame that `wanted` (sorted by ref) needs, with the part [from, to) of `wanted` that lies in it. */
   async *#framesOf(
     { refs }: Wanted,
-    options: CallOptions,
+    options: NestedOptions,
   ): AsyncGenerator<readonly [number, number, PageRecords]> {
     const missing: FrameSpan[] = [];
     for (let from = 0; from < refs.length;) {
@@ -185,25 +226,42 @@ export class ChainReader {
   async *#fetch(
     pack: number,
     spans: readonly FrameSpan[],
-    options: CallOptions,
+    options: NestedOptions,
   ): AsyncGenerator<readonly [number, number, PageRecords]> {
     const numbers = spans.map(({ frame }) => frame);
-    const inFlight: Promise<PageRecords>[] = [];
+    const inFlight: (() => Promise<PageRecords>)[] = [];
     let done = 0;
     const next = async (): Promise<readonly [number, number, PageRecords]> => {
-      const frame = await inFlight.shift()!;
+      const frame = await inFlight.shift()!();
       const span = spans[done++]!;
       this.#cache.put(span.key, frame);
       return [span.from, span.to, frame];
     };
     for await (const stored of this.packs.frames(pack, numbers, options)) {
-      const decoding = decodeFrameAsync(stored.bytes, stored);
-      // Its failure is met when its turn comes, or not at all after another one's.
-      decoding.catch(() => undefined);
-      inFlight.push(decoding);
+      if (stored.entry.kind === FRAME_KIND_PATCH) {
+        // Not before its turn: it reads frames of its own, and so on downwards.
+        inFlight.push(() => this.#decodePatch(pack, stored, options));
+      } else {
+        const decoding = decodeFrameAsync(stored.bytes, stored);
+        // Its failure is met when its turn comes, or not at all after another one's.
+        decoding.catch(() => undefined);
+        inFlight.push(() => decoding);
+      }
       if (inFlight.length === DECODES_IN_FLIGHT) yield await next();
     }
     while (inFlight.length > 0) yield await next();
+  }
+
+  /** A patch frame needs the pages it is held against first: reads those, which may lie in patch frames again. */
+  async #decodePatch(pack: number, stored: StoredFrame, options: NestedOptions): Promise<PageRecords> {
+    const patch = readPatch(stored.bytes, pack, stored);
+    if (options.patches === 0) {
+      const what = `more than ${MAX_DELTA_DEPTH} patch frames lead to this one`;
+      throw damaged(stored.key, what, { frame: stored.frame });
+    }
+    const prefix = new Uint8Array(patch.sources.length * PAGE_SIZE_BYTES);
+    await this.#readPages(patch.sources, prefix, { ...options, patches: options.patches - 1 });
+    return unpackPatch(patch, prefix, stored);
   }
 
   #sortByRef(refs: Float64Array, slots: Uint32Array): Wanted {
@@ -218,6 +276,17 @@ export class ChainReader {
     const where = { frame: frameOfRef(ref), record: recordOfRef(ref) };
     return damaged(this.#keys.pack(packOfRef(ref)), what, where);
   }
+}
+
+/** One entry a ref in each. */
+export interface Bottoms {
+  readonly refs: Float64Array;
+  readonly deltas: Uint8Array;
+}
+
+/** `patches`: patch frames that may still be met on the way down. */
+interface NestedOptions extends CallOptions {
+  readonly patches: number;
 }
 
 interface FrameSpan {

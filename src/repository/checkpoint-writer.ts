@@ -12,7 +12,7 @@ import type { DiskSnapshot, VmIdentity } from '../hypervisor/vm.js';
 import type { CallOptions, StorageBackend } from '../storage/backend.js';
 import type { JsonObject } from '../types.js';
 import type { ChainKeys } from './chain-keys.js';
-import { encodeBlobFrame, FRAME_KIND_BLOB, FRAME_KIND_PAGES, type EncodedFrame } from './frame.js';
+import { encodeBlobFrame, FRAME_KIND_BLOB, type EncodedFrame } from './frame.js';
 import { encodeSegment, entriesOf } from './index-segment.js';
 import { planSegment } from './segment-plan.js';
 import {
@@ -140,7 +140,7 @@ export class CheckpointWriter {
    */
   async appendFrame(frame: EncodedFrame): Promise<void> {
     const pack = this.#packFor(frame.bytes.length);
-    const number = pack.append(frame.bytes, FRAME_KIND_PAGES, frame.pages.length);
+    const number = pack.append(frame.bytes, frame.kind, frame.pages.length);
     this.#enter(frame, pack.seq, number);
     this.#recordCount += frame.pages.length;
     this.#rawBytes += frame.rawBytes;
@@ -152,6 +152,13 @@ export class CheckpointWriter {
     this.#mustBeOpen();
     const { map } = this.#options;
     for (const page of pages) if (map.refOf(page) !== ZERO_REF) map.set(page, ZERO_REF, 0);
+  }
+
+  /** This page holds again what a committed record of its own at `depth` holds. */
+  markReverted(page: number, ref: RecordRef, depth: number): void {
+    this.#mustBeOpen();
+    if (!this.isCommitted(ref)) throw new RangeError(`page ${page}: the record is not committed`);
+    this.#options.map.set(page, ref, depth);
   }
 
   /** @throws what the backend throws */
@@ -273,16 +280,19 @@ export class CheckpointWriter {
   #enter(frame: EncodedFrame, packSeq: number, number: number): void {
     const { map } = this.#options;
     const ownFrame = frameKey(packSeq, number);
+    for (const source of frame.sources) {
+      if (frameKeyOfRef(source) >= ownFrame) throw new RangeError('a source does not lie before the frame');
+    }
     for (let i = 0; i < frame.pages.length; i++) {
       const page = frame.pages[i]!;
-      let depth = 0;
-      if (frame.codecs[i] === CODEC_RUNS) {
-        const base = frame.baseRefs[i]!;
-        if (base !== ZERO_REF) {
-          if (base !== map.refOf(page) || frameKeyOfRef(base) >= ownFrame) {
-            throw new RangeError(`page ${page}: the record's base is not the page's present record`);
-          }
-          depth = map.depthOf(page) + 1;
+      const depth = frame.depths[i]!;
+      const base = frame.codecs[i] === CODEC_RUNS ? frame.baseRefs[i]! : ZERO_REF;
+      if (base !== ZERO_REF) {
+        // Or the record at the bottom of the present one, which the encoder goes back to at the greatest depth.
+        const isPresent = base === map.refOf(page) && depth === map.depthOf(page) + 1;
+        const isOlder = base < map.refOf(page) && map.depthOf(page) === MAX_DELTA_DEPTH;
+        if (!(isPresent || isOlder) || frameKeyOfRef(base) >= ownFrame) {
+          throw new RangeError(`page ${page}: the record's base is not the page's present record`);
         }
       }
       if (depth > MAX_DELTA_DEPTH) throw new RangeError(`page ${page}: ${depth} deltas on top of each other`);

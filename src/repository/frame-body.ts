@@ -36,6 +36,8 @@ export interface FrameRecords {
   readonly dataLengths: Uint16Array;
   /** Record that a `runs` record builds on, 0 = the zero page. 0 for `raw`. */
   readonly baseRefs: Float64Array;
+  /** Not stored: a reader works them out. */
+  readonly depths: Uint8Array;
   /** Control bytes of all records, in order, and nothing else. */
   readonly control: Uint8Array;
   readonly data: Uint8Array;
@@ -124,7 +126,9 @@ function checkRecords(records: FrameRecords): void {
   if (count < 1 || count > MAX_RECORDS_PER_FRAME) {
     throw new RangeError(`frame of ${count} records: 1 to ${MAX_RECORDS_PER_FRAME}`);
   }
-  if ([codecs, controlLengths, dataLengths, baseRefs].some((column) => column.length !== count)) {
+  if (
+    [codecs, controlLengths, dataLengths, baseRefs, records.depths].some((column) => column.length !== count)
+  ) {
     throw new RangeError('frame: columns of different length');
   }
   if (control.length + data.length > MAX_PAYLOAD_BYTES) {

@@ -2,11 +2,11 @@
  * Frames: what a pack is made of, compressed and checked as one piece (docs/format.md, frames).
  *
  *     0   4  magic "CFRM"            16  8  digest (pages), 0 (blob)
- *     4   1  kind                    24  8  zero
- *     5   1  entropy stage           32 32  SHA-256 over bytes 0-31 and the stored body
- *     6   2  record count            64     body as stored
- *     8   4  stored length of body
- *     12  4  raw length of body
+ *     4   1  kind                    24  2  source count (patch), 0 (others)
+ *     5   1  entropy stage           26  2  zero
+ *     6   2  record count            28  4  length of the columns as stored (patch), 0 (others)
+ *     8   4  stored length of body   32 32  SHA-256 over bytes 0-31 and the stored body
+ *     12  4  raw length of body      64     body as stored
  *
  * Encoding is pure, and is called by worker threads. Nothing read from a stored frame is used before it is checked.
  */
@@ -16,7 +16,7 @@ import { createHash } from 'node:crypto';
 import { describeError } from '../errors.js';
 import { compress, compressInBlocks, decompress, decompressAsync, MAX_LEVEL } from '../ffi/zstd.js';
 import { encodeBody, parseBody, type FrameRecords, type PageRecords } from './frame-body.js';
-import { MAX_RAW_BODY_BYTES } from './frame-limits.js';
+import { MAX_PATCH_RECORDS, MAX_PATCH_SOURCES, MAX_RAW_BODY_BYTES } from './frame-limits.js';
 import { damaged } from './damage.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { MAX_RECORDS_PER_FRAME } from './record-ref.js';
@@ -30,19 +30,26 @@ const MAGIC = 0x4d524643;
 
 export const FRAME_KIND_PAGES = 1;
 export const FRAME_KIND_BLOB = 2;
+/** See `patch-frame.ts`. */
+export const FRAME_KIND_PATCH = 3;
 const ENTROPY_NONE = 0;
-const ENTROPY_ZSTD = 1;
+export const ENTROPY_ZSTD = 1;
 
 /** Device state is a few MiB; what claims to be more than this is not ours. */
 export const MAX_BLOB_BYTES = 1 << 30;
 
 /** A frame ready to be appended to a pack. Plain data: survives structured clone. */
 export interface EncodedFrame {
+  readonly kind: typeof FRAME_KIND_PAGES | typeof FRAME_KIND_PATCH;
   /** Header and stored body. */
   readonly bytes: Uint8Array;
   readonly pages: Uint32Array;
   readonly codecs: Uint8Array;
   readonly baseRefs: Float64Array;
+  /** Depth of each record. */
+  readonly depths: Uint8Array;
+  /** Of a patch frame: the records that it is held against. */
+  readonly sources: Float64Array;
   /** Length of the body before the entropy stage. */
   readonly rawBytes: number;
 }
@@ -60,6 +67,13 @@ export interface FrameHeader {
   readonly storedBytes: number;
   readonly rawBytes: number;
   readonly digest: bigint;
+  readonly sourceCount: number;
+  readonly columnBytes: number;
+}
+
+/** A frame's header, and its body as stored. */
+export interface FrameParts extends Omit<FrameHeader, 'storedBytes'> {
+  readonly body: Uint8Array;
 }
 
 /**
@@ -70,10 +84,13 @@ export interface FrameHeader {
 export function encodeFrame(records: FrameRecords, level: number): EncodedFrame {
   const body = encodeBody(records);
   return {
+    kind: FRAME_KIND_PAGES,
     bytes: seal(FRAME_KIND_PAGES, records.pages.length, records.digest, body, packBody(records, body, level)),
     pages: records.pages.slice(),
     codecs: records.codecs.slice(),
     baseRefs: records.baseRefs.slice(),
+    sources: new Float64Array(0),
+    depths: records.depths.slice(),
     rawBytes: body.length,
   };
 }
@@ -150,11 +167,19 @@ export function checkFrame(bytes: Uint8Array, place: FramePlace): FrameHeader {
     storedBytes: view.getUint32(8, true),
     rawBytes: view.getUint32(12, true),
     digest: view.getBigUint64(16, true),
+    sourceCount: view.getUint16(24, true),
+    columnBytes: view.getUint32(28, true),
   };
   if (view.getUint32(0, true) !== MAGIC) throw fail('not a frame');
-  if (view.getBigUint64(24, true) !== 0n) throw fail('reserved header bytes are not zero');
+  const isPatch = header.kind === FRAME_KIND_PATCH;
+  const reserved = isPatch ? BigInt(view.getUint16(26, true)) : view.getBigUint64(24, true);
+  if (reserved !== 0n) throw fail('reserved header bytes are not zero');
   if (header.storedBytes !== bytes.length - FRAME_HEADER_BYTES)
     throw fail('stored length differs from the directory');
+  if (isPatch) {
+    checkPatchHeader(header, fail);
+    return header;
+  }
   const isPages = header.kind === FRAME_KIND_PAGES;
   if (!isPages && header.kind !== FRAME_KIND_BLOB) throw fail(`unknown frame kind ${header.kind}`);
   if (header.rawBytes > (isPages ? MAX_RAW_BODY_BYTES : MAX_BLOB_BYTES))
@@ -168,6 +193,17 @@ export function checkFrame(bytes: Uint8Array, place: FramePlace): FrameHeader {
       throw fail('stored and raw length differ without compression');
   } else if (header.entropy !== ENTROPY_ZSTD) throw fail(`unknown entropy stage ${header.entropy}`);
   return header;
+}
+
+function checkPatchHeader(header: FrameHeader, fail: (what: string) => Error): void {
+  const { recordCount, sourceCount } = header;
+  if (recordCount < 1 || recordCount > MAX_PATCH_RECORDS) throw fail('record count is out of bounds');
+  if (sourceCount > MAX_PATCH_SOURCES) throw fail('source count is out of bounds');
+  if (header.rawBytes !== recordCount * (PAGE_SIZE_BYTES + 4) + sourceCount * 8)
+    throw fail('raw length is not that of the records');
+  if (header.entropy !== ENTROPY_ZSTD)
+    throw fail(`entropy stage ${header.entropy} in a frame of patched pages`);
+  if (header.columnBytes > header.storedBytes) throw fail('columns are longer than the body');
 }
 
 /** What bytes 32 to 63 of a frame must be. */
@@ -210,17 +246,33 @@ function seal(
   body: Uint8Array,
   packed: Uint8Array,
 ): Uint8Array {
-  const stored = packed.length < body.length ? packed : body;
-  const bytes = new Uint8Array(FRAME_HEADER_BYTES + stored.length);
+  const isSmaller = packed.length < body.length;
+  return sealFrame({
+    kind,
+    entropy: isSmaller ? ENTROPY_ZSTD : ENTROPY_NONE,
+    recordCount,
+    rawBytes: body.length,
+    digest,
+    sourceCount: 0,
+    columnBytes: 0,
+    body: isSmaller ? packed : body,
+  });
+}
+
+/** Header, checksum and body. */
+export function sealFrame(parts: FrameParts): Uint8Array {
+  const bytes = new Uint8Array(FRAME_HEADER_BYTES + parts.body.length);
   const view = new DataView(bytes.buffer);
   view.setUint32(0, MAGIC, true);
-  view.setUint8(4, kind);
-  view.setUint8(5, stored === body ? ENTROPY_NONE : ENTROPY_ZSTD);
-  view.setUint16(6, recordCount, true);
-  view.setUint32(8, stored.length, true);
-  view.setUint32(12, body.length, true);
-  view.setBigUint64(16, digest, true);
-  bytes.set(stored, FRAME_HEADER_BYTES);
+  view.setUint8(4, parts.kind);
+  view.setUint8(5, parts.entropy);
+  view.setUint16(6, parts.recordCount, true);
+  view.setUint32(8, parts.body.length, true);
+  view.setUint32(12, parts.rawBytes, true);
+  view.setBigUint64(16, parts.digest, true);
+  view.setUint16(24, parts.sourceCount, true);
+  view.setUint32(28, parts.columnBytes, true);
+  bytes.set(parts.body, FRAME_HEADER_BYTES);
   bytes.set(frameChecksum(bytes), HASHED_HEADER_BYTES);
   return bytes;
 }

@@ -11,7 +11,7 @@
 import { createHash } from 'node:crypto';
 
 import { damaged } from './damage.js';
-import { FRAME_HEADER_BYTES, FRAME_KIND_BLOB, FRAME_KIND_PAGES } from './frame.js';
+import { FRAME_HEADER_BYTES, FRAME_KIND_BLOB, FRAME_KIND_PAGES, FRAME_KIND_PATCH } from './frame.js';
 import { checkVersion, FORMAT_VERSION } from './format-version.js';
 import { MAX_FRAMES_PER_PACK, MAX_RECORDS_PER_FRAME } from './record-ref.js';
 
@@ -155,7 +155,7 @@ export function decodeDirectory(
       checksum: end.slice(at + 8, at + 8 + CUT_CHECKSUM_BYTES),
     };
     offset += entry.lengthBytes;
-    const isPages = entry.kind === FRAME_KIND_PAGES;
+    const isPages = entry.kind === FRAME_KIND_PAGES || entry.kind === FRAME_KIND_PATCH;
     const fits =
       entry.lengthBytes >= FRAME_HEADER_BYTES &&
       offset <= trailer.directoryOffset &&

@@ -3,12 +3,19 @@
  * that is there and lies before it. What its pages come to is for `verify-pages.ts`.
  */
 
-import { CODEC_RUNS } from '../codec/codec-ids.js';
 import type { CallOptions } from '../storage/backend.js';
 import { damaged } from './damage.js';
-import { decodeBlobFrame, decodeFrameAsync, FRAME_KIND_PAGES, type PageRecords } from './frame.js';
+import { decodeBlobFrame, decodeFrameAsync, FRAME_KIND_BLOB, FRAME_KIND_PATCH } from './frame.js';
 import type { OpenPack, PackReader, StoredFrame } from './pack-reader.js';
-import { frameKey, frameKeyOfRef, MAX_DELTA_DEPTH, packOfRef, ZERO_REF } from './record-ref.js';
+import { readPatch } from './patch-frame.js';
+import {
+  frameKey,
+  frameKeyOfRef,
+  MAX_DELTA_DEPTH,
+  packOfRef,
+  ZERO_REF,
+  type RecordRef,
+} from './record-ref.js';
 import { BROKEN, RecordTable } from './record-table.js';
 
 export interface PackCheck {
@@ -69,7 +76,7 @@ async function enterFrames(table: RecordTable, check: PackCheck, options: CallOp
     try {
       for await (const stored of check.packs.frames(pack.seq, numbers.slice(next), options)) {
         next++;
-        inFlight.push(startDecoding(stored));
+        inFlight.push(startDecoding(pack.seq, stored));
         if (inFlight.length === DECODES_IN_FLIGHT) await finish();
       }
     } catch (error) {
@@ -81,32 +88,46 @@ async function enterFrames(table: RecordTable, check: PackCheck, options: CallOp
   }
 }
 
+/** Of the records of a frame: what they are of and build on. */
+interface BuiltRecords {
+  readonly count: number;
+  readonly pages: Uint32Array;
+  readonly digest: bigint;
+  /** For each record; absent in a patch frame. */
+  readonly baseRefs?: Float64Array;
+  /** For all records of a patch frame. */
+  readonly sources?: Float64Array;
+}
+
 interface Decoding {
   readonly frame: number;
   /** Undefined for a blob. */
-  readonly records: Promise<PageRecords | undefined>;
+  readonly records: Promise<BuiltRecords | undefined>;
 }
 
-function startDecoding(stored: StoredFrame): Decoding {
+function startDecoding(packSeq: number, stored: StoredFrame): Decoding {
   const { frame, entry, bytes } = stored;
-  const records =
-    entry.kind === FRAME_KIND_PAGES ? decodeFrameAsync(bytes, stored) : decodeBlob(bytes, stored);
+  const records = decode();
   // Met when its turn comes.
   records.catch(() => undefined);
   return { frame, records };
+
+  async function decode(): Promise<BuiltRecords | undefined> {
+    if (entry.kind === FRAME_KIND_BLOB) decodeBlobFrame(bytes, stored);
+    else if (entry.kind !== FRAME_KIND_PATCH) return decodeFrameAsync(bytes, stored);
+    else {
+      const patch = readPatch(bytes, packSeq, stored);
+      return { ...patch, count: patch.pages.length };
+    }
+    return undefined;
+  }
 }
 
-// eslint-disable-next-line @typescript-eslint/require-await -- a failure has to be a rejection, as for the other kind
-async function decodeBlob(bytes: Uint8Array, stored: StoredFrame): Promise<undefined> {
-  decodeBlobFrame(bytes, stored);
-  return undefined;
-}
-
-/** Page, digest and depth of each record, the last from that of its base. */
+/** Page, digest and depth of each record, the last from what it builds on. */
 function enterRecords(
   table: RecordTable,
   frame: number,
-  records: PageRecords,
+  records: BuiltRecords,
   tables: Map<number, RecordTable>,
 ): void {
   const { pack } = table;
@@ -115,22 +136,24 @@ function enterRecords(
   }
   table.digests[frame] = records.digest;
   const start = table.startOf(frame);
-  for (let record = 0; record < records.count; record++) {
-    let depth = 0;
-    const base = records.baseRefs[record]!;
-    if (records.codecs[record] === CODEC_RUNS && base !== ZERO_REF) {
-      if (frameKeyOfRef(base) >= frameKey(pack.seq, frame)) {
-        throw damaged(pack.key, 'the base does not lie before the record', { frame, record });
-      }
-      const baseTable = tables.get(packOfRef(base));
-      const position = baseTable?.find(base);
-      const baseDepth = position === undefined ? BROKEN : baseTable!.depths[position]!;
-      if (baseDepth === BROKEN) throw damaged(pack.key, 'the base is missing or damaged', { frame, record });
-      depth = baseDepth + 1;
-      if (depth > MAX_DELTA_DEPTH)
-        throw damaged(pack.key, 'too many deltas on top of each other', { frame, record });
+  const depthOn = (base: RecordRef, record?: number): number => {
+    const where: Record<string, number> = record === undefined ? { frame } : { frame, record };
+    if (frameKeyOfRef(base) >= frameKey(pack.seq, frame)) {
+      throw damaged(pack.key, 'the base does not lie before the record', where);
     }
+    const baseTable = tables.get(packOfRef(base));
+    const position = baseTable?.find(base);
+    const baseDepth = position === undefined ? BROKEN : baseTable!.depths[position]!;
+    if (baseDepth === BROKEN) throw damaged(pack.key, 'the base is missing or damaged', where);
+    if (baseDepth >= MAX_DELTA_DEPTH) throw damaged(pack.key, 'too many deltas on top of each other', where);
+    return baseDepth + 1;
+  };
+  let ofPatch = 0;
+  for (const source of records.sources ?? []) ofPatch = Math.max(ofPatch, depthOn(source));
+  for (let record = 0; record < records.count; record++) {
+    // 0 for a whole page and on the zero page.
+    const base = records.baseRefs?.[record] ?? ZERO_REF;
     table.pages[start + record] = records.pages[record]!;
-    table.depths[start + record] = depth;
+    table.depths[start + record] = base === ZERO_REF ? ofPatch : depthOn(base, record);
   }
 }

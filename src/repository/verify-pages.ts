@@ -12,7 +12,7 @@ import type { CallOptions } from '../storage/backend.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
 import type { ChainReader } from './chain-reader.js';
 import { damaged } from './damage.js';
-import { FRAME_KIND_PAGES } from './frame.js';
+import { FRAME_KIND_BLOB } from './frame.js';
 import { makeRef, packOfRef } from './record-ref.js';
 import { BROKEN, type RecordTable } from './record-table.js';
 
@@ -122,7 +122,7 @@ function compareDigests(table: RecordTable, { kernels, onProblem }: PagesCheck):
   const { pack, depths, hashes, digests, badFrames } = table;
   const before = badFrames.size;
   for (const [frame, { kind, recordCount }] of pack.frames.entries()) {
-    if (kind !== FRAME_KIND_PAGES || badFrames.has(frame)) continue;
+    if (kind === FRAME_KIND_BLOB || badFrames.has(frame)) continue;
     const start = table.startOf(frame);
     const end = start + recordCount;
     const isRead = !depths.subarray(start, end).includes(BROKEN);

@@ -50,6 +50,9 @@ export async function makeRepository(folder: string): Promise<readonly VerifiedC
     vm.page(3)[n * 7] = n + 1;
     record(vm, await vm.checkpoint(chain, n === 0 ? { packTargetBytes: 8000 } : {}));
     if (n % 3 === 0) vm.scribble(2);
+    // Moved and changed at once: patches, and patches on those.
+    if (n > 5 && n < 10)
+      vm.page(20 + n).set(vm.page(n > 7 ? 19 + n : 3, vm.committed).subarray(0, -512), 512);
   }
   const grown = new ModelVm(WITH_DIMM, 12);
   grown.memory.set(

@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { decompress } from '../../src/ffi/zstd.js';
+import { decompress, decompressWithPrefix } from '../../src/ffi/zstd.js';
 import { xxh64 } from './xxh64.js';
 
 const PAGE = 4096;
@@ -219,7 +219,12 @@ class Chain {
   }
 
   #frame(pack: number, frame: number, bytes: Buffer): void {
-    must(bytes.toString('latin1', 0, 4) === 'CFRM' && bytes.readBigUInt64LE(24) === 0n, 'frame magic');
+    must(bytes.toString('latin1', 0, 4) === 'CFRM', 'frame magic');
+    if (bytes[4] === 3) {
+      this.#patch(pack, frame, bytes);
+      return;
+    }
+    must(bytes.readBigUInt64LE(24) === 0n, 'frame reserved');
     must(sha256(bytes.subarray(0, 32), bytes.subarray(64)).equals(bytes.subarray(32, 64)), 'frame checksum');
     must(bytes.readUInt32LE(8) === bytes.length - 64, 'frame stored length');
     const body = entropy(bytes[5]!, bytes.subarray(64), bytes.readUInt32LE(12));
@@ -241,6 +246,38 @@ class Chain {
       hashes.push(u64(xxh64(page)));
     }
     must(xxh64(Buffer.concat(hashes)) === bytes.readBigUInt64LE(16), `digest of pack ${pack} frame ${frame}`);
+  }
+
+  #patch(pack: number, frame: number, bytes: Buffer): void {
+    must(sha256(bytes.subarray(0, 32), bytes.subarray(64)).equals(bytes.subarray(32, 64)), 'patch checksum');
+    const count = bytes.readUInt16LE(6);
+    const sourceCount = bytes.readUInt16LE(24);
+    const columnsEnd = 64 + bytes.readUInt32LE(28);
+    must(bytes[5] === 1 && bytes.readUInt16LE(26) === 0, 'patch header');
+    must(count >= 1 && count <= 128 && sourceCount <= 512, 'patch counts');
+    must(bytes.readUInt32LE(8) === bytes.length - 64, 'patch stored length');
+    must(bytes.readUInt32LE(12) === count * (PAGE + 4) + sourceCount * 8, 'patch raw length');
+    const columns = entropy(1, bytes.subarray(64, columnsEnd), count * 4 + sourceCount * 8);
+    const pages = deltas(columns, 0, count, 4);
+    const sources = deltas(columns, count * 4, sourceCount, 8);
+    const first = (BigInt(pack) << 29n) | (BigInt(frame) << 12n);
+    let depth = 0;
+    for (const [i, source] of sources.entries()) {
+      must(source < first && (i === 0 || source > sources[i - 1]!), 'order of sources');
+      depth = Math.max(depth, this.#depths.get(source)! + 1);
+    }
+    must(depth <= 8, 'depth of a patch');
+    const prefix = Buffer.concat(sources.map((source) => this.#pageOf(source)));
+    const contents = Buffer.from(decompressWithPrefix(bytes.subarray(columnsEnd), prefix, count * PAGE));
+    const hashes: Buffer[] = [];
+    for (let i = 0; i < count; i++) {
+      must(i === 0 || pages[i]! > pages[i - 1]!, 'order of pages in a patch');
+      const page = contents.subarray(i * PAGE, (i + 1) * PAGE);
+      this.#pages.set(first | BigInt(i), page);
+      this.#depths.set(first | BigInt(i), depth);
+      hashes.push(u64(xxh64(page)));
+    }
+    must(xxh64(Buffer.concat(hashes)) === bytes.readBigUInt64LE(16), 'digest of a patch');
   }
 
   #apply({ codec, base, control, data }: PageRecord): Buffer {

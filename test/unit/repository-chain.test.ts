@@ -4,9 +4,11 @@ import { join } from 'node:path';
 import { afterEach, describe, expect, it } from '@jest/globals';
 
 import { layOut } from '../../src/hypervisor/memory-layout.js';
+import { ChainReader } from '../../src/repository/chain-reader.js';
 import { diffCheckpoints } from '../../src/repository/diff.js';
 import { MAX_SEGMENTS, MERGE_FACTOR } from '../../src/repository/index-policy.js';
 import { BOTTOM_LEVEL } from '../../src/repository/manifest.js';
+import { PageMap } from '../../src/repository/page-map.js';
 import { MAX_DELTA_DEPTH, packOfRef } from '../../src/repository/record-ref.js';
 import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify.js';
@@ -93,6 +95,43 @@ describe('a checkpoint', () => {
     // On the zero page, eight deltas on that, then a whole page.
     expect(depths).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2]);
     await mustReadBack(repository, vm.snapshot(await repository.find('latest')));
+  });
+
+  it('goes back to the record at the bottom of a page at the greatest depth', async () => {
+    const { repository, backend } = await start();
+    const chain = await repository.openChainWriter('web1', IDENTITY);
+    const vm = new ModelVm();
+    vm.page(5).forEach((_, at, page) => (page[at] = (at * 7) % 251));
+    vm.page(6).set([1, 2, 3]);
+    await vm.checkpoint(chain);
+    const bottoms = await chain.loadMap(chain.latest!);
+    const contents = Buffer.concat([vm.page(5), vm.page(6)]);
+    for (let n = 0; n < MAX_DELTA_DEPTH; n++) {
+      vm.page(5)[n] = 77;
+      if (n < 3) vm.page(6)[100 + n] = 88;
+      await vm.checkpoint(chain);
+    }
+    const map = await chain.loadMap(chain.latest!);
+    const reader = new ChainReader(backend, repository.id, chain.latest!.chain);
+    const into = new Uint8Array(2 * PAGE_SIZE_BYTES);
+    const found = await reader.readBottoms(Float64Array.of(map.refOf(5), map.refOf(6)), into);
+    expect([...found.refs]).toEqual([bottoms.refOf(5), bottoms.refOf(6)]);
+    expect([...found.deltas]).toEqual([map.depthOf(5), map.depthOf(6)]);
+    expect(Buffer.compare(into, contents)).toBe(0);
+    // One more difference, from the bottom.
+    vm.page(5)[50] = 99;
+    const back = new PageMap(LAYOUT.pageSpan);
+    back.set(5, found.refs[0]!, 0);
+    const before = vm.committed.slice();
+    before.set(into.subarray(0, PAGE_SIZE_BYTES), 5 * PAGE_SIZE_BYTES);
+    const frame = vm.encode(Uint32Array.of(5), back, before);
+    const writer = await chain.begin({ kind: 'incremental', parent: chain.latest, layout: LAYOUT, map });
+    await writer.appendFrame(frame);
+    expect(map.depthOf(5)).toBe(1);
+    const manifest = await writer.commit(commitFields());
+    vm.deviceState = new Uint8Array(0);
+    await mustReadBack(repository, vm.snapshot(manifest));
+    expect((await verify(repository)).problems).toEqual([]);
   });
 
   it('refuses a record that is deeper, and one whose base is not the present record', async () => {

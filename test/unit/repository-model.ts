@@ -10,6 +10,7 @@ import type { CheckpointWriter } from '../../src/repository/checkpoint-writer.js
 import { encodeFrame, type EncodedFrame } from '../../src/repository/frame.js';
 import type { Manifest } from '../../src/repository/manifest.js';
 import { PageMap } from '../../src/repository/page-map.js';
+import { encodePatchFrame } from '../../src/repository/patch-frame.js';
 import { MAX_DELTA_DEPTH } from '../../src/repository/record-ref.js';
 import type { Repository } from '../../src/repository/repository.js';
 import { digestOf } from '../../src/repository/verify-pages.js';
@@ -70,12 +71,13 @@ export class ModelVm {
     return region.firstPage + this.#random(region.pageCount);
   }
 
-  /** Writes a few bytes, fills or clears whole pages. */
+  /** Writes a few bytes, fills or clears whole pages, moves content from one page to another. */
   scribble(pageCount: number): void {
     for (let i = 0; i < pageCount; i++) {
       const page = this.page(this.anyPage());
       const what = this.#random(10);
       if (what === 0) page.fill(0);
+      else if (what === 2) page.set(this.page(this.anyPage(), this.committed).subarray(0, -512), 512);
       else if (what === 1) for (let at = 0; at < page.length; at++) page[at] = this.#random(256);
       else for (let n = 0; n <= what; n++) page[this.#random(PAGE_SIZE_BYTES)] = this.#random(256);
     }
@@ -103,12 +105,29 @@ export class ModelVm {
     recordsPerFrame = 7,
   ): Promise<void> {
     const zero = pages.filter((page) => this.page(page).every((byte) => byte === 0));
-    const others = pages.filter((page) => !zero.includes(page));
+    const patched = this.#patchable(pages, map, before).filter((page) => !zero.includes(page));
+    const others = pages.filter((page) => !zero.includes(page) && !patched.includes(page));
+    if (patched.length > 0) {
+      // All of the pages with a record could be sources; some must do.
+      const sources = map.refs
+        .reduce<number[]>((all, ref, page) => (ref === 0 || map.depthOf(page) > 7 ? all : [...all, page]), [])
+        .filter((page, i) => patched.includes(page) || i % 5 === 0);
+      await writer.appendFrame(this.encodePatch(patched, Uint32Array.from(sources), map, before));
+    }
     for (let from = 0; from < others.length; from += recordsPerFrame) {
       const some = others.subarray(from, from + recordsPerFrame);
       await writer.appendFrame(this.encode(some, map, before));
     }
     writer.markZero(zero);
+  }
+
+  /** Pages that have a record and changed in many places. */
+  #patchable(pages: Uint32Array, map: PageMap, before: Uint8Array): Uint32Array {
+    return pages.filter((page) => {
+      const old = this.page(page, before);
+      const changed = this.page(page).reduce((sum, byte, at) => sum + (byte === old[at] ? 0 : 1), 0);
+      return changed > 1000 && map.refOf(page) !== 0 && map.depthOf(page) < MAX_DELTA_DEPTH;
+    });
   }
 
   encode(pages: Uint32Array, map: PageMap, before: Uint8Array): EncodedFrame {
@@ -125,8 +144,26 @@ export class ModelVm {
         controlLengths: Uint16Array.from(records, ({ record }) => record.control.length),
         dataLengths: Uint16Array.from(records, ({ record }) => record.data.length),
         baseRefs: Float64Array.from(records, ({ baseRef }) => baseRef),
+        depths: Uint8Array.from(pages, (page, i) => (records[i]!.baseRef === 0 ? 0 : map.depthOf(page) + 1)),
         control: Buffer.concat(records.map(({ record }) => record.control)),
         data: Buffer.concat(records.map(({ record }) => record.data)),
+        digest: digestOf(kernels, contents),
+      },
+      3,
+    );
+  }
+
+  /** The pages as patches against the present records of `sources`, whose committed contents are in `before`. */
+  encodePatch(pages: Uint32Array, sources: Uint32Array, map: PageMap, before: Uint8Array): EncodedFrame {
+    const inOrder = [...sources].sort((a, b) => map.refOf(a) - map.refOf(b));
+    const contents = Buffer.concat([...pages].map((page) => this.page(page)));
+    return encodePatchFrame(
+      {
+        pages,
+        contents,
+        sources: Float64Array.from(inOrder, (page) => map.refOf(page)),
+        prefix: Buffer.concat(inOrder.map((page) => this.page(page, before))),
+        depth: inOrder.reduce((most, page) => Math.max(most, map.depthOf(page) + 1), 0),
         digest: digestOf(kernels, contents),
       },
       3,
