@@ -17,7 +17,7 @@ export const STRIPE_PAGES = 512;
 
 /**
  * Pages that one `encode` call takes at most; bounds the scratch memory of a share. Content that moved is found within a
- * batch: on a guest that packs a file tree, batches of 1024 pages store 26 % more than these.
+ * batch: in a simulation on a guest that packs a file tree, batches of 1024 pages stored 26 % more than whole checkpoints at once.
  */
 export const ENCODE_BATCH_PAGES = 4096;
 
