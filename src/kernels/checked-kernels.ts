@@ -6,19 +6,19 @@
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { DecodeResult } from './decode-result.js';
 import type { DecodeJob, DecodeOutcome, EncodeJob, EncodeTotals, Kernels, Pointer } from './kernels.js';
-import { BASE_ZERO_PAGE, controlCapacityBytes, dataCapacityBytes } from './kernels.js';
+import {
+  BASE_ZERO_PAGE,
+  controlCapacityBytes,
+  dataCapacityBytes,
+  edgeCapacityBytes,
+  SCAN_WORDS,
+} from './kernels.js';
 import type { LinearMemory } from './linear-memory.js';
 
 /** The functions without checks: the exports of the WebAssembly module, or their twins. Numbers are unsigned 32-bit. */
 export interface RawKernels {
-  scanRuns(
-    bitmap: number,
-    wordCount: number,
-    startBit: number,
-    out: number,
-    maxRuns: number,
-    firstPage: number,
-  ): number;
+  scanEdges(bitmap: number, wordCount: number, firstBit: number, out: number): number;
+  edgesToRuns(edges: number, runCount: number): void;
   popcount(bitmap: number, wordCount: number): number;
   orInto(dst: number, src: number, wordCount: number): void;
   andNot(dst: number, src: number, wordCount: number): void;
@@ -75,23 +75,22 @@ export class CheckedKernels implements Kernels {
     this.linear.ensure(sizeBytes);
   }
 
-  scanRuns(
-    bitmap: Pointer,
-    wordCount: number,
-    startBit: number,
-    out: Pointer,
-    maxRuns: number,
-    firstPage = 0,
-  ): number {
-    this.checkWords('bitmap', bitmap, wordCount);
-    checkCount('startBit', startBit);
-    checkCount('maxRuns', maxRuns);
-    checkCount('last page', firstPage + wordCount * 64);
-    checkCount('firstPage', firstPage);
-    if (maxRuns === 0) throw new RangeError('maxRuns: at least one run must fit');
-    this.checkRange('out', out, maxRuns * 8, 4);
+  scanEdges(bitmap: Pointer, wordCount: number, firstBit: number, out: Pointer): number {
+    this.checkWords('bitmap', bitmap - 8, wordCount + 1);
+    if (wordCount % SCAN_WORDS !== 0)
+      throw new RangeError(`${wordCount} words: not a multiple of ${SCAN_WORDS}`);
+    checkCount('firstBit', firstBit);
+    if (firstBit + wordCount * 64 > 2 ** 32)
+      throw new RangeError(`bits from ${firstBit}, ${wordCount} words of them`);
+    this.checkRange('out', out, edgeCapacityBytes(wordCount), 4);
     // The results of WebAssembly are signed.
-    return this.raw.scanRuns(bitmap, wordCount, startBit, out, maxRuns, firstPage) >>> 0;
+    return this.raw.scanEdges(bitmap, wordCount, firstBit, out) >>> 0;
+  }
+
+  edgesToRuns(edges: Pointer, runCount: number): void {
+    checkCount('runCount', runCount);
+    this.checkRange('edges', edges, runCount * 8, 4);
+    this.raw.edgesToRuns(edges, runCount);
   }
 
   popcount(bitmap: Pointer, wordCount: number): number {

@@ -38,6 +38,14 @@ export function dataCapacityBytes(pageCount: number): number {
   return pageCount * PAGE_SIZE_BYTES + STREAM_SLACK_BYTES;
 }
 
+/** `scanEdges` looks at so many words in one step. */
+export const SCAN_WORDS = 16;
+
+/** Bytes to set aside for the edges of `wordCount` words: one a bit, and up to three more are written past the last. */
+export function edgeCapacityBytes(wordCount: number): number {
+  return (wordCount * 64 + 3) * 4;
+}
+
 /** One batch for `encodePages`; all pointers into the linear memory. */
 export interface EncodeJob {
   readonly pageCount: number;
@@ -95,24 +103,18 @@ export interface Kernels {
   ensure(sizeBytes: number): void;
 
   /**
-   * Runs of set bits at or after `startBit`, at most `maxRuns`, as u32 pairs (first page, page count) at `out`.
-   *
-   * Fewer than `maxRuns` returned: that was all. Otherwise call again with `startBit` at the end of the last run. A run
-   * is never cut short, not at a word border and not by `maxRuns`.
-   * @param bitmap little-endian u64 words, LSB first; fewer than 2^32 bits
-   * @param startBit counts from the start of `bitmap`
-   * @param out 8 * maxRuns bytes, all of which may be written
-   * @param firstPage page of the first bit, 0 by default; added to the pages in the result
-   * @returns number of runs
+   * The edges of a bitmap, ascending, as u32 at `out`: where a run of set bits starts and the bit after its end, in turns.
+   * An odd number of them so far means that the last run is still open.
+   * @param bitmap little-endian u64 words, LSB first. The word before it is read too: when its last bit is set, a run goes on
+   *   from there, and the first edge is its end
+   * @param wordCount multiple of SCAN_WORDS
+   * @param firstBit number of the first bit
+   * @param out `edgeCapacityBytes(wordCount)`, all of which may be written
+   * @returns number of edges
    */
-  scanRuns(
-    bitmap: Pointer,
-    wordCount: number,
-    startBit: number,
-    out: Pointer,
-    maxRuns: number,
-    firstPage?: number,
-  ): number;
+  scanEdges(bitmap: Pointer, wordCount: number, firstBit: number, out: Pointer): number;
+  /** Turns pairs of edges (start, end) into runs (first page, page count), in place. */
+  edgesToRuns(edges: Pointer, runCount: number): void;
   /** Number of set bits. */
   popcount(bitmap: Pointer, wordCount: number): number;
   /** dst |= src. */

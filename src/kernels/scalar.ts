@@ -19,30 +19,20 @@ export function createScalarKernels(memory = new LinearMemory()): Kernels {
 class ScalarKernels implements RawKernels {
   constructor(private readonly memory: LinearMemory) {}
 
-  scanRuns(
-    bitmap: number,
-    wordCount: number,
-    startBit: number,
-    out: number,
-    maxRuns: number,
-    firstPage: number,
-  ): number {
+  scanEdges(bitmap: number, wordCount: number, firstBit: number, out: number): number {
     const bits = this.memory.bytes();
-    const runs = new Uint32Array(bits.buffer, out, maxRuns * 2);
-    const bitCount = wordCount * 64;
-    const isSet = (bit: number) => ((bits[bitmap + (bit >>> 3)]! >>> (bit & 7)) & 1) === 1;
-    let runCount = 0;
-    let bit = startBit;
-    while (runCount < maxRuns) {
-      while (bit < bitCount && !isSet(bit)) bit++;
-      if (bit >= bitCount) break;
-      const first = bit;
-      while (bit < bitCount && isSet(bit)) bit++;
-      runs[runCount * 2] = firstPage + first;
-      runs[runCount * 2 + 1] = bit - first;
-      runCount++;
+    const edges = new Uint32Array(bits.buffer, out);
+    const isSet = (bit: number) => ((bits[bitmap + (bit >> 3)]! >>> (bit & 7)) & 1) === 1;
+    let count = 0;
+    for (let bit = 0; bit < wordCount * 64; bit++) {
+      if (isSet(bit) !== isSet(bit - 1)) edges[count++] = firstBit + bit;
     }
-    return runCount;
+    return count;
+  }
+
+  edgesToRuns(edges: number, runCount: number): void {
+    const runs = new Uint32Array(this.memory.bytes().buffer, edges, runCount * 2);
+    for (let i = 0; i < runs.length; i += 2) runs[i + 1]! -= runs[i]!;
   }
 
   popcount(bitmap: number, wordCount: number): number {

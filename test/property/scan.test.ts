@@ -1,12 +1,12 @@
 import { describe, expect, it } from '@jest/globals';
 import fc from 'fast-check';
-import type { Kernels } from '../../src/kernels/kernels.js';
+import { edgeCapacityBytes, SCAN_WORDS, type Kernels } from '../../src/kernels/kernels.js';
 import { bothKernels } from './page-models.js';
 
 const BITMAP_AT = 64;
-const MAX_WORDS = 200;
+const MAX_WORDS = 208;
 const OTHER_AT = BITMAP_AT + MAX_WORDS * 8;
-const OUT_AT = OTHER_AT + MAX_WORDS * 8;
+const EDGES_AT = OTHER_AT + MAX_WORDS * 8;
 const [wasm, scalar] = bothKernels();
 const kernelsByName: [string, Kernels][] = [
   ['wasm', wasm],
@@ -20,7 +20,7 @@ const word = fc.oneof(
   { weight: 1, arbitrary: fc.constantFrom(1n << 63n, 1n, 0x8000000000000001n, 0x5555555555555555n) },
   { weight: 2, arbitrary: fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }) },
 );
-/** Stretches of equal words, so that whole 64-byte blocks of zeros and ones come up. */
+/** Stretches of equal words, so that whole steps of zeros and ones come up. */
 const words = fc
   .array(fc.tuple(word, fc.oneof(fc.constant(1), fc.integer({ min: 1, max: 40 }))), { maxLength: 16 })
   .map((stretches) =>
@@ -37,74 +37,54 @@ function bitsOf(values: readonly bigint[]): boolean[] {
   );
 }
 
-function naiveRuns(bits: readonly boolean[], startBit = 0, firstPage = 0): [number, number][] {
-  const runs: [number, number][] = [];
-  bits.forEach((bit, i) => {
-    if (!bit || i < startBit) return;
-    const last = runs.at(-1);
-    if (last !== undefined && last[0] + last[1] === firstPage + i) last[1]++;
-    else runs.push([firstPage + i, 1]);
-  });
-  return runs;
+/** Where bits differ from the bit before. */
+function naiveEdges(bits: readonly boolean[], before: boolean, firstBit: number): number[] {
+  return bits.flatMap((bit, i) => (bit === (i === 0 ? before : bits[i - 1]) ? [] : [firstBit + i]));
 }
 
-function scan(
-  kernels: Kernels,
-  wordCount: number,
-  startBit: number,
-  maxRuns: number,
-  firstPage = 0,
-): [number, number][] {
-  kernels.ensure(OUT_AT + maxRuns * 8 + 64);
-  const guard = kernels.bytes().subarray(OUT_AT + maxRuns * 8, OUT_AT + maxRuns * 8 + 64);
+function scan(kernels: Kernels, values: readonly bigint[], before: bigint, firstBit: number): number[] {
+  const padded = [...values];
+  while (padded.length % SCAN_WORDS !== 0) padded.push(0n);
+  put(kernels, BITMAP_AT - 8, [before, ...padded]);
+  const end = EDGES_AT + edgeCapacityBytes(padded.length);
+  kernels.ensure(end + 64);
+  const guard = kernels.bytes().subarray(end, end + 64);
   guard.fill(0xa5);
-  const count = kernels.scanRuns(BITMAP_AT, wordCount, startBit, OUT_AT, maxRuns, firstPage);
-  if (!guard.every((byte) => byte === 0xa5)) throw new Error('runs written past the end of the output');
-  const out = new Uint32Array(kernels.bytes().buffer, OUT_AT, count * 2);
-  return Array.from({ length: count }, (_, i) => [out[i * 2]!, out[i * 2 + 1]!]);
+  const count = kernels.scanEdges(BITMAP_AT, padded.length, firstBit, EDGES_AT);
+  if (!guard.every((byte) => byte === 0xa5)) throw new Error('edges written past the end of the output');
+  return [...new Uint32Array(kernels.bytes().buffer, EDGES_AT, count)];
 }
 
-describe.each(kernelsByName)('scanRuns (%s)', (_, kernels) => {
-  it('finds the runs a bit-by-bit scan finds', () => {
+describe.each(kernelsByName)('scanEdges (%s)', (_, kernels) => {
+  it('finds the edges a bit-by-bit scan finds, whatever comes before', () => {
     fc.assert(
-      fc.property(words, fc.nat(2 ** 31), (values, firstPage) => {
-        put(kernels, BITMAP_AT, values);
-        expect(scan(kernels, values.length, 0, 8192, firstPage)).toEqual(
-          naiveRuns(bitsOf(values), 0, firstPage),
+      fc.property(words, word, fc.nat(2 ** 31), (values, before, firstBit) => {
+        const bits = bitsOf(values);
+        while (bits.length % (SCAN_WORDS * 64) !== 0) bits.push(false);
+        expect(scan(kernels, values, before, firstBit)).toEqual(
+          naiveEdges(bits, before >> 63n === 1n, firstBit),
         );
       }),
       { numRuns: 300 },
     );
   });
 
-  it('starts at any bit, cutting the run it falls into', () => {
-    fc.assert(
-      fc.property(words, fc.nat(MAX_WORDS * 64 + 100), (values, startBit) => {
-        put(kernels, BITMAP_AT, values);
-        expect(scan(kernels, values.length, startBit, 8192)).toEqual(naiveRuns(bitsOf(values), startBit));
-      }),
-      { numRuns: 200 },
-    );
+  it('has room for as many edges as there are bits', () => {
+    const values = new Array<bigint>(SCAN_WORDS * 2).fill(0x5555555555555555n);
+    expect(scan(kernels, values, 0n, 0)).toHaveLength(SCAN_WORDS * 2 * 64);
   });
+});
 
-  it('continues at the end of the last run when the output was full', () => {
+describe.each(kernelsByName)('edgesToRuns (%s)', (_, kernels) => {
+  it('turns each start and end into a start and a length, and touches nothing else', () => {
     fc.assert(
-      fc.property(
-        words,
-        fc.oneof(fc.integer({ min: 1, max: 9 }), fc.integer({ min: 250, max: 700 })),
-        (values, maxRuns) => {
-          put(kernels, BITMAP_AT, values);
-          const runs: [number, number][] = [];
-          let part: [number, number][];
-          do {
-            const last = runs.at(-1);
-            part = scan(kernels, values.length, last === undefined ? 0 : last[0] + last[1], maxRuns);
-            runs.push(...part);
-          } while (part.length === maxRuns);
-          expect(runs).toEqual(naiveRuns(bitsOf(values)));
-        },
-      ),
-      { numRuns: 200 },
+      fc.property(fc.array(fc.tuple(fc.nat(2 ** 30), fc.nat(2 ** 30)), { maxLength: 40 }), (pairs) => {
+        const memory = new Uint32Array(kernels.bytes().buffer, EDGES_AT, pairs.length * 2 + 4);
+        memory.set([...pairs.flatMap(([start, length]) => [start, start + length]), 7, 8, 9, 10]);
+        kernels.edgesToRuns(EDGES_AT, pairs.length);
+        expect([...memory]).toEqual([...pairs.flat(), 7, 8, 9, 10]);
+      }),
+      { numRuns: 100 },
     );
   });
 });

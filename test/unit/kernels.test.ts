@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
 import type { EncodeJob, Kernels } from '../../src/kernels/kernels.js';
-import { controlCapacityBytes, dataCapacityBytes } from '../../src/kernels/kernels.js';
+import { controlCapacityBytes, dataCapacityBytes, edgeCapacityBytes } from '../../src/kernels/kernels.js';
 import { LinearMemory, MAX_MEMORY_BYTES } from '../../src/kernels/linear-memory.js';
 import { createScalarKernels } from '../../src/kernels/scalar.js';
 import { createWasmKernels } from '../../src/kernels/wasm.js';
@@ -63,7 +63,9 @@ describe.each(makers)('arguments (%s)', (_, make) => {
     expect(() => kernels.popcount(-8, 1)).toThrow(RangeError);
     expect(() => kernels.orInto(0, size, 1)).toThrow(RangeError);
     expect(() => kernels.andNot(size, 0, 1)).toThrow(RangeError);
-    expect(() => kernels.scanRuns(0, 1, 0, size - 8, 2)).toThrow(RangeError);
+    expect(() => kernels.scanEdges(64, 16, 0, size - edgeCapacityBytes(16) + 4)).toThrow(RangeError);
+    expect(() => kernels.scanEdges(0, 16, 0, 4096)).toThrow(RangeError);
+    expect(() => kernels.edgesToRuns(size - 8, 2)).toThrow(RangeError);
     expect(() => kernels.isZeroPages(size - 4096, 2, 0)).toThrow(RangeError);
     expect(() => kernels.hash64(size - 1, 2, 0n)).toThrow(RangeError);
     expect(() => kernels.decodeInto(2, 0, 1, 0, size + 1, 0)).toThrow(RangeError);
@@ -87,8 +89,9 @@ describe.each(makers)('arguments (%s)', (_, make) => {
   it('are refused when they are not aligned or not whole numbers', () => {
     expect(() => kernels.popcount(4, 1)).toThrow(RangeError);
     expect(() => kernels.popcount(0, 0.5)).toThrow(RangeError);
-    expect(() => kernels.scanRuns(0, 1, 0, 2, 1)).toThrow(RangeError);
-    expect(() => kernels.scanRuns(0, 1, 0, 64, 0)).toThrow(RangeError);
+    expect(() => kernels.scanEdges(64, 16, 0, 4098)).toThrow(RangeError);
+    expect(() => kernels.scanEdges(64, 15, 0, 4096)).toThrow(RangeError);
+    expect(() => kernels.scanEdges(64, 16, 2 ** 32 - 1023, 4096)).toThrow(RangeError);
     expect(() => kernels.encodePages({ ...job, bases: job.bases + 2 })).toThrow(RangeError);
     expect(() => kernels.encodePages({ ...job, controlLengths: job.controlLengths + 1 })).toThrow(RangeError);
     expect(() => kernels.hash64(NaN, 1, 0n)).toThrow(RangeError);
@@ -159,8 +162,9 @@ describe('pointers above 2 GiB', () => {
     const bitmap = top;
     memory[bitmap + 1023] = 0x80;
     expect(kernels.popcount(bitmap, 128)).toBe(1);
-    expect(kernels.scanRuns(bitmap, 128, 0, top + 4096, 4)).toBe(1);
-    expect([...new Uint32Array(memory.buffer, top + 4096, 2)]).toEqual([8191, 1]);
+    const edges = MAX_MEMORY_BYTES - 65_536;
+    expect(kernels.scanEdges(bitmap, 128, 0, edges)).toBe(1);
+    expect(new Uint32Array(memory.buffer, edges, 1)[0]).toBe(8191);
   });
 
   it('encode and decode', () => {

@@ -8,7 +8,7 @@
  * `scalar.ts` is the twin: same results byte for byte.
  */
 export { andNot, orInto, popcount } from './words';
-export { scanRuns } from './scan-runs';
+export { edgesToRuns, scanEdges } from './scan-runs';
 export { isZeroPages } from './zero';
 export { encodePages } from './encode';
 export { decodeInto, decodePages } from './decode';
