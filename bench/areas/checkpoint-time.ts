@@ -64,14 +64,15 @@ async function* rowsForSize(
       const totals: number[] = [];
       const stored: number[] = [];
       if (workload.start !== undefined) await guest.machine.guest(workload.start);
-      const count = context.quick ? 12 : 30;
+      const count = context.quick ? 6 : 30;
       for (let i = 0; i < count && !(i >= 5 && context.timeIsUp(end)); i++) {
         context.progress(`checkpoint-time: ${size}, checkpoint ${i + 1} of ${count}`);
         await workload.before(guest);
         const summary = await guest.session.checkpoint();
         totals.push(summary.totalMs);
         stored.push(summary.storedBytes);
-        if ((i + 1) % Math.ceil(count / FULL_SAVES) === 0) saves.push(await fullSave(guest));
+        if ((i + 1) % Math.ceil(count / (context.quick ? 1 : FULL_SAVES)) === 0)
+          saves.push(await fullSave(guest));
       }
       if (workload.start !== undefined) await guest.machine.guest('lab stop');
       const held = { area, workload: `${size}, ${workload.name}` } as const;
