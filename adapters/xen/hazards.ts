@@ -34,7 +34,7 @@ const RULES: readonly Rule[] = [
       ? undefined
       : refuse(
           'XEN_UNPROVEN',
-          'one lab run on Xen found 3 pages in a checkpoint that differ from the guest, not explained yet; ' +
+          'not every scenario has been run to its end on a real Xen yet; ' +
             'CAIRN_XEN_UNPROVEN=1 takes checkpoints all the same, for trials (docs/xen.md)',
         ),
   (found) =>

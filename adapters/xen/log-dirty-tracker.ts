@@ -68,7 +68,7 @@ export class LogDirtyTracker implements DirtyTracker {
         retryable: true,
       });
     }
-    if (!this.#isStillOn()) this.#forget();
+    if (!this.#isStillOn()) this.#beginAnew();
     return this.#token;
   }
 
@@ -81,7 +81,7 @@ export class LogDirtyTracker implements DirtyTracker {
     this.#mustBeOn();
     const { layout, presence, recordPath } = this.#options;
     if (!this.#isStillOn()) {
-      this.#forget();
+      this.#beginAnew();
       throw new CheckpointError(
         'TRACKER_FAILED',
         `somebody switched log-dirty tracking of domain ${this.#options.domain.domid} off during the checkpoint`,
@@ -142,7 +142,7 @@ export class LogDirtyTracker implements DirtyTracker {
   #arm(): void {
     const { domain, layout, recordPath, foreignSave } = this.#options;
     if (this.#enable()) {
-      this.#forget();
+      this.#beginAnew();
       return;
     }
     const record = readRecord(recordPath, layout);
@@ -170,7 +170,7 @@ export class LogDirtyTracker implements DirtyTracker {
         },
       );
     }
-    this.#forget();
+    this.#beginAnew();
   }
 
   /** @returns false when it was on already (EINVAL). @throws TRACKER_UNAVAILABLE, VM_GONE, VM_PERMISSION */
@@ -195,6 +195,26 @@ export class LogDirtyTracker implements DirtyTracker {
 
   #isStillOn(): boolean {
     return !this.#enable();
+  }
+
+  /**
+   * Tracking was switched on just now. One reading is thrown away: Xen 4.17 keeps its count of dirty pages when tracking is
+   * switched off and resets it only in a reading (`paging_log_dirty_op`), so the first count may be that of an earlier user.
+   */
+  #beginAnew(): void {
+    this.#forget();
+    const { domain } = this.#options;
+    const frameCount = domain.frameCount();
+    const bits = new Uint8Array(Math.ceil(frameCount / 64) * 8);
+    const done = domain.calls.logDirty(
+      domain.domid,
+      SHADOW_OP.clean,
+      frameCount,
+      0,
+      bits,
+      new Uint32Array(2),
+    );
+    domain.check(done, 'reading the dirty bitmap for the first time');
   }
 
   /** A new record starts here: nothing is known of the time before. */

@@ -48,6 +48,8 @@ export class FakeXen implements LibraryCalls {
   readonly grants = new Uint8Array(PAGE);
   readonly grantStatus = new Uint8Array(PAGE);
   #dirty = new Set<number>();
+  /** Pages that were dirty when tracking was switched off: counted until the next clean (paging_log_dirty_op of Xen 4.17). */
+  #staleCount = 0;
 
   constructor(pageCount = 64) {
     for (let frame = 0; frame < pageCount; frame++) this.pages.set(frame, new Uint8Array(PAGE));
@@ -96,6 +98,7 @@ export class FakeXen implements LibraryCalls {
   /** What xl save, migrate and remus do in the end. */
   switchOff(): void {
     this.isLogDirty = false;
+    this.#staleCount += this.#dirty.size;
     this.#dirty.clear();
   }
 
@@ -146,8 +149,11 @@ export class FakeXen implements LibraryCalls {
     into.fill(0);
     // Without log-dirty the call succeeds as well, and shows nothing.
     for (const frame of this.#dirty) into[frame >>> 3]! |= 1 << (frame & 7);
-    stats[1] = this.#dirty.size + this.countError;
-    if (operation === SHADOW_OP.clean) this.#dirty.clear();
+    stats[1] = this.#dirty.size + this.#staleCount + this.countError;
+    if (operation === SHADOW_OP.clean) {
+      this.#dirty.clear();
+      this.#staleCount = 0;
+    }
     return ok(frameCount);
   }
 

@@ -127,6 +127,18 @@ describe('the log-dirty tracker of Xen', () => {
     expect(pagesOf(tracker.collect())).toHaveLength(600);
   });
 
+  it('is not misled by the count that a save by somebody else leaves behind', async () => {
+    const first = await started();
+    xen.write(5, 1);
+    xen.switchOff();
+    first.close();
+    const second = makeTracker();
+    await second.start();
+    expect(pagesOf(second.collect())).toHaveLength(600);
+    xen.write(6, 1);
+    expect(pagesOf(second.collect())).toEqual([6]);
+  });
+
   it('fails the checkpoint when tracking was switched off in the middle of it', async () => {
     const tracker = await started();
     const { token } = tracker;
@@ -266,7 +278,7 @@ describe('the log-dirty tracker of Xen', () => {
     const tracker = await started();
     xen.isSuspended = true;
     tracker.collect();
-    expect(xen.modes).toEqual([0, LOGDIRTY_FINAL]);
+    expect(xen.modes.slice(-2)).toEqual([0, LOGDIRTY_FINAL]);
   });
 
   it('reports a domain that has ended', async () => {
