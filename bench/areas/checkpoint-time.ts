@@ -64,7 +64,7 @@ async function* rowsForSize(
       const totals: number[] = [];
       const stored: number[] = [];
       if (workload.start !== undefined) await guest.machine.guest(workload.start);
-      const count = context.quick ? 6 : 30;
+      const count = context.quick ? 4 : 30;
       for (let i = 0; i < count && !(i >= 5 && context.timeIsUp(end)); i++) {
         context.progress(`checkpoint-time: ${size}, checkpoint ${i + 1} of ${count}`);
         await workload.before(guest);

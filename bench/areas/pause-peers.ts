@@ -72,7 +72,7 @@ async function* besideCairn(
   share: number,
   prepare: (machine: LabMachine) => Promise<void> = () => Promise.resolve(),
 ): AsyncGenerator<BenchRow> {
-  const turns = context.quick ? 3 : 15;
+  const turns = context.quick ? 2 : 15;
   const workload = `1 GiB guest, ${DIRTY_MIB} MiB rewritten in between, QEMU ${qemu}`;
   context.progress(`pause: booting QEMU ${qemu} for Cairn and its peers`);
   const costs = new Map<string, Cost[]>([['cairn', []]]);

@@ -52,7 +52,7 @@ export async function* pauseStreamRows(context: BenchContext): AsyncGenerator<Be
       guests.set(tracker, await LiveGuest.start(options));
       await guests.get(tracker)!.session.checkpoint();
     }
-    for (const workload of context.quick ? WORKLOADS.slice(0, 2) : WORKLOADS)
+    for (const workload of context.quick ? WORKLOADS.slice(0, 1) : WORKLOADS)
       yield* workloadRows(context, guests, workload);
   } finally {
     for (const guest of guests.values()) await guest.destroy();

@@ -28,7 +28,7 @@ interface Shape {
 
 export async function* scanRows(context: BenchContext): AsyncGenerator<BenchRow> {
   const area = 'scan';
-  const sizesGib = context.quick ? [1, 1024] : [1, 16, 128, 1024];
+  const sizesGib = context.quick ? [1, 64] : [1, 16, 128, 1024];
   const densities = context.quick ? [0, 0.0001, 0.01, 0.5, 1] : DENSITIES;
   const rounds = context.quick ? 3 : 7;
   const { bitsC, wordsC } = scanPeers();
