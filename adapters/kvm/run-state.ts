@@ -55,6 +55,11 @@ export class RunStateControl {
     return runStateOf(await this.#options.monitor.execute('query-status'));
   }
 
+  /** Stopped, or about to be, by a migration that sends its last pages (RunState of qapi/run-state.json). */
+  async isFinishingMigration(): Promise<boolean> {
+    return statusOf(await this.#options.monitor.execute('query-status')) === 'finish-migrate';
+  }
+
   /** Resumes a VM that a Cairn paused and did not live to resume. @returns true when it did */
   async recover(): Promise<boolean> {
     if (!(await isLeftPaused(this.#markerPath))) return false;

@@ -38,6 +38,21 @@ function control(monitor: FakeMonitor): RunStateControl {
   return new RunStateControl({ monitor, process: qemu, guard, runtimeDir });
 }
 
+it('tells a VM that its migration is stopping from one that somebody has paused', async () => {
+  const { monitor, state } = machine();
+  const runState = control(monitor);
+  for (const [status, isFinishing] of [
+    ['running', false],
+    ['finish-migrate', true],
+    ['paused', false],
+    ['postmigrate', false],
+  ] as const) {
+    state.status = status;
+    expect(await runState.isFinishingMigration()).toBe(isFinishing);
+  }
+  await runState.close();
+});
+
 describe('whoever times the pause', () => {
   it('is told after all questions and right before stop, and when cont has worked, before the proof', async () => {
     const { monitor, state } = machine();

@@ -97,13 +97,13 @@ export class StreamCapture {
    */
   async pause(): Promise<boolean> {
     const migration = this.#migration();
-    const hasStopped = (): boolean => migration.stoppedAt !== undefined;
-    if (!hasStopped() && !this.#deps.stopFirst) {
+    if (migration.stoppedAt === undefined && !this.#deps.stopFirst) {
       try {
         if (!(await this.#deps.runState.pause({ duringOwnMigration: true }))) throw pausedByOther();
       } catch (error) {
-        // QEMU may have stopped the VM in this very moment, which is what was wanted.
-        if (!hasStopped() || (await this.#isPlainlyPaused())) throw error;
+        // QEMU may be stopping the VM in this very moment, which is what was wanted. Its state says so before the vCPUs have come to
+        // rest, its STOP event only after that.
+        if (!(await this.#deps.runState.isFinishingMigration())) throw error;
       }
     }
     await migration.reachSwitchover();
