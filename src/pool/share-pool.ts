@@ -88,6 +88,12 @@ export class SharePool {
   }
 }
 
+/**
+ * What an encode leaves behind is buffers outside of the JavaScript heap, which nothing but a collection frees. A young generation
+ * this small makes them frequent: 227 instead of 281 MiB resident, and no difference in the time of a base.
+ */
+const YOUNG_GENERATION_MIB = 2;
+
 /** A share that lives in a thread of its own. */
 class WorkerShare implements ShareOperations {
   readonly #pool: Piscina<WorkerTask, WorkerReply>;
@@ -98,6 +104,7 @@ class WorkerShare implements ShareOperations {
       minThreads: 1,
       maxThreads: 1,
       idleTimeout: Number.POSITIVE_INFINITY,
+      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_GENERATION_MIB },
       concurrentTasksPerWorker: 1,
       workerData: settings,
       // Waiting on Atomics instead of the event loop shortens the way into the worker by a few tenths of a millisecond.
