@@ -7,6 +7,7 @@ import { PAGE_SIZE_BYTES } from '../types.js';
 import { DecodeResult } from './decode-result.js';
 import type { DecodeJob, DecodeOutcome, EncodeJob, EncodeTotals, Kernels, Pointer } from './kernels.js';
 import {
+  ANCHOR_CAPACITY_BYTES,
   BASE_ZERO_PAGE,
   controlCapacityBytes,
   dataCapacityBytes,
@@ -54,6 +55,7 @@ export interface RawKernels {
     dataBytes: number,
   ): number;
   isZeroPages(pages: number, pageCount: number, outBitmap: number): void;
+  findAnchors(page: number, out: number): number;
   hash64(ptr: number, lengthBytes: number, seed: bigint): bigint;
 }
 
@@ -186,6 +188,12 @@ export class CheckedKernels implements Kernels {
     this.checkRange('pages', pages, pageCount * PAGE_SIZE_BYTES, 1);
     this.checkWords('outBitmap', outBitmap, Math.ceil(pageCount / 64));
     this.raw.isZeroPages(pages, pageCount, outBitmap);
+  }
+
+  findAnchors(page: Pointer, out: Pointer): number {
+    this.checkRange('page', page, PAGE_SIZE_BYTES, 1);
+    this.checkRange('out', out, ANCHOR_CAPACITY_BYTES, 4);
+    return this.raw.findAnchors(page, out) >>> 0;
   }
 
   hash64(ptr: Pointer, lengthBytes: number, seed: bigint): bigint {

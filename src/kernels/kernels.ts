@@ -46,6 +46,12 @@ export function edgeCapacityBytes(wordCount: number): number {
   return (wordCount * 64 + 3) * 4;
 }
 
+/** Bytes of content that an anchor stands for; the last positions of a page are none for want of them. */
+export const ANCHOR_SPAN_BYTES = 32;
+
+/** Bytes to set aside for the anchors of a page: every position may be one. */
+export const ANCHOR_CAPACITY_BYTES = (PAGE_SIZE_BYTES - ANCHOR_SPAN_BYTES) * 4;
+
 /** One batch for `encodePages`; all pointers into the linear memory. */
 export interface EncodeJob {
   readonly pageCount: number;
@@ -144,6 +150,14 @@ export interface Kernels {
   decodePages(job: DecodeJob): DecodeOutcome;
   /** Sets bit i of `outBitmap` when page i is all zero, clears it when not; writes ceil(pageCount / 64) whole words. */
   isZeroPages(pages: Pointer, pageCount: number, outBitmap: Pointer): void;
+
+  /**
+   * Anchors of a page's content: positions whose next 8 bytes hash to a value with the top seven bits zero (one in 128), except where a
+   * word repeats. So pages that have content in common have anchors in common, at whatever offset each has it.
+   * @param out for each anchor, in order of position, the hash of the 32 bytes from it on as u32, never 0; ANCHOR_CAPACITY_BYTES
+   * @returns number of anchors
+   */
+  findAnchors(page: Pointer, out: Pointer): number;
 
   /** XXH64. `seed` and result are unsigned 64-bit. */
   hash64(ptr: Pointer, lengthBytes: number, seed: bigint): bigint;

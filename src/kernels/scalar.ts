@@ -5,8 +5,9 @@
 
 import type { RawKernels } from './checked-kernels.js';
 import { CheckedKernels } from './checked-kernels.js';
-import type { Kernels } from './kernels.js';
+import { ANCHOR_CAPACITY_BYTES, type Kernels } from './kernels.js';
 import { LinearMemory } from './linear-memory.js';
+import { scalarFindAnchors } from './scalar-anchors.js';
 import { scalarDecodeInto, scalarDecodePages } from './scalar-decode.js';
 import { scalarEncodePages } from './scalar-encode.js';
 import { scalarHash64 } from './scalar-hash64.js';
@@ -74,6 +75,11 @@ class ScalarKernels implements RawKernels {
         bytes[outBitmap + (page >>> 3)]! |= 1 << (page & 7);
       }
     }
+  }
+
+  findAnchors(page: number, out: number): number {
+    const bytes = this.memory.bytes();
+    return scalarFindAnchors(bytes, page, new Uint32Array(bytes.buffer, out, ANCHOR_CAPACITY_BYTES / 4));
   }
 
   hash64(ptr: number, lengthBytes: number, seed: bigint): bigint {

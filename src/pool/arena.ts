@@ -6,7 +6,7 @@
  * The budget for previous versions is address space, not memory: what no page was ever put into is never touched.
  */
 
-import { controlCapacityBytes, dataCapacityBytes } from '../kernels/kernels.js';
+import { ANCHOR_CAPACITY_BYTES, controlCapacityBytes, dataCapacityBytes } from '../kernels/kernels.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { ENCODE_BATCH_PAGES } from './messages.js';
 
@@ -21,6 +21,7 @@ export interface Arena {
   readonly dataLengths: number;
   readonly result: number;
   readonly hashes: number;
+  readonly anchors: number;
   readonly control: number;
   readonly data: number;
   readonly gather: number;
@@ -46,6 +47,7 @@ export function layOutArena(cacheBytes: number): Arena {
     dataLengths: take(ENCODE_BATCH_PAGES * 2),
     result: take(16),
     hashes: take(ENCODE_BATCH_PAGES * 8),
+    anchors: take(ANCHOR_CAPACITY_BYTES),
     control: take(controlCapacityBytes(ENCODE_BATCH_PAGES)),
     data: take(dataCapacityBytes(ENCODE_BATCH_PAGES)),
     gather: take(BATCH_BYTES),

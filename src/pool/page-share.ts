@@ -298,7 +298,13 @@ export class PageShare {
         previous.push({ position, content: base });
     });
     if (candidates.length < FEWEST_PATCHES || previous.length === 0) return [];
-    return planPatches(memory, candidates, previous);
+    return planPatches((content) => this.#anchorsOf(content), candidates, previous);
+  }
+
+  #anchorsOf(content: number): Int32Array {
+    const { anchors } = this.#arena;
+    const count = this.#kernels.findAnchors(content, anchors);
+    return new Int32Array(this.#kernels.bytes().buffer, anchors, count);
   }
 
   #patch(

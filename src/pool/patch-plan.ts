@@ -7,7 +7,7 @@
  */
 
 import { MAX_PATCH_RECORDS, MAX_PATCH_SOURCES } from '../repository/frame-limits.js';
-import { ContentIndex, visitAnchors } from './content-index.js';
+import { ContentIndex } from './content-index.js';
 
 export interface PatchCandidate {
   /** In the batch. */
@@ -36,20 +36,19 @@ const MIN_VOTES = 2;
 const MOST_RELATED = 4;
 
 /**
- * @param memory that the contents lie in, at multiples of 4
+ * @param anchorsOf anchors of the content that lies at an offset; valid until the next call
  * @param previous those that may serve as sources
  */
 export function planPatches(
-  memory: Uint8Array,
+  anchorsOf: (content: number) => Int32Array,
   candidates: readonly PatchCandidate[],
   previous: readonly PreviousPage[],
 ): readonly PatchGroup[] {
-  const words = new Uint32Array(memory.buffer, 0, memory.buffer.byteLength >>> 2);
   const old = new ContentIndex(previous.length);
   const usable = new Set<number>();
   for (const { position, content } of previous) {
     usable.add(position);
-    visitAnchors(words, content >>> 2, (key) => old.find(key, position));
+    for (const key of anchorsOf(content)) old.find(key, position);
   }
   const fresh = new ContentIndex(candidates.length);
   const sourcesOf: number[][] = [];
@@ -58,15 +57,15 @@ export function planPatches(
   candidates.forEach(({ position, content, hasRuns }, i) => {
     const oldVotes = new Map<number, number>();
     const freshVotes = new Map<number, number>();
-    visitAnchors(words, content >>> 2, (key) => {
+    for (const key of anchorsOf(content)) {
       const source = old.find(key);
       if (source >= 0) {
         vote(oldVotes, source);
-        return;
+        continue;
       }
       const twin = fresh.find(key, i);
       if (twin !== i) vote(freshVotes, twin);
-    });
+    }
     const sources = elected(oldVotes);
     if (hasRuns && usable.has(position) && !sources.includes(position)) sources.unshift(position);
     sourcesOf.push(sources);

@@ -16,7 +16,7 @@ export const MAX_PAYLOAD_BYTES = FRAME_PAYLOAD_BYTES + PAGE_SIZE_BYTES;
 export const MAX_COLUMN_BYTES_PER_RECORD = 17;
 
 /** Pages and sources of a patch frame. Decoding one page of it takes reading all sources and unpacking all pages. */
-export const MAX_PATCH_RECORDS = 128;
+export const MAX_PATCH_RECORDS = 256;
 export const MAX_PATCH_SOURCES = 512;
 
 export const MAX_RAW_BODY_BYTES = MAX_PAYLOAD_BYTES + MAX_RECORDS_PER_FRAME * MAX_COLUMN_BYTES_PER_RECORD;

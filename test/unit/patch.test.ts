@@ -2,6 +2,8 @@ import fc from 'fast-check';
 import { describe, expect, it } from '@jest/globals';
 
 import { compressWithPrefix, decompress, decompressWithPrefix } from '../../src/ffi/zstd.js';
+import { ANCHOR_CAPACITY_BYTES } from '../../src/kernels/kernels.js';
+import { createScalarKernels } from '../../src/kernels/scalar.js';
 import { planPatches } from '../../src/pool/patch-plan.js';
 import { frameChecksum } from '../../src/repository/frame.js';
 import {
@@ -104,26 +106,34 @@ describe('compression against a prefix', () => {
 });
 
 describe('the plan of patches', () => {
-  /** Pages 0 and 1 as they were; 2 and 3 are new: 2 holds what 1 held, shifted, 3 what 2 holds. */
+  /** Pages 0 and 1 as they were; 2 to 4 are new: 3 holds what 1 held, at an odd offset, 4 what 3 holds, at another. */
   const memory = randomPages(5, 2);
   const page = (i: number): Uint8Array => memory.subarray(i * PAGE_SIZE_BYTES, (i + 1) * PAGE_SIZE_BYTES);
-  page(3).set(page(1).subarray(512));
-  page(4).set(page(3).subarray(0, 2048), 1024);
+  page(3).set(page(1).subarray(513));
+  page(4).set(page(3).subarray(0, 2048), 1026);
+  const kernels = createScalarKernels();
+  const room = memory.length;
+  kernels.ensure(room + ANCHOR_CAPACITY_BYTES);
+  kernels.bytes().set(memory);
+  const anchorsOf = (content: number): Int32Array =>
+    new Int32Array(kernels.bytes().buffer, room, kernels.findAnchors(content, room));
   const previous = [0, 1].map((position) => ({ position, content: position * PAGE_SIZE_BYTES }));
   const candidate = (position: number, at: number, hasRuns = false) =>
     ({ position, content: at * PAGE_SIZE_BYTES, hasRuns }) as const;
 
   it('finds the page that content came from, and no other', () => {
-    expect(planPatches(memory, [candidate(7, 3)], previous)).toEqual([{ members: [7], sources: [1] }]);
+    expect(planPatches(anchorsOf, [candidate(7, 3)], previous)).toEqual([{ members: [7], sources: [1] }]);
   });
 
   it('puts pages of common content together', () => {
-    const groups = planPatches(memory, [candidate(8, 4), candidate(5, 3)], previous);
+    const groups = planPatches(anchorsOf, [candidate(8, 4), candidate(5, 3)], previous);
     expect(groups).toEqual([{ members: [5, 8], sources: [1] }]);
   });
 
   it('leaves a page as runs that has them and shares nothing', () => {
-    expect(planPatches(memory, [candidate(6, 2, true)], previous)).toEqual([]);
-    expect(planPatches(memory, [candidate(0, 2, true)], previous)).toEqual([{ members: [0], sources: [0] }]);
+    expect(planPatches(anchorsOf, [candidate(6, 2, true)], previous)).toEqual([]);
+    expect(planPatches(anchorsOf, [candidate(0, 2, true)], previous)).toEqual([
+      { members: [0], sources: [0] },
+    ]);
   });
 });

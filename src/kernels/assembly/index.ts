@@ -10,6 +10,7 @@
 export { andNot, orInto, popcount } from './words';
 export { edgesToRuns, scanEdges } from './scan-runs';
 export { isZeroPages } from './zero';
+export { findAnchors } from './anchors';
 export { encodePages } from './encode';
 export { decodeInto, decodePages } from './decode';
 export { hash64 } from './hash64';
