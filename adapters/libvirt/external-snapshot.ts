@@ -7,6 +7,7 @@
  * They change no chain of images, so there is nothing for libvirt to follow.
  */
 
+import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 
 import { CheckpointError, describeError, isCheckpointError } from '../../src/errors.js';
@@ -14,11 +15,18 @@ import type { DiskSnapshot, VmDisk } from '../../src/hypervisor/vm.js';
 import { planDiskSnapshots } from '../kvm/disks.js';
 import { disksIn } from './domain-disks.js';
 import type { LibvirtDomain } from './domain.js';
-import { escaped } from './xml-text.js';
+import { escaped, unescaped } from './xml-text.js';
 
-/** @throws DISK_SNAPSHOT_FAILED with nothing left behind, VM_GONE */
+const HINT = 'virsh domblklist shows the images that the domain uses; remove no overlay that it writes to';
+/** Sources of disks and of the chains below them. */
+const FILE = /\bfile=(['"])(?<path>.*?)\1/g;
+
+/** The part of a domain that is needed here. */
+export type SnapshotTarget = Pick<LibvirtDomain, 'snapshotDisks' | 'xml'>;
+
+/** @throws DISK_SNAPSHOT_FAILED with nothing left behind but what the domain writes to, VM_GONE */
 export async function snapshotExternally(
-  domain: LibvirtDomain,
+  domain: SnapshotTarget,
   domainXml: string,
   name: string,
   disks: readonly VmDisk[],
@@ -29,13 +37,36 @@ export async function snapshotExternally(
     return snapshots;
   } catch (error) {
     if (isCheckpointError(error, 'VM_GONE')) throw error;
-    for (const { overlayPath } of snapshots) await rm(overlayPath, { force: true });
+    const possiblyPresent = await removeUnused(domain, snapshots);
     throw new CheckpointError(
       'DISK_SNAPSHOT_FAILED',
       `snapshot of ${snapshots.map(({ path }) => path).join(', ')}: ${describeError(error)}`,
-      { cause: error, detail: { disks: disks.map(({ id }) => id), mode: 'external' } },
+      {
+        cause: error,
+        detail: { disks: disks.map(({ id }) => id), mode: 'external', possiblyPresent },
+        ...(possiblyPresent.length === 0 ? {} : { hint: HINT }),
+      },
     );
   }
+}
+
+/**
+ * An error does not say that nothing was done: the answer may be lost while the domain already writes to the overlays. So
+ * libvirt is asked which images the domain has now; when it does not say, all are kept.
+ * @returns the overlays that are there and were kept
+ */
+async function removeUnused(
+  domain: SnapshotTarget,
+  snapshots: readonly DiskSnapshot[],
+): Promise<readonly string[]> {
+  const xml = await domain.xml().catch(() => undefined);
+  const inUse = new Set([...(xml ?? '').matchAll(FILE)].map(({ groups }) => unescaped(groups!.path!)));
+  const kept: string[] = [];
+  for (const { overlayPath } of snapshots) {
+    if (xml !== undefined && !inUse.has(overlayPath)) await rm(overlayPath, { force: true });
+    else if (existsSync(overlayPath)) kept.push(overlayPath);
+  }
+  return kept;
 }
 
 /** @throws DISK_SNAPSHOT_FAILED for a disk that the domain does not have */

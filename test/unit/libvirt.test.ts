@@ -1,4 +1,7 @@
 import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { PassThrough, Readable } from 'node:stream';
 
 import { describe, expect, it } from '@jest/globals';
@@ -18,11 +21,13 @@ import {
   renamed,
   withNewMacs,
 } from '../../adapters/libvirt/domain-xml.js';
-import { snapshotXml } from '../../adapters/libvirt/external-snapshot.js';
+import { snapshotExternally, snapshotXml } from '../../adapters/libvirt/external-snapshot.js';
 import { describeFailure, libvirtError } from '../../adapters/libvirt/libvirt-error.js';
 import { resultOf } from '../../adapters/libvirt/monitor.js';
 import { pushStream } from '../../adapters/kvm/stream/push.js';
 import { saveImageHead } from '../../adapters/libvirt/save-image.js';
+import { escaped, unescaped } from '../../adapters/libvirt/xml-text.js';
+import { CheckpointError } from '../../src/errors.js';
 
 const UUID = '30c526e0-ee48-4b63-8d6a-f7642f082b91';
 const XML = `<domain type='kvm' id='3'>
@@ -147,6 +152,60 @@ describe('the disks of a domain', () => {
     expect(() => snapshotXml(xml, [{ ...snapshot, path: '/x' }])).toThrow(
       expect.objectContaining({ code: 'DISK_SNAPSHOT_FAILED' }),
     );
+  });
+});
+
+describe('overlays of a snapshot that libvirt reported as failed', () => {
+  const fail = async (
+    xmlAfter: (overlays: readonly string[]) => Promise<string>,
+  ): Promise<{ left: readonly string[]; error: unknown; overlays: readonly string[] }> => {
+    const dir = mkdtempSync(join(tmpdir(), "cairn-it's-"));
+    const named = ['vda', 'vdb'].map((id) => ({
+      id,
+      path: join(dir, `${id}.qcow2`),
+      format: 'qcow2',
+      writable: true,
+      virtualSizeBytes: 4096,
+      snapshotModes: ['external'] as const,
+    }));
+    const xml = named
+      .map(({ id, path }) => `<disk type='file'><source file="${path}"/><target dev='${id}'/></disk>`)
+      .join('');
+    let overlays: readonly string[] = [];
+    const domain = {
+      snapshotDisks: (text: string): Promise<void> => {
+        overlays = [...text.matchAll(/<source file='(.*?)'/g)].map((match) => unescaped(match[1]!));
+        for (const path of overlays) writeFileSync(path, '');
+        return Promise.reject(new CheckpointError('VM_UNREACHABLE', 'the connection was cut'));
+      },
+      xml: () => xmlAfter(overlays),
+    };
+    try {
+      const error: unknown = await snapshotExternally(domain, xml, 'ck', named).catch((e: unknown) => e);
+      return { left: overlays.filter((path) => existsSync(path)), error, overlays };
+    } finally {
+      rmSync(dir, { recursive: true });
+    }
+  };
+
+  it('are removed when the domain does not use them', async () => {
+    const { left, error } = await fail(() => Promise.resolve('<domain/>'));
+    expect(left).toEqual([]);
+    expect(error).toMatchObject({ code: 'DISK_SNAPSHOT_FAILED', detail: { possiblyPresent: [] } });
+  });
+
+  it('stay when the domain writes to them', async () => {
+    const { left, error, overlays } = await fail(([first]) =>
+      Promise.resolve(`<disk><source file='${escaped(first!)}'/></disk>`),
+    );
+    expect(left).toEqual([overlays[0]]);
+    expect(error).toMatchObject({ code: 'DISK_SNAPSHOT_FAILED', detail: { possiblyPresent: left } });
+  });
+
+  it('stay when libvirt does not say', async () => {
+    const { left, overlays } = await fail(() => Promise.reject(new Error('no answer')));
+    expect(left).toEqual(overlays);
+    expect(left).toHaveLength(2);
   });
 });
 
