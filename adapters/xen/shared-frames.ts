@@ -44,30 +44,39 @@ export function framesSharedForWriting(domain: XenDomain): readonly number[] {
 }
 
 /** Frames of entries that are mapped for writing. */
-export function grantedForWriting({ version, entries, status }: GrantTable): readonly number[] {
+export function grantedForWriting(table: GrantTable): readonly number[] {
+  return grantedFrames(table).flatMap(({ frame, isWritten }) => (isWritten ? [frame] : []));
+}
+
+export interface GrantedFrame {
+  readonly frame: number;
+  /** Somebody has it mapped for writing. */
+  readonly isWritten: boolean;
+}
+
+/** Frames of all entries that let somebody at memory of the guest, mapped or not. */
+export function grantedFrames({ version, entries, status }: GrantTable): readonly GrantedFrame[] {
   const view = new DataView(entries.buffer, entries.byteOffset, entries.byteLength);
   const states = new DataView(status.buffer, status.byteOffset, status.byteLength);
-  const found: number[] = [];
-  if (version === 1) {
-    for (let at = 0; at + V1_ENTRY_BYTES <= entries.length; at += V1_ENTRY_BYTES) {
-      const flags = view.getUint16(at, true);
-      if ((flags & TYPE_MASK) === PERMIT_ACCESS && (flags & WRITING) !== 0) {
-        found.push(view.getUint32(at + V1_FRAME_AT, true));
-      }
-    }
-    return found;
-  }
-  for (let i = 0; (i + 1) * V2_ENTRY_BYTES <= entries.length; i++) {
-    if ((states.getUint16(i * STATUS_BYTES, true) & WRITING) === 0) continue;
-    const at = i * V2_ENTRY_BYTES;
-    if ((view.getUint16(at, true) & TYPE_MASK) === PERMIT_ACCESS) {
-      found.push(Number(view.getBigUint64(at + V2_FRAME_AT, true)));
-    }
+  const isV2 = version === 2;
+  const entryBytes = isV2 ? V2_ENTRY_BYTES : V1_ENTRY_BYTES;
+  const found: GrantedFrame[] = [];
+  for (let i = 0; (i + 1) * entryBytes <= entries.length; i++) {
+    const at = i * entryBytes;
+    const flags = view.getUint16(at, true);
+    if ((flags & TYPE_MASK) !== PERMIT_ACCESS) continue;
+    found.push({
+      frame: isV2
+        ? Number(view.getBigUint64(at + V2_FRAME_AT, true))
+        : view.getUint32(at + V1_FRAME_AT, true),
+      isWritten: ((isV2 ? states.getUint16(i * STATUS_BYTES, true) : flags) & WRITING) !== 0,
+    });
   }
   return found;
 }
 
-function readGrantTable(domain: XenDomain): GrantTable {
+/** @throws VM_GONE, FFI_FAILED, also for a version of the table that is not known */
+export function readGrantTable(domain: XenDomain): GrantTable {
   const { calls, domid } = domain;
   const version = domain.check(calls.grantVersion(domid), 'asking for the version of the grant table').value;
   if (version !== 1 && version !== 2) {

@@ -1,6 +1,7 @@
 /**
  * Runs in dom0: the comparison of the thesis, in one run on one guest: xl's full save, increments of whole pages, a scan bit by bit, and
  * Cairn. Times are those of an emulated machine: their ratios say something, the figures themselves do not.
+ * `bench/xen.ts` makes a table of it.
  */
 
 import { spawn } from 'node:child_process';
@@ -22,11 +23,12 @@ import { XenGuest } from './xen-guest.js';
 
 const CHECKPOINTS = 5;
 const FULL_SAVES = 2;
+const CHURN_KIB = 512;
 const SCANS = 50;
 const POLL_MS = 2;
 
 export async function compare({ dir, say }: Context, name: string, memoryMib: number): Promise<Figures> {
-  const guest = await XenGuest.start({ name, memoryMib, churnKib: 512 });
+  const guest = await XenGuest.start({ name, memoryMib, churnKib: CHURN_KIB });
   const calls = bindXen(xenVersion());
   try {
     const domain = new XenDomain(calls, guest.domid);
@@ -66,26 +68,7 @@ export async function compare({ dir, say }: Context, name: string, memoryMib: nu
     } finally {
       await session.close();
     }
-    const increments = checkpoints.slice(1);
-    const save = { totalMs: median(fullSaves, 'totalMs'), stopMs: median(fullSaves, 'stopMs') };
-    const own = {
-      totalMs: median(increments, 'totalMs'),
-      stopMs: median(increments, 'stopMs'),
-      storedBytes: median(increments, 'storedBytes'),
-      pageGranularBytes: median(increments, 'pageGranularBytes'),
-    };
-    return {
-      memoryMib,
-      fullSaves,
-      checkpoints,
-      scan,
-      lessPercent: {
-        totalTime: less(own.totalMs, save.totalMs),
-        stoppedTime: less(own.stopMs, save.stopMs),
-        storedBytes: less(own.storedBytes, own.pageGranularBytes),
-        scanTime: less(Number(scan.fastMs), Number(scan.bitByBitMs)),
-      },
-    };
+    return { memoryMib, churnKib: CHURN_KIB, fullSaves, checkpoints, scan };
   } finally {
     calls.close();
     guest.destroy();
@@ -144,13 +127,4 @@ function timed(work: () => number): number {
     times.push(performance.now() - from);
   }
   return times.sort((a, b) => a - b)[SCANS >> 1]!;
-}
-
-function median(rows: readonly Figures[], key: string): number {
-  const values = rows.map((row) => Number(row[key])).sort((a, b) => a - b);
-  return values[values.length >> 1]!;
-}
-
-function less(own: number, other: number): number {
-  return Math.round((1 - own / other) * 1000) / 10;
 }

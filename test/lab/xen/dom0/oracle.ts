@@ -27,12 +27,14 @@ import { firstFrameOf } from '../../../../adapters/xen/physmap.js';
 import { framesSharedForWriting } from '../../../../adapters/xen/shared-frames.js';
 import { xenHypervisor } from '../../../../adapters/xen/xen-hypervisor.js';
 
+import { changedSince, countByKind, type FrameImage, type TouchedFrame } from './touched.js';
 import type { XenGuest } from './xen-guest.js';
 
 const PAGE = 4096;
 /** Long enough for xenstored and the backends to act. */
 const STIR_MS = 300;
-const MOST_WORDS = 8;
+/** First touching so much memory takes longer than reading the guest into it, so it is kept. */
+const images = { before: Buffer.alloc(0), after: Buffer.alloc(0) };
 
 export interface Truth {
   /** Ascending. */
@@ -50,16 +52,6 @@ export interface Truth {
   readonly readMs: number;
 }
 
-export interface TouchedFrame {
-  readonly frame: number;
-  readonly bytes: number;
-  /** Offset of the first byte that changed, and of the last. */
-  readonly from: number;
-  readonly to: number;
-  /** The first words that changed: `offset: before > after`, in hexadecimal. They tell what kind of page it is. */
-  readonly words: readonly string[];
-}
-
 export interface OracleResult {
   readonly pages: number;
   /** Without those that were touched from outside. */
@@ -67,6 +59,7 @@ export interface OracleResult {
   /** The first of them, by frame. */
   readonly differingFrames: readonly number[];
   readonly touched: readonly TouchedFrame[];
+  readonly touchedKinds: Readonly<Record<string, number>>;
   /** How many of the touched ones are in Cairn's own list of frames that are shared for writing. */
   readonly touchedShared: number;
   readonly sharedFrames: number;
@@ -92,16 +85,16 @@ export class WatchedXen {
         vm.pause = async () => {
           const stopped = await pause();
           const started = performance.now();
-          before = readMemory(guest.domid);
-          shared = before.table === undefined ? sharedFrames(guest.domid) : [];
+          before = readMemory(guest.domid, 'before');
+          shared = before.table === undefined ? withDomain(guest.domid, framesSharedForWriting) : [];
           readMs = performance.now() - started;
           return stopped;
         };
         vm.resume = async () => {
           const started = performance.now();
           await stir(guest.domid);
-          const memory = readMemory(guest.domid);
-          const touched = before === undefined ? [] : changedSince(before, memory);
+          const memory = readMemory(guest.domid, 'after');
+          const touched = before === undefined ? [] : withDomain(guest.domid, changedSince(before, memory));
           before = undefined;
           readMs += performance.now() - started;
           this.truth = { ...memory, touched, shared, tick: guest.lastTick(), readMs };
@@ -114,7 +107,10 @@ export class WatchedXen {
   }
 }
 
-type Memory = Omit<Truth, 'tick' | 'readMs' | 'touched' | 'shared'>;
+interface Memory extends FrameImage {
+  readonly totalPages: number;
+  readonly table?: FrameTable;
+}
 
 /** Fires a watch of the guest: xenstored puts an event into the ring that it shares with it. The value stays the same. */
 async function stir(domid: number): Promise<void> {
@@ -124,45 +120,18 @@ async function stir(domid: number): Promise<void> {
   await sleep(STIR_MS);
 }
 
-function sharedFrames(domid: number): readonly number[] {
+function withDomain<T>(domid: number, use: (domain: XenDomain) => T): T {
   const calls = bindXen(xenVersion());
   try {
-    return framesSharedForWriting(new XenDomain(calls, domid));
+    return use(new XenDomain(calls, domid));
   } finally {
     calls.close();
   }
 }
 
-function changedSince(before: Memory, after: Memory): readonly TouchedFrame[] {
-  const touched: TouchedFrame[] = [];
-  const place = new Map(before.frames.map((frame, i) => [frame, i]));
-  for (const [i, frame] of after.frames.entries()) {
-    const was = place.get(frame);
-    place.delete(frame);
-    if (was === undefined) {
-      touched.push({ frame, bytes: PAGE, from: 0, to: PAGE - 1, words: [] });
-      continue;
-    }
-    const a = before.bytes.subarray(was * PAGE, (was + 1) * PAGE);
-    const b = after.bytes.subarray(i * PAGE, (i + 1) * PAGE);
-    if (a.equals(b)) continue;
-    const at = [...a.keys()].filter((offset) => a[offset] !== b[offset]);
-    const words = [...new Set(at.map((offset) => offset & ~3))].slice(0, MOST_WORDS).map((offset) => {
-      const [was, is] = [a, b].map((page) => page.readUInt32LE(offset).toString(16));
-      return `${offset.toString(16)}: ${was ?? ''} > ${is ?? ''}`;
-    });
-    touched.push({ frame, bytes: at.length, from: at[0]!, to: at.at(-1)!, words });
-  }
-  for (const frame of place.keys()) {
-    touched.push({ frame, bytes: PAGE, from: 0, to: PAGE - 1, words: [] });
-  }
-  return touched;
-}
-
-function readMemory(domid: number): Memory {
-  const calls = bindXen(xenVersion());
-  try {
-    const domain = new XenDomain(calls, domid);
+/** Valid until the next reading into the same image. */
+function readMemory(domid: number, image: keyof typeof images): Memory {
+  return withDomain(domid, (domain) => {
     const table = domain.info().isHvm ? undefined : new PvMemory(domain).load().table;
     const frames: number[] = [];
     if (table === undefined) {
@@ -172,14 +141,16 @@ function readMemory(domid: number): Memory {
     } else {
       for (let frame = 0; frame < table.frameCount; frame++) if (table.isPresent(frame)) frames.push(frame);
     }
-    const bytes = Buffer.alloc(frames.length * PAGE);
+    const sizeBytes = frames.length * PAGE;
+    if (images[image].length < sizeBytes) images[image] = Buffer.alloc(sizeBytes);
+    const bytes = images[image].subarray(0, sizeBytes);
     const batch = new BigUint64Array(MAX_BATCH_PAGES);
     const errors = new Int32Array(MAX_BATCH_PAGES);
     for (let at = 0; at < frames.length; at += MAX_BATCH_PAGES) {
       const part = frames.slice(at, at + MAX_BATCH_PAGES);
       part.forEach((frame, i) => (batch[i] = BigInt(table?.machineFrames[frame] ?? frame)));
       errors.fill(0);
-      calls.readPages(
+      domain.calls.readPages(
         domid,
         part.length,
         batch,
@@ -190,9 +161,7 @@ function readMemory(domid: number): Memory {
     }
     const found = { frames, bytes, totalPages: domain.info().totalPages };
     return table === undefined ? found : { ...found, table };
-  } finally {
-    calls.close();
-  }
+  });
 }
 
 /**
@@ -252,6 +221,7 @@ export async function compareWithTruth(source: CheckpointSource, truth: Truth): 
     differing: differingFrames.length,
     differingFrames: differingFrames.slice(0, 16),
     touched: truth.touched,
+    touchedKinds: countByKind(truth.touched),
     touchedShared: truth.touched.filter(({ frame }) => truth.shared.includes(frame)).length,
     sharedFrames: truth.shared.length,
     missing,
