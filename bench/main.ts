@@ -6,9 +6,7 @@
  * Each section has a budget: when it is used up, repeats end early. What a section needs at least is done in any case.
  */
 
-import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { cpus, release, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { fileURLToPath } from 'node:url';
@@ -27,6 +25,7 @@ import { pauseStreamRows } from './areas/pause-stream.js';
 import { pauseRows } from './areas/pause.js';
 import { scanRows } from './areas/scan.js';
 import { slowDownRows } from './areas/slow-down.js';
+import { CHANGED, commitOfTree, thisMachine } from './provenance.js';
 import { writeTables } from './report.js';
 import { keepOlder, type BenchResults, type Measurement } from './results.js';
 import { RunProgress } from './run-progress.js';
@@ -70,8 +69,6 @@ const SECTIONS: readonly Section[] = [
 const AREAS = [...new Set(SECTIONS.flatMap(({ areas }) => areas))];
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
-/** Put behind a commit that the tree differs from. */
-const CHANGED = '+changes';
 const RESULTS = join(ROOT, 'bench/results/latest.json');
 
 const { values } = parseArgs({
@@ -84,7 +81,7 @@ if (unknown.length > 0) {
   process.exit(2);
 }
 const quick = values.quick === true;
-const commit = commitOfTree();
+const commit = commitOfTree(ROOT);
 const before = existsSync(RESULTS) ? (JSON.parse(readFileSync(RESULTS, 'utf8')) as BenchResults) : undefined;
 const progress = RunProgress.open(join(workloadCache(), 'bench-progress.json'), {
   commit,
@@ -135,15 +132,8 @@ function save(): void {
     fresh,
     SECTIONS.map(({ name }) => name),
   );
-  const [cpu] = cpus();
   const results: BenchResults = {
-    machine: {
-      cpu: cpu?.model ?? 'unknown',
-      cores: cpus().length,
-      memoryGib: Math.round(totalmem() / 2 ** 30),
-      kernel: release().replace(/-.*/, ''),
-      node: process.version,
-    },
+    machine: thisMachine(),
     date: new Date().toISOString().slice(0, 10),
     commit,
     measured: all.map(({ rows, ...measured }) => ({ ...measured, rowCount: rows.length })),
@@ -152,14 +142,6 @@ function save(): void {
   mkdirSync(dirname(RESULTS), { recursive: true });
   writeFileSync(RESULTS, `${JSON.stringify(results, null, 1)}\n`);
   writeTables(ROOT, results);
-}
-
-/** The commit, and whether what was measured differs from it. */
-function commitOfTree(): string {
-  const git = (...args: readonly string[]): string =>
-    execFileSync('git', args, { cwd: ROOT, encoding: 'utf8' }).trim();
-  const changed = git('status', '--porcelain', '--', 'src', 'adapters', 'bench', ':!bench/results');
-  return git('rev-parse', '--short', 'HEAD') + (changed === '' ? '' : CHANGED);
 }
 
 function describe(row: BenchRow): string {

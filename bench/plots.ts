@@ -21,6 +21,7 @@ const AREA_TITLE: Readonly<Record<BenchArea, string>> = {
   memory: 'Memory of Cairn',
   chain: 'Reading from long chains',
   growth: 'Growing guests, same writes',
+  xen: 'On Xen, against its own save',
 };
 
 const [FIRST, SECOND, THIRD, FOURTH] = COLORS;

@@ -63,7 +63,8 @@ function areaTables(rows: readonly BenchRow[], plots: ReadonlyMap<BenchArea, str
     .join('\n\n');
 }
 
-function table(rows: readonly BenchRow[]): string {
+/** Markdown. */
+export function table(rows: readonly BenchRow[]): string {
   const lines = rows.map((row) => {
     const peer = row.peer_value === null ? '' : `${row.peer}: ${figure(row.peer_value, row.unit)}`;
     const goal = row.met === null ? '' : `${row.goal}: ${row.met ? 'met' : '**missed**'}`;
@@ -80,7 +81,8 @@ function figure(value: number, unit: string): string {
   return `${value} ${unit}`;
 }
 
-function replaceIn(path: string, text: string): void {
+/** What lies between the markers of a document; nothing where it has none. */
+export function replaceIn(path: string, text: string): void {
   if (!existsSync(path)) return;
   const before = readFileSync(path, 'utf8');
   const from = before.indexOf(BEGIN);

@@ -9,7 +9,8 @@ export type BenchArea =
   | 'slow-down'
   | 'memory'
   | 'chain'
-  | 'growth';
+  | 'growth'
+  | 'xen';
 
 export interface BenchRow {
   readonly area: BenchArea;
