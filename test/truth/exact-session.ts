@@ -1,29 +1,36 @@
 /**
- * Checkpoints that are compared, page by page, with what the guest had in that very pause. The library is used as a program
- * that embeds it would; a hook holds the pause until the truth is taken.
+ * Checkpoints that are compared, byte by byte, with what the guest had at the end of that very pause. The library is used as a
+ * program that embeds it would; the hypervisor that it gets reads the truth before each resume.
  */
 
-import { existsSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { performance } from 'node:perf_hooks';
 
 import {
   CheckpointSession,
-  hypervisors,
+  HypervisorRegistry,
   openBackend,
   Repository,
   verify,
   type CheckpointSummary,
+  type Hypervisor,
 } from '../../src/index.js';
+import { kvmHypervisor } from '../../adapters/kvm/kvm-hypervisor.js';
 import type { LabMachine } from '../lab/machine.js';
-import { differingPages } from '../lab/support/ground-truth.js';
-import { readCheckpoint } from '../lab/support/oracle.js';
+import { instead } from '../lab/support/instead.js';
 import { processTruth } from '../lab/support/process-truth.js';
+import { StoredMemory } from '../lab/support/stored-memory.js';
 
 export interface ExactResult {
   readonly summary: CheckpointSummary;
-  /** First pages that are not what the guest had. */
-  readonly differing: readonly string[];
+  /** Without the time in which the truth was read. */
+  readonly pauseMs: number;
+  /**
+   * First pages that are not what the guest had. Found out while the VM goes on: to be waited for before the next checkpoint,
+   * which uses the memory that holds the truth.
+   */
+  readonly differing: Promise<readonly string[]>;
 }
 
 export interface ExactOptions {
@@ -31,46 +38,53 @@ export interface ExactOptions {
   readonly tracker: string;
   /** Small, so that there are live rounds. */
   readonly maxPauseMs: number;
+  /** Folder of the repository; made when it is not there. */
+  readonly repository: string;
 }
+
+/** Of so many checkpoints of an attachment one is read back whole, else what changed since the one before. All memory is compared. */
+const WHOLE_EVERY = 20;
 
 /** One attachment to the machine. Another one goes on from its records, as another process would. */
 export class ExactSession {
-  readonly #machine: LabMachine;
   readonly #session: CheckpointSession;
   readonly #repository: Repository;
-  readonly #held: string;
-  readonly #go: string;
+  readonly #stored: StoredMemory;
+  readonly #truths: PauseTruths;
+  #count = 0;
+  #comparison: Promise<unknown> | undefined;
 
-  private constructor(machine: LabMachine, session: CheckpointSession, repository: Repository) {
-    this.#machine = machine;
+  private constructor(session: CheckpointSession, repository: Repository, path: string, truths: PauseTruths) {
     this.#session = session;
     this.#repository = repository;
-    this.#held = join(machine.dir, 'truth-held');
-    this.#go = join(machine.dir, 'truth-go');
+    this.#stored = new StoredMemory(path);
+    this.#truths = truths;
   }
 
-  static async open(machine: LabMachine, options: ExactOptions): Promise<ExactSession> {
-    const path = repositoryOf(machine);
+  static async open(
+    machine: LabMachine,
+    options: ExactOptions,
+    hypervisor: Hypervisor = kvmHypervisor,
+  ): Promise<ExactSession> {
+    const { tracker, maxPauseMs, repository: path } = options;
     const repository = existsSync(path)
       ? await Repository.open(openBackend(path))
       : await Repository.init(openBackend(path));
-    const held = join(machine.dir, 'truth-held');
-    const go = join(machine.dir, 'truth-go');
+    const truths = new PauseTruths(machine);
     const session = await CheckpointSession.open({
       repository,
-      hypervisors: hypervisors(),
+      hypervisors: new HypervisorRegistry([truths.watching(hypervisor)]),
       vm: machine.address,
-      tracker: options.tracker,
-      maxPauseMs: options.maxPauseMs,
+      tracker,
+      maxPauseMs,
       runtimeDir: join(machine.dir, 'runtime'),
-      // Under emulation each thread costs a start of JavaScript; compression says nothing about trackers.
+      memoryOnly: true,
+      // Under emulation each thread costs a start of JavaScript.
       workers: 1,
-      compressionLevel: 0,
-      hook:
-        `[ "$CAIRN_PHASE" = paused ] || exit 0; echo held >${held}; ` +
-        `while [ ! -e ${go} ]; do sleep 0.02; done; rm -f ${go} ${held}`,
+      // What is read back for each comparison is read and hashed quicker when it is small.
+      compressionLevel: 1,
     });
-    return new ExactSession(machine, session, repository);
+    return new ExactSession(session, repository, path, truths);
   }
 
   get trackerKind(): string {
@@ -78,26 +92,12 @@ export class ExactSession {
   }
 
   async checkpoint(forceBase = false): Promise<ExactResult> {
-    const taken = this.#session.checkpoint({ forceBase });
-    const held = await this.#isHeld(taken);
-    const truth = held ? await processTruth(this.#machine) : new Map<string, Buffer>();
-    rmSync(this.#held, { force: true });
-    writeFileSync(this.#go, '');
-    const summary = await taken;
-    const stored = await readCheckpoint(repositoryOf(this.#machine), summary.checkpointId);
-    return { summary, differing: differingPages(truth, stored) };
-  }
-
-  /** False when the checkpoint ended without getting to its pause. */
-  async #isHeld(taken: Promise<unknown>): Promise<boolean> {
-    const over = new AbortController();
-    // What went wrong is told by whoever awaits the checkpoint itself.
-    void taken.catch(() => undefined).finally(() => over.abort());
-    while (!existsSync(this.#held) || existsSync(this.#go)) {
-      if (over.signal.aborted) return false;
-      await sleep(5);
-    }
-    return true;
+    const summary = await this.#session.checkpoint({ forceBase });
+    const { truth, readMs } = this.#truths.take();
+    const differing = this.#stored.differing(truth, summary.checkpointId, this.#count++ % WHOLE_EVERY === 0);
+    // Its failure is met by whoever waits for it.
+    this.#comparison = differing.catch(() => undefined);
+    return { summary, pauseMs: summary.pauseMs - readMs, differing };
   }
 
   async verify(): Promise<readonly unknown[]> {
@@ -106,10 +106,55 @@ export class ExactSession {
 
   async close(): Promise<void> {
     await this.#session.close();
+    await this.#comparison;
+    await this.#stored.close();
     await this.#repository.close();
   }
 }
 
-function repositoryOf(machine: LabMachine): string {
-  return join(machine.dir, 'repo');
+interface PauseTruth {
+  readonly truth: ReadonlyMap<string, Buffer>;
+  readonly readMs: number;
+}
+
+/** Reads all memory of the machine at the end of each pause: the engine has copied its last page and asks for the resume. */
+class PauseTruths {
+  readonly #machine: LabMachine;
+  #memory: ReadonlyMap<string, Buffer> | undefined;
+  #last: PauseTruth | undefined;
+
+  constructor(machine: LabMachine) {
+    this.#machine = machine;
+  }
+
+  watching(hypervisor: Hypervisor): Hypervisor {
+    return instead(hypervisor, {
+      attach: async (address, options) => {
+        const vm = await hypervisor.attach(address, options);
+        return instead(vm, {
+          resume: async (running) => {
+            await this.#read();
+            await vm.resume(running);
+          },
+        });
+      },
+    });
+  }
+
+  /** Of the pause before. */
+  take(): PauseTruth {
+    if (this.#last === undefined) throw new Error('a checkpoint without a pause');
+    const last = this.#last;
+    this.#last = undefined;
+    return last;
+  }
+
+  async #read(): Promise<void> {
+    const from = performance.now();
+    const { running } = (await this.#machine.qmp.command('query-status')) as { running: boolean };
+    if (running) throw new Error('the VM runs at the end of its pause');
+    const truth = await processTruth(this.#machine, this.#memory);
+    this.#memory = truth;
+    this.#last = { truth, readMs: performance.now() - from };
+  }
 }

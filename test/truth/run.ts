@@ -1,5 +1,7 @@
 /** Takes one tracker through one scenario: a base, a checkpoint after each step, one more by a second attachment, verify. */
 
+import { join } from 'node:path';
+
 import { isCheckpointError } from '../../src/errors.js';
 import { LabMachine, type Accelerator } from '../lab/machine.js';
 import type { QemuVersion } from '../lab/support/lab-files.js';
@@ -36,18 +38,19 @@ export async function runScenario({ scenario, tracker, accelerator, qemu, report
     memoryMib: MEMORY_MIB,
     ...setup.options,
   });
-  const open = (): Promise<ExactSession> => ExactSession.open(machine, { tracker, maxPauseMs: MAX_PAUSE_MS });
-  const tell = (step: string, { summary, differing }: ExactResult): void =>
+  const open = (): Promise<ExactSession> =>
+    ExactSession.open(machine, { tracker, maxPauseMs: MAX_PAUSE_MS, repository: join(dir, 'repo') });
+  const tell = async (step: string, { summary, pauseMs, differing }: ExactResult): Promise<void> =>
     report({
       event: 'checkpoint',
       ...about,
       step,
-      differing,
+      differing: await differing,
       kind: summary.kind,
       compareReason: summary.compareReason,
       dirtyPages: summary.dirtyPages,
       rounds: summary.rounds,
-      pauseMs: Math.round(summary.pauseMs - summary.phases.hookMs),
+      pauseMs: Math.round(pauseMs),
       roundStopsMs: Math.round(summary.phases.roundStopsMs),
     });
   let session: ExactSession | undefined;
@@ -61,14 +64,14 @@ export async function runScenario({ scenario, tracker, accelerator, qemu, report
       return;
     }
     if (session.trackerKind !== tracker) throw new Error(`the session uses ${session.trackerKind}`);
-    tell('base', await session.checkpoint());
+    await tell('base', await session.checkpoint());
     for (const step of scenario.steps) {
       await step.act(machine);
-      tell(step.name, await session.checkpoint());
+      await tell(step.name, await session.checkpoint());
     }
     await session.close();
     session = await open();
-    tell(SECOND_ATTACHMENT, await session.checkpoint());
+    await tell(SECOND_ATTACHMENT, await session.checkpoint());
     report({ event: 'verified', ...about, problems: await session.verify() });
     // A guest in the middle of a boot has no ticks to wait for.
     if (scenario.name !== 'reboot') await machine.waitForProgress(120_000);

@@ -25,7 +25,7 @@ import {
 export const MEMORY_MIB = 128;
 /** Guest, Cairn and the oracle may share two emulated cores: a load that never rests leaves nothing to the others. */
 export const LOAD = 'lab memory 8 300000';
-const DISK_LOAD =
+export const DISK_LOAD =
   'while :; do dd if=/tmp/diary of=/dev/vda bs=4k count=4 conv=notrunc; ' +
   'dd if=/dev/vda of=/dev/null bs=64k count=8 iflag=direct; sync; usleep 300000; done';
 /** One direct read at a time, with a rest after it in which nothing marks its pages again. */

@@ -11,8 +11,15 @@ import { RamBlocks } from '../../../adapters/kvm/ram-blocks.js';
 import type { Json } from '../../../src/types.js';
 import type { LabMachine } from '../machine.js';
 
-/** All RAM blocks of a machine that is stopped. @returns block name -> contents */
-export async function processTruth(machine: LabMachine): Promise<Map<string, Buffer>> {
+/**
+ * All RAM blocks of a machine that is stopped.
+ * @param old an earlier result, whose buffers are used again
+ * @returns block name -> contents
+ */
+export async function processTruth(
+  machine: LabMachine,
+  old?: ReadonlyMap<string, Buffer>,
+): Promise<Map<string, Buffer>> {
   const monitor: Monitor = {
     execute: async (command, args) => (await machine.qmp.command(command, { ...args })) as Json,
     onEvent: () => () => undefined,
@@ -27,7 +34,8 @@ export async function processTruth(machine: LabMachine): Promise<Map<string, Buf
   try {
     return new Map(
       blocks.map(({ id, host, sizeBytes }) => {
-        const contents = Buffer.alloc(sizeBytes);
+        const before = old?.get(id);
+        const contents = before?.length === sizeBytes ? before : Buffer.alloc(sizeBytes);
         for (let at = 0; at < sizeBytes;) at += readSync(memory, contents, at, sizeBytes - at, host + at);
         return [id, contents];
       }),
