@@ -255,7 +255,8 @@ export class ChainReader {
   /** A patch frame needs the pages it is held against first: reads those, which may lie in patch frames again. */
   async #decodePatch(pack: number, stored: StoredFrame, options: NestedOptions): Promise<PageRecords> {
     const patch = readPatch(stored.bytes, pack, stored);
-    if (options.patches === 0) {
+    // One without sources, at depth 0, may lie below as many as have some.
+    if (options.patches === 0 && patch.sources.length > 0) {
       const what = `more than ${MAX_DELTA_DEPTH} patch frames lead to this one`;
       throw damaged(stored.key, what, { frame: stored.frame });
     }

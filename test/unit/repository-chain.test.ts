@@ -9,6 +9,7 @@ import { diffCheckpoints } from '../../src/repository/diff.js';
 import { MAX_SEGMENTS, MERGE_FACTOR } from '../../src/repository/index-policy.js';
 import { BOTTOM_LEVEL } from '../../src/repository/manifest.js';
 import { PageMap } from '../../src/repository/page-map.js';
+import { encodePatchFrame } from '../../src/repository/patch-frame.js';
 import { MAX_DELTA_DEPTH, packOfRef } from '../../src/repository/record-ref.js';
 import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify.js';
@@ -132,6 +133,26 @@ describe('a checkpoint', () => {
     vm.deviceState = new Uint8Array(0);
     await mustReadBack(repository, vm.snapshot(manifest));
     expect((await verify(repository)).problems).toEqual([]);
+  });
+
+  it('gives back a page of the deepest row of patches that the format allows', async () => {
+    const { repository } = await start();
+    const chain = await repository.openChainWriter('web1', IDENTITY);
+    const map = new PageMap(LAYOUT.pageSpan);
+    const writer = await chain.begin({ kind: 'base', parent: null, layout: LAYOUT, map });
+    let contents = new Uint8Array(0);
+    for (let depth = 0; depth <= MAX_DELTA_DEPTH; depth++) {
+      const prefix = contents;
+      contents = Uint8Array.from({ length: PAGE_SIZE_BYTES }, (_, at) => (at * 7 + depth) % 251);
+      // The lowest has no sources, each other one has the page as it was before.
+      const sources = depth === 0 ? new Float64Array(0) : Float64Array.of(map.refOf(5));
+      const pages = Uint32Array.of(5);
+      await writer.appendFrame(encodePatchFrame({ pages, contents, sources, prefix, depth, digest: 0n }, 3));
+    }
+    const manifest = await writer.commit(commitFields());
+    const into = new Uint8Array(PAGE_SIZE_BYTES);
+    await repository.reader(manifest).readPages(Uint32Array.of(5), into);
+    expect(Buffer.compare(into, contents)).toBe(0);
   });
 
   it('refuses a record that is deeper, and one whose base is not the present record', async () => {
