@@ -23,6 +23,12 @@ const PAGE_IS_PFNZERO = 32n;
 /** Without PAGE_IS_FILE: looking up the page behind each entry made the scan of 1 GiB take 7.9 instead of 0.55 ms. */
 const RETURNED = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO;
 
+/**
+ * Written ranges less than this far apart are looked at in one call: the call costs about as much as 700 pages in between.
+ * On 1 GiB, more than half of it in small pages and 160 ranges written, a scan for all categories takes 0.37 ms, one for the written alone 0.17.
+ */
+const SPAN_GAP_BYTES = 512 * PAGE_SIZE_BYTES;
+
 /** Ranges a call can report; more just means another call. 24 bytes each. */
 const MAX_RANGES = 16 * 1024;
 const ARG = {
@@ -52,6 +58,10 @@ export interface WrittenRange {
 /**
  * Reports what was written in [start, end) since it was last cleared, and clears it if asked to. Every range is handed to `visit`,
  * also when the call fails half-way: what has been cleared has been reported.
+ *
+ * Looks twice: for what was written and nothing else, which the kernel does without working out the categories of each page, and then
+ * only there for all categories. They are not told apart once the marks are set: on a page that was never touched a mark looks like
+ * a swap entry. What is written between the two looks stays for the next scan.
  * @throws TRACKER_OFF when a part of the range is not tracked, TRACKER_FAILED, VM_GONE
  */
 export function scanWritten(
@@ -61,18 +71,44 @@ export function scanWritten(
   clears: boolean,
   visit: (range: WrittenRange) => void,
 ): void {
-  for (let at = start; at < end;) {
-    const argument = scanArgument(at, end, (clears ? PM_SCAN_WP_MATCHING : 0n) | PM_SCAN_CHECK_WPASYNC);
-    argument[ARG.mask] = PAGE_IS_WRITTEN;
-    argument[ARG.returned] = RETURNED;
-    const scanned = libc().ioctl(pagemap, PAGEMAP_SCAN, argument);
-    if (scanned.value < 0) throw scanError(errnoName(scanned.errno));
-    for (let i = 0; i < scanned.value * 3; i += 3) {
-      const categories = ranges[i + 2]!;
+  const flags = (clears ? PM_SCAN_WP_MATCHING : 0n) | PM_SCAN_CHECK_WPASYNC;
+  for (const [from, to] of writtenSpans(pagemap, start, end)) {
+    scan(pagemap, from, to, flags, RETURNED, (at, until, categories) => {
       const populated =
         (categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED)) !== 0n && (categories & PAGE_IS_PFNZERO) === 0n;
-      visit({ start: Number(ranges[i]), end: Number(ranges[i + 1]), unpopulated: !populated });
-    }
+      visit({ start: at, end: until, unpopulated: !populated });
+    });
+  }
+}
+
+/** Where something was written: ascending, and what lies close together in one. Changes nothing. */
+function writtenSpans(pagemap: number, start: number, end: number): readonly (readonly [number, number])[] {
+  const spans: [number, number][] = [];
+  let last: [number, number] | undefined;
+  scan(pagemap, start, end, PM_SCAN_CHECK_WPASYNC, PAGE_IS_WRITTEN, (from, to) => {
+    if (last !== undefined && from - last[1] < SPAN_GAP_BYTES) last[1] = to;
+    else spans.push((last = [from, to]));
+  });
+  return spans;
+}
+
+/** Visits what is written. */
+function scan(
+  pagemap: number,
+  start: number,
+  end: number,
+  flags: bigint,
+  returned: bigint,
+  visit: (start: number, end: number, categories: bigint) => void,
+): void {
+  for (let at = start; at < end;) {
+    const argument = scanArgument(at, end, flags);
+    argument[ARG.mask] = PAGE_IS_WRITTEN;
+    argument[ARG.returned] = returned;
+    const scanned = libc().ioctl(pagemap, PAGEMAP_SCAN, argument);
+    if (scanned.value < 0) throw scanError(errnoName(scanned.errno));
+    for (let i = 0; i < scanned.value * 3; i += 3)
+      visit(Number(ranges[i]), Number(ranges[i + 1]), ranges[i + 2]!);
     const walkEnd = Number(argument[ARG.walkEnd]);
     // The kernel always gets somewhere; if it did not, going on would never end.
     if (walkEnd <= at) throw scanError('no progress');
