@@ -11,7 +11,9 @@ export function hypervisors(): HypervisorRegistry {
 }
 
 export { CheckpointSession, type CheckpointOptions, type SessionOptions } from './checkpoint/session.js';
-export type { CheckpointProgress, CheckpointSummary, PhaseTimes } from './checkpoint/summary.js';
+export type { PhaseTimes } from './checkpoint/captured.js';
+export type { CheckpointProgress } from './checkpoint/progress.js';
+export type { CheckpointSummary } from './checkpoint/summary.js';
 export { CheckpointError, isCheckpointError, type ErrorCode } from './errors.js';
 export type { Hypervisor, RestoreRequest, RestoreResult } from './hypervisor/hypervisor.js';
 export { HypervisorRegistry } from './hypervisor/hypervisor.js';

@@ -27,14 +27,15 @@ import type { MemoryLayout } from '../hypervisor/memory-layout.js';
 import type { DiskSnapshot, DiskSnapshotMode, Vm, VmDisk } from '../hypervisor/vm.js';
 import type { SharePool } from '../pool/share-pool.js';
 import { PAGE_SIZE_BYTES, expandRuns } from '../types.js';
+import type { Captured, PhaseTimes } from './captured.js';
 import { faultPoint } from './fault-points.js';
 import type { Hook, HookContext } from './hooks.js';
 import type { PageWriter } from './page-writer.js';
 import { PendingPages, type TakenPages } from './pending-pages.js';
+import type { CheckpointProgress } from './progress.js';
 import type { Scope } from './scope.js';
 import type { StopPolicy } from './stop-policy.js';
 import { Stopwatch } from './stopwatch.js';
-import type { CheckpointProgress, PhaseTimes } from './summary.js';
 
 /** Captured pages held from the pause until they are encoded; beyond it pages are encoded inside the pause. */
 const STAGING_PAGES = (256 << 20) / PAGE_SIZE_BYTES;
@@ -63,20 +64,6 @@ export interface CycleDeps {
 export interface DiskPlan {
   readonly disks: readonly VmDisk[];
   readonly mode: DiskSnapshotMode;
-}
-
-/** What the pause left behind, for the manifest and the summary. */
-export interface Captured {
-  readonly deviceState: Uint8Array;
-  readonly disks: readonly DiskSnapshot[];
-  readonly pauseMs: number;
-  readonly phases: PhaseTimes;
-  readonly rounds: number;
-  readonly dirtyPages: number;
-  readonly pausePages: number;
-  readonly warnings: readonly string[];
-  /** In which the VM was found and left. */
-  readonly runState: 'running' | 'paused';
 }
 
 export interface Checked {

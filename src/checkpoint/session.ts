@@ -26,15 +26,11 @@ import { CommandHook, type Hook, type HookContext } from './hooks.js';
 import { Ledger } from './ledger.js';
 import { DEFAULT_COMPRESSION_LEVEL, openPool } from './open-pool.js';
 import { PageWriter } from './page-writer.js';
+import type { CheckpointProgress } from './progress.js';
 import { defaultRuntimeDir, openRuntimeDir } from './runtime-dir.js';
 import { decideScope, type Scope } from './scope.js';
 import { StopPolicy } from './stop-policy.js';
-import {
-  summaryFigures,
-  type CheckpointProgress,
-  type CheckpointSummary,
-  type SummaryFigures,
-} from './summary.js';
+import { summaryFigures, type CheckpointSummary, type SummaryFigures } from './summary.js';
 import { chooseTracker, escapeFrom } from './tracker-choice.js';
 import { VmLock } from './vm-lock.js';
 

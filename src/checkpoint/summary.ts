@@ -2,26 +2,9 @@
 
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
-import type { Captured } from './cycle.js';
+import type { Captured, PhaseTimes } from './captured.js';
 import type { PageWriterTotals } from './page-writer.js';
 import type { Scope } from './scope.js';
-
-export interface PhaseTimes {
-  /** Stopping the vCPUs and draining device I/O. */
-  readonly stopMs: number;
-  /** Reading and clearing the tracker inside the pause. */
-  readonly harvestMs: number;
-  /** Copying pages inside the pause. */
-  readonly copyMs: number;
-  /** Having the device state written; runs beside the copy. */
-  readonly deviceStateMs: number;
-  readonly disksMs: number;
-  readonly hookMs: number;
-  /** From asking for the resume until the VM runs. */
-  readonly resumeMs: number;
-  /** Short stops before the pause, in live rounds, of a tracker that clears only while the VM stands. Not part of `pauseMs`. */
-  readonly roundStopsMs: number;
-}
 
 export interface CheckpointSummary {
   readonly checkpointId: string;
@@ -54,14 +37,6 @@ export interface CheckpointSummary {
   readonly deviceStateBytes: number;
   readonly diskSnapshots: number;
   readonly warnings: readonly string[];
-}
-
-/** One status message of a checkpoint in progress. */
-export interface CheckpointProgress {
-  readonly phase: 'live' | 'paused' | 'encode' | 'commit';
-  readonly round: number;
-  readonly donePages: number;
-  readonly totalPages: number;
 }
 
 export type SummaryFigures = Omit<CheckpointSummary, 'checkpointId' | 'parentId' | 'totalMs' | 'storedBytes'>;

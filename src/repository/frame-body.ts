@@ -22,8 +22,8 @@ import {
   takePlanes,
 } from './byte-columns.js';
 import { damaged } from './damage.js';
-import type { FramePlace } from './frame.js';
 import { MAX_PAYLOAD_BYTES } from './frame-limits.js';
+import type { FramePlace } from './frame-place.js';
 import { isRecordRef, MAX_RECORDS_PER_FRAME, ZERO_REF } from './record-ref.js';
 
 /** What `encodeFrame` takes: one entry a record in each array. */

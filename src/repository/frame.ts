@@ -17,6 +17,7 @@ import { describeError } from '../errors.js';
 import { compress, compressInBlocks, decompress, decompressAsync, MAX_LEVEL } from '../ffi/zstd.js';
 import { encodeBody, parseBody, type FrameRecords, type PageRecords } from './frame-body.js';
 import { MAX_PATCH_RECORDS, MAX_PATCH_SOURCES, MAX_RAW_BODY_BYTES } from './frame-limits.js';
+import type { FramePlace } from './frame-place.js';
 import { damaged } from './damage.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { MAX_RECORDS_PER_FRAME } from './record-ref.js';
@@ -52,12 +53,6 @@ export interface EncodedFrame {
   readonly sources: Float64Array;
   /** Length of the body before the entropy stage. */
   readonly rawBytes: number;
-}
-
-/** Where a frame was read from, for messages. */
-export interface FramePlace {
-  readonly key: string;
-  readonly frame: number;
 }
 
 export interface FrameHeader {

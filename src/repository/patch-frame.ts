@@ -20,10 +20,10 @@ import {
   FRAME_KIND_PATCH,
   sealFrame,
   type EncodedFrame,
-  type FramePlace,
   type PageRecords,
 } from './frame.js';
 import { MAX_PATCH_RECORDS, MAX_PATCH_SOURCES } from './frame-limits.js';
+import type { FramePlace } from './frame-place.js';
 import { frameKey, frameKeyOfRef, isRecordRef } from './record-ref.js';
 
 export interface PatchInput {

@@ -1,0 +1,5 @@
+/** Where a frame was read from, for messages. */
+export interface FramePlace {
+  readonly key: string;
+  readonly frame: number;
+}
