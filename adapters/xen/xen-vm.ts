@@ -131,6 +131,7 @@ export class XenVm implements Vm {
         config: this.#options.config,
         offersSuspend: offersSuspend(domain.calls, domain.domid),
         foreignSave: foreignSave(),
+        xen: domain.calls.version,
         allowsUnproven: process.env.CAIRN_XEN_UNPROVEN === '1',
       }),
     });

@@ -75,6 +75,13 @@ export const VERSION_TABLES: Readonly<Record<string, VersionTable>> = {
   '4.20': { domctlVersion: 0x17, ...layouts },
 };
 
+/** Releases on which the lab has run every scenario of a PVH guest to its end. */
+const PROVEN: readonly string[] = ['4.17'];
+
+export function isProvenRelease({ major, minor }: XenVersion): boolean {
+  return PROVEN.includes(`${major}.${minor}`);
+}
+
 /** @throws VM_UNSUPPORTED for a release without a table */
 export function versionTable({ major, minor }: XenVersion): VersionTable {
   const table = VERSION_TABLES[`${major}.${minor}`];
