@@ -37,7 +37,7 @@ export async function* libvirtSaveRows(context: BenchContext): AsyncGenerator<Be
     return;
   }
   context.progress('libvirt: booting a domain');
-  const domain = await LabDomain.define('cairn-bench', {
+  const domain = await LabDomain.define(`cairn-bench-${process.pid}`, {
     domainXml: `<memory unit='MiB'>${MEMORY_MIB}</memory><vcpu>1</vcpu>`,
   });
   let measured: Measured;

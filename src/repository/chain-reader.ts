@@ -41,6 +41,8 @@ export interface ChainReaderOptions {
 export const DEFAULT_READER_CACHE_BYTES = 64 * 1024 * 1024;
 /** Default of `windowPages`. The deltas may take as much again per level, in the worst case; commonly far less. */
 export const WINDOW_PAGES = 2048;
+/** Packs opened before their turn: a page of a long chain has records in many. Each holds a descriptor or two meanwhile. */
+const OPENS_AHEAD = 8;
 /** Frames being decompressed at a time, on libuv's threads. */
 const DECODES_IN_FLIGHT = 4;
 
@@ -213,12 +215,18 @@ export class ChainReader {
       else missing.push({ key, pack: packOfRef(refs[from]!), frame: frameOfRef(refs[from]!), from, to });
       from = to;
     }
-    for (let first = 0; first < missing.length;) {
-      const { pack } = missing[first]!;
-      let last = first + 1;
-      while (last < missing.length && missing[last]!.pack === pack) last++;
-      yield* this.#fetch(pack, missing.slice(first, last), options);
-      first = last;
+    const byPack: FrameSpan[][] = [];
+    for (const span of missing) {
+      const last = byPack.at(-1);
+      if (last?.[0]!.pack === span.pack) last.push(span);
+      else byPack.push([span]);
+    }
+    for (const [i, spans] of byPack.entries()) {
+      for (const ahead of byPack.slice(i, i + OPENS_AHEAD)) {
+        // Its failure is met when its turn comes, or not at all after another one's.
+        this.packs.open(ahead[0]!.pack, options).catch(() => undefined);
+      }
+      yield* this.#fetch(spans[0]!.pack, spans, options);
     }
   }
 

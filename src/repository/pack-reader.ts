@@ -26,6 +26,10 @@ export interface OpenPack {
 
 /** Neighbouring frames are fetched together up to this: one call instead of many, little read in vain. */
 const MAX_FETCH_BYTES = 2 * 1024 * 1024;
+/** Fetches under way at a time: scattered frames of a pack cost one wait for each of them otherwise. */
+const FETCHES_AHEAD = 4;
+/** Of a pack that is opened, that much of its end is fetched at once: trailer and the directory of some 680 frames. */
+const END_BYTES = 16 * 1024;
 
 export class PackReader {
   readonly #packs = new Map<number, Promise<OpenPack>>();
@@ -70,23 +74,24 @@ export class PackReader {
     options: CallOptions = {},
   ): AsyncGenerator<StoredFrame> {
     const pack = await this.open(seq, options);
-    for (let from = 0; from < frames.length;) {
-      const first = entryOf(pack, frames[from]!);
-      let to = from + 1;
-      let end = first.offset + first.lengthBytes;
-      for (; to < frames.length; to++) {
-        const next = entryOf(pack, frames[to]!);
-        if (next.offset !== end || end + next.lengthBytes - first.offset > MAX_FETCH_BYTES) break;
-        end += next.lengthBytes;
+    const spans = spansOf(pack, frames);
+    const ahead: Fetch[] = [];
+    for (;;) {
+      while (ahead.length < FETCHES_AHEAD) {
+        const { value: span } = spans.next();
+        if (span === undefined) break;
+        const loading = load(this.backend, pack.key, span.offset, span.lengthBytes, options);
+        // Its failure is met when its turn comes, or not at all after another one's.
+        loading.catch(() => undefined);
+        ahead.push({ span, loading });
       }
-      const bytes = await load(this.backend, pack.key, first.offset, end - first.offset, options);
-      for (; from < to; from++) {
-        const frame = frames[from]!;
+      const fetch = ahead.shift();
+      if (fetch === undefined) return;
+      const bytes = await fetch.loading;
+      for (const frame of fetch.span.frames) {
         const entry = entryOf(pack, frame);
-        const stored = bytes.subarray(
-          entry.offset - first.offset,
-          entry.offset - first.offset + entry.lengthBytes,
-        );
+        const at = entry.offset - fetch.span.offset;
+        const stored = bytes.subarray(at, at + entry.lengthBytes);
         if (Buffer.compare(stored.subarray(32, 32 + CUT_CHECKSUM_BYTES), entry.checksum) !== 0) {
           throw damaged(pack.key, 'frame checksum differs from the directory', { frame });
         }
@@ -105,12 +110,18 @@ export class PackReader {
       throw error;
     }
     if (sizeBytes < PACK_HEADER_BYTES + PACK_TRAILER_BYTES) throw damaged(key, 'pack is cut off');
-    const header = await load(this.backend, key, 0, PACK_HEADER_BYTES, options);
+    const tailFrom = Math.max(PACK_HEADER_BYTES, sizeBytes - END_BYTES);
+    const [header, tail] = await Promise.all([
+      load(this.backend, key, 0, PACK_HEADER_BYTES, options),
+      load(this.backend, key, tailFrom, sizeBytes - tailFrom, options),
+    ]);
     checkPackHeader(key, header, seq, this.owner);
-    const last = await load(this.backend, key, sizeBytes - PACK_TRAILER_BYTES, PACK_TRAILER_BYTES, options);
-    const trailer = locateDirectory(key, last, seq, sizeBytes);
+    const trailer = locateDirectory(key, tail.subarray(-PACK_TRAILER_BYTES), seq, sizeBytes);
     const endBytes = trailer.frameCount * DIRECTORY_ENTRY_BYTES + PACK_TRAILER_BYTES;
-    const end = await load(this.backend, key, trailer.directoryOffset, endBytes, options);
+    const end =
+      endBytes <= tail.length
+        ? tail.subarray(-endBytes)
+        : await load(this.backend, key, trailer.directoryOffset, endBytes, options);
     const { frames, sha256 } = decodeDirectory(key, header, end, trailer);
     return { key, seq, sizeBytes, frames, directorySha256: sha256 };
   }
@@ -121,6 +132,33 @@ export interface StoredFrame {
   readonly frame: number;
   readonly entry: FrameEntry;
   readonly bytes: Uint8Array;
+}
+
+/** Neighbouring frames, fetched in one call. */
+interface Span {
+  readonly frames: readonly number[];
+  readonly offset: number;
+  readonly lengthBytes: number;
+}
+
+interface Fetch {
+  readonly span: Span;
+  readonly loading: Promise<Uint8Array>;
+}
+
+function* spansOf(pack: OpenPack, frames: readonly number[]): Generator<Span, undefined> {
+  for (let from = 0; from < frames.length;) {
+    const { offset, lengthBytes } = entryOf(pack, frames[from]!);
+    let end = offset + lengthBytes;
+    let to = from + 1;
+    for (; to < frames.length; to++) {
+      const next = entryOf(pack, frames[to]!);
+      if (next.offset !== end || end + next.lengthBytes - offset > MAX_FETCH_BYTES) break;
+      end += next.lengthBytes;
+    }
+    yield { frames: frames.slice(from, to), offset, lengthBytes: end - offset };
+    from = to;
+  }
 }
 
 function entryOf(pack: OpenPack, frame: number): FrameEntry {
