@@ -184,7 +184,7 @@ export class CheckpointCycle {
       try {
         // Comparing all pages twice would double the pause; everybody else gains from copying beside the device state.
         if (tracker.kind !== 'compare' && picture === undefined)
-          pausePages += await this.#copyPending(watch, isHarvested);
+          pausePages += await this.#copyPending(watch, isHarvested || tracker.isLastCollectEnough === true);
         faultPoint('duringCopy');
       } finally {
         await saving;
@@ -295,7 +295,7 @@ export class CheckpointCycle {
     watch.timeSync('harvest', () => this.#pending.add(this.#deps.tracker.collect()));
   }
 
-  /** Harvests, unless that was just done, and copies inside the pause. @returns pages copied */
+  /** Harvests, unless what is known already will do, and copies inside the pause. @returns pages copied */
   async #copyPending(watch: Stopwatch, isHarvested = false): Promise<number> {
     const { pool, pages } = this.#deps;
     if (!isHarvested) this.#harvest(watch);

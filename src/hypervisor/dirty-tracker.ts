@@ -72,6 +72,11 @@ export interface DirtyTracker {
    */
   readonly clearsOnlyAtRest?: boolean;
   /**
+   * True when the last `collect` cleared what it reported, and another costs as much again however little was written since: the
+   * engine then leaves out the harvest at the start of the pause and lets the one at its end find all.
+   */
+  readonly isLastCollectEnough?: boolean;
+  /**
    * Names this arming of this tracker on this VM, and survives the process: a later process that finds the same token
    * looks at the same uninterrupted record. Another token means that writes may have gone unseen in between.
    * Valid after `start`.

@@ -114,6 +114,29 @@ afterEach(async () => {
   rmSync(runtimeDir, { recursive: true });
 });
 
+describe('the harvests in the pause', () => {
+  beforeEach(() => begin());
+
+  it.each([
+    { isLastCollectEnough: false, harvests: 2 },
+    { isLastCollectEnough: true, harvests: 1 },
+  ])('are $harvests when the last one before it is enough: $isLastCollectEnough', async (expected) => {
+    guest.isLastCollectEnough = expected.isLastCollectEnough;
+    await session.checkpoint();
+    guest.calls.length = 0;
+    write(3);
+    vm.beforeCall = (method) => {
+      // Between the last harvest and the stop, and by the saving of the device state.
+      if (method === 'pause') write(4);
+      if (method === 'saveDeviceState') guest.writeAsDevice(5, Uint8Array.of(7));
+    };
+    expect(await session.checkpoint()).toMatchObject({ kind: 'incremental', dirtyPages: 3 });
+    const inPause = guest.calls.slice(guest.calls.indexOf('pause'), guest.calls.indexOf('resume'));
+    expect(inPause.filter((call) => call === 'collect')).toHaveLength(expected.harvests);
+    await expectNewestIsMemory();
+  });
+});
+
 describe('the run state', () => {
   beforeEach(() => begin());
 

@@ -42,6 +42,8 @@ export class FakeGuest {
   readonly disks: readonly VmDisk[];
   readonly hazards: VmHazard[];
   readonly canTrack: boolean;
+  /** Of its trackers, see `DirtyTracker.isLastCollectEnough`. */
+  isLastCollectEnough = false;
   state: RunState = 'running';
   deviceState = new Uint8Array([0x51, 0x45, 0x56, 0x4d, 0, 0, 0, 3, 1, 2, 3, 0]);
   /** Names of disk snapshots that exist. */

@@ -219,6 +219,10 @@ class FakeTracker implements DirtyTracker {
     return this.#on();
   }
 
+  get isLastCollectEnough(): boolean {
+    return this.vm.guest.isLastCollectEnough;
+  }
+
   // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
   async start(): Promise<void> {
     this.#token = this.vm.call('start', () => this.arm());

@@ -55,24 +55,26 @@ export interface WrittenRange {
   readonly unpopulated: boolean;
 }
 
+/** Start and end. */
+export type Span = readonly [number, number];
+
 /**
- * Reports what was written in [start, end) since it was last cleared, and clears it if asked to. Every range is handed to `visit`,
+ * Reports what was written in `spans` since it was last cleared, and clears it if asked to. Every range is handed to `visit`,
  * also when the call fails half-way: what has been cleared has been reported.
  *
- * Looks twice: for what was written and nothing else, which the kernel does without working out the categories of each page, and then
- * only there for all categories. They are not told apart once the marks are set: on a page that was never touched a mark looks like
- * a swap entry. What is written between the two looks stays for the next scan.
+ * The second of two looks. The first, `writtenSpans`, is for what was written and nothing else, which the kernel does without working
+ * out the categories of each page; this one is for all categories, and only there. They are not told apart once the marks are
+ * set: on a page that was never touched a mark looks like a swap entry. What is written between the two looks stays for the next scan.
  * @throws TRACKER_OFF when a part of the range is not tracked, TRACKER_FAILED, VM_GONE
  */
 export function scanWritten(
   pagemap: number,
-  start: number,
-  end: number,
+  spans: readonly Span[],
   clears: boolean,
   visit: (range: WrittenRange) => void,
 ): void {
   const flags = (clears ? PM_SCAN_WP_MATCHING : 0n) | PM_SCAN_CHECK_WPASYNC;
-  for (const [from, to] of writtenSpans(pagemap, start, end)) {
+  for (const [from, to] of spans) {
     scan(pagemap, from, to, flags, RETURNED, (at, until, categories) => {
       const populated =
         (categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED)) !== 0n && (categories & PAGE_IS_PFNZERO) === 0n;
@@ -81,8 +83,11 @@ export function scanWritten(
   }
 }
 
-/** Where something was written: ascending, and what lies close together in one. Changes nothing. */
-function writtenSpans(pagemap: number, start: number, end: number): readonly (readonly [number, number])[] {
+/**
+ * Where something was written in [start, end): ascending, and what lies close together in one. Changes nothing.
+ * @throws TRACKER_OFF when a part of the range is not tracked, TRACKER_FAILED, VM_GONE
+ */
+export function writtenSpans(pagemap: number, start: number, end: number): readonly Span[] {
   const spans: [number, number][] = [];
   let last: [number, number] | undefined;
   scan(pagemap, start, end, PM_SCAN_CHECK_WPASYNC, PAGE_IS_WRITTEN, (from, to) => {

@@ -39,6 +39,7 @@ import {
 } from './arming.js';
 import { injectSyscall } from './inject.js';
 import { isTracked, scanWritten } from './scan.js';
+import { SpanFinder } from './span-finder.js';
 import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './support.js';
 import {
   enableWriteTracking,
@@ -68,6 +69,7 @@ interface Armed {
   readonly remote: RemoteDescriptor;
   readonly token: string;
   readonly holes: readonly (FileHoles | undefined)[];
+  readonly finder: SpanFinder;
 }
 
 export class PagemapScanTracker implements DirtyTracker {
@@ -77,6 +79,7 @@ export class PagemapScanTracker implements DirtyTracker {
   readonly #absent: DirtyBitmap;
   #armed: Armed | undefined;
   #disturbances = 0;
+  #hasCleared = false;
 
   constructor(options: PagemapScanOptions) {
     this.#options = options;
@@ -86,6 +89,11 @@ export class PagemapScanTracker implements DirtyTracker {
 
   get token(): string {
     return this.#on().token;
+  }
+
+  /** A scan walks all page tables: 0.2 to 0.5 ms for each GiB of small pages, in the pause. */
+  get isLastCollectEnough(): boolean {
+    return this.#hasCleared;
   }
 
   async start(): Promise<void> {
@@ -118,7 +126,9 @@ export class PagemapScanTracker implements DirtyTracker {
       });
       this.#register(pagemap, userfaultfd);
       const holes = blocks.map((block) => FileHoles.open(process.pid, block));
-      this.#armed = { pagemap, userfaultfd, remote: { descriptor, inode }, token, holes };
+      const sizeBytes = blocks.reduce((sum, block) => sum + block.sizeBytes, 0);
+      const finder = new SpanFinder({ sizeBytes });
+      this.#armed = { pagemap, userfaultfd, remote: { descriptor, inode }, token, holes, finder };
     } catch (error) {
       closeSync(pagemap);
       if (userfaultfd !== undefined) closeSync(userfaultfd);
@@ -140,7 +150,8 @@ export class PagemapScanTracker implements DirtyTracker {
         const { host, backing } = blocks[i]!;
         const mark = (bitmap: DirtyBitmap, from: number, to: number): void =>
           bitmap.setRange(region.firstPage + from / PAGE_SIZE_BYTES, (to - from) / PAGE_SIZE_BYTES);
-        scanWritten(armed.pagemap, host, host + region.sizeBytes, clears, (range) => {
+        const spans = armed.finder.find(armed.pagemap, host, host + region.sizeBytes);
+        scanWritten(armed.pagemap, spans, clears, (range) => {
           const from = range.start - host;
           const to = range.end - host;
           mark(written, from, to);
@@ -159,6 +170,7 @@ export class PagemapScanTracker implements DirtyTracker {
       for (const { firstPage, pageCount } of layout.regions) written.setRange(firstPage, pageCount);
     }
     this.#disturbances = quiet.disturbances();
+    this.#hasCleared = clears;
     // What had no memory behind it and was not written since still reads as zero, populated by a read or not.
     this.#absent.andNot(written);
     this.#absent.or(unpopulated);
@@ -198,6 +210,7 @@ export class PagemapScanTracker implements DirtyTracker {
     if (armed === undefined) return;
     closeSync(armed.userfaultfd);
     closeSync(armed.pagemap);
+    armed.finder.close();
     for (const holes of armed.holes) holes?.close();
   }
 
