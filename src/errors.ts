@@ -53,9 +53,13 @@ export const ERROR_CODES = [
   // KVM by its own interface
   'KVM_UNAVAILABLE',
   'KVM_CALL',
+  // the agent in the guest
+  'GUEST_AGENT',
+  'GUEST_FROZEN',
   // disks and hooks
   'DISK_NOT_COVERED',
   'DISK_SNAPSHOT_FAILED',
+  'DISK_CHANGED',
   'HOOK_FAILED',
   // restore and export
   'RESTORE_TARGET_BUSY',

@@ -21,13 +21,20 @@ export function socketPathOf(address: string): string {
 }
 
 /** @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, VM_UNSUPPORTED, VM_GONE, QMP_PROTOCOL */
-export async function attachKvm(address: string, { runtimeDir, signal }: AttachOptions): Promise<KvmVm> {
+export async function attachKvm(
+  address: string,
+  { runtimeDir, guestAgent, volumeSnapshotSize, signal }: AttachOptions,
+): Promise<KvmVm> {
   const socketPath = socketPathOf(address);
   const monitor = await QmpClient.connect(socketPath, { signal });
   try {
     await sweepRuntimeDir(runtimeDir);
     const process = await qemuProcess(peerPid(monitor.descriptor), socketPath);
-    return await KvmVm.attach({ address, runtimeDir, socketPath }, { monitor, process });
+    const agentPath = guestAgent === undefined ? undefined : resolve(guestAgent);
+    return await KvmVm.attach(
+      { address, runtimeDir, socketPath, agentPath, volumeSnapshotSize },
+      { monitor, process },
+    );
   } catch (error) {
     await monitor.close();
     throw error;

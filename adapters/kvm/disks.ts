@@ -39,8 +39,22 @@ export function disksOf(reply: Json): readonly VmDisk[] {
       writable,
       virtualSizeBytes: asNumber(image['virtual-size']),
       snapshotModes: format === 'qcow2' && writable ? (['internal', 'external'] as const) : [],
+      backingPaths: backingPathsOf(image),
     };
   });
+}
+
+/** ImageInfo of qapi/block-core.json: each image holds the one below it. */
+function backingPathsOf(image: JsonObject): readonly string[] {
+  const paths: string[] = [];
+  for (
+    let below = asObject(image['backing-image']);
+    below.filename !== undefined;
+    below = asObject(below['backing-image'])
+  ) {
+    paths.push(asText(below.filename));
+  }
+  return paths;
 }
 
 /** What the snapshots will be called. @throws DISK_SNAPSHOT_FAILED when the file of an overlay exists already */

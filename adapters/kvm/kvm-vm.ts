@@ -14,10 +14,16 @@ import type {
   VmReport,
 } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
+import { withFrozenLayers } from '../disks/frozen-layers.js';
+import { DEFAULT_SNAPSHOT_SIZE, LvmDisks, snapshotSizeArguments } from '../disks/lvm/lvm-disks.js';
 import { COMPARE_KIND, compareReport, CompareTracker } from './compare-tracker.js';
 import { DeviceState } from './device-state.js';
 import { dropDiskSnapshots, listDisks, snapshotDisks } from './disks.js';
 import { describeGuestReader } from './guest-reader.js';
+import type { GuestAgent } from './guest-agent/guest-agent.js';
+import { recordedAgentPath } from './guest-agent/agent-path.js';
+import { GuestFreezer } from './guest-agent/guest-freezer.js';
+import { SocketAgent } from './guest-agent/socket-agent.js';
 import { hazardsOf, takeInventory } from './hazards.js';
 import { kvmDirtyLogReport } from './ioctl/support.js';
 import { machineFacts, type MachineFacts } from './machine-facts.js';
@@ -25,6 +31,7 @@ import type { Monitor } from './monitor.js';
 import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './pagemap-scan/support.js';
 import { PagemapScanTracker } from './pagemap-scan/tracker.js';
 import { qmpGuard, type GuardProgram } from './pause-guard.js';
+import { frozenMarkerPath } from './pause-marker.js';
 import type { QemuProcess } from './peer-process.js';
 import { mayReadMemory } from './process-access.js';
 import { memoryPermission } from './process-memory.js';
@@ -32,6 +39,7 @@ import { recoverStream, streamMarkerPath } from './qmp-stream/stream-marker.js';
 import { QMP_STREAM_KIND, qmpStreamReport } from './qmp-stream/support.js';
 import { QmpStreamTracker } from './qmp-stream/tracker.js';
 import type { QuietVm } from './quiet-vm.js';
+import { asText } from './qmp-json.js';
 import { listRamBlocks, RamBlocks, type RamBlock } from './ram-blocks.js';
 import { RunStateControl } from './run-state.js';
 import { SOFT_DIRTY_KIND, softDirtyReport } from './soft-dirty/support.js';
@@ -42,6 +50,10 @@ export interface KvmVmOptions {
   readonly runtimeDir: string;
   /** Absolute path of the monitor's socket; empty when there is none of our own. */
   readonly socketPath: string;
+  /** Socket of the guest's agent, absolute; default: the one that QEMU's command line has. */
+  readonly agentPath?: string | undefined;
+  /** See `AttachOptions.volumeSnapshotSize`. */
+  readonly volumeSnapshotSize?: string | undefined;
 }
 
 export interface KvmVmDeps {
@@ -50,6 +62,8 @@ export interface KvmVmDeps {
   readonly process: QemuProcess;
   /** Default: the one that uses the monitor's socket. */
   readonly guard?: GuardProgram;
+  /** The guest's agent, where a manager holds its socket. */
+  readonly agent?: GuestAgent;
 }
 
 interface KnownMemory {
@@ -66,6 +80,8 @@ export class KvmVm implements Vm {
   readonly #deps: KvmVmDeps;
   readonly #ramBlocks: RamBlocks;
   readonly #runState: RunStateControl;
+  readonly #freezer: GuestFreezer;
+  readonly #volumes = new LvmDisks();
   #memory: KnownMemory | undefined;
   #deviceState: Promise<DeviceState> | undefined;
   /** The same once it is there. */
@@ -84,16 +100,28 @@ export class KvmVm implements Vm {
     this.#options = options;
     this.#deps = deps;
     this.#ramBlocks = new RamBlocks(deps.monitor, deps.process, options.runtimeDir);
+    const agentPath = deps.agent === undefined ? (options.agentPath ?? recordedAgentPath(machine)) : '';
     this.#runState = new RunStateControl({
       monitor: deps.monitor,
       process: deps.process,
-      guard: deps.guard ?? qmpGuard(options.socketPath),
+      guard: deps.guard ?? qmpGuard(options.socketPath, agentPath),
       runtimeDir: options.runtimeDir,
+    });
+    this.#freezer = new GuestFreezer({
+      agent: deps.agent ?? (agentPath === '' ? undefined : new SocketAgent(agentPath)),
+      agentPath,
+      markerPath: frozenMarkerPath(options.runtimeDir, deps.process),
+      owner: () => this.#runState.owner(),
+      guard: () => this.#runState.guard(),
+      releaseGuard: () => this.#runState.releaseGuard(),
+      isRunning: async () => (await this.#runState.read()) === 'running',
     });
   }
 
-  /** Changes nothing, except that a VM which a killed Cairn left paused is resumed. @throws VM_GONE, VM_PERMISSION, QMP_COMMAND */
+  /** Changes nothing, except that a VM which a killed Cairn left paused is resumed. @throws VM_GONE, VM_PERMISSION, QMP_COMMAND, USAGE */
   static async attach(options: KvmVmOptions, deps: KvmVmDeps): Promise<KvmVm> {
+    // Not in the pause, where it would be found out otherwise.
+    snapshotSizeArguments(options.volumeSnapshotSize ?? DEFAULT_SNAPSHOT_SIZE);
     const vm = new KvmVm(options, deps, await machineFacts(deps.monitor, deps.process, options.socketPath));
     const hadStream = await recoverStream(streamMarkerPath(options.runtimeDir, deps.process), deps.monitor);
     if (hadStream)
@@ -101,6 +129,11 @@ export class KvmVm implements Vm {
     if (await vm.#runState.recover()) {
       process.emitWarning(
         `${options.address} was left paused by a Cairn that was killed, and has been resumed`,
+      );
+    }
+    if (await vm.#freezer.recover()) {
+      process.emitWarning(
+        `${options.address} was left with frozen file systems by a Cairn that was killed, and has been thawed`,
       );
     }
     return vm;
@@ -196,20 +229,37 @@ export class KvmVm implements Vm {
     return (await this.#devices()).take();
   }
 
-  disks(): Promise<readonly VmDisk[]> {
-    return listDisks(this.#deps.monitor);
+  freeze(limitMs: number): Promise<number> {
+    return this.#freezer.freeze(limitMs);
   }
 
-  snapshotDisks(
+  thaw(): Promise<void> {
+    return this.#freezer.thaw();
+  }
+
+  async disks(): Promise<readonly VmDisk[]> {
+    return this.#volumes.describe(await listDisks(this.#deps.monitor));
+  }
+
+  async snapshotDisks(
     name: string,
     disks: readonly VmDisk[],
     mode: DiskSnapshotMode,
   ): Promise<readonly DiskSnapshot[]> {
-    return snapshotDisks(this.#deps.monitor, name, disks, mode);
+    if (mode === 'lvm') return this.#volumes.snapshot(name, disks, this.#options.volumeSnapshotSize);
+    const snapshots = await snapshotDisks(this.#deps.monitor, name, disks, mode);
+    return withFrozenLayers(snapshots, disks, asText(this.machine.cwd) || '/');
   }
 
-  dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    return dropDiskSnapshots(this.#deps.monitor, snapshots);
+  async dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    try {
+      await this.#volumes.drop(snapshots.filter(({ mode }) => mode === 'lvm'));
+    } finally {
+      await dropDiskSnapshots(
+        this.#deps.monitor,
+        snapshots.filter(({ mode }) => mode !== 'lvm'),
+      );
+    }
   }
 
   async close(): Promise<void> {
@@ -217,6 +267,7 @@ export class KvmVm implements Vm {
     this.#deviceState = undefined;
     this.#openDevices = undefined;
     await devices?.close();
+    this.#freezer.close();
     await this.#runState.close();
     await this.#deps.monitor.close();
   }

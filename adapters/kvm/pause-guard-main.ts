@@ -1,11 +1,13 @@
 /**
  * The pause guard of a QEMU that is reached by its QMP socket (see `pause-guard-process.ts`).
  *
- *     argv    what all guards get, then the path of the socket
+ *     argv    what all guards get, then the path of the socket, then that of the guest's agent, or nothing
  *
  * The socket is free again when Cairn is gone, whose connection was the one that it served.
  */
 
+import { thawGuest } from './guest-agent/guest-agent.js';
+import { SocketAgent } from './guest-agent/socket-agent.js';
 import { runPauseGuard, type GuardedQemu } from './pause-guard-process.js';
 import { asObject } from './qmp-json.js';
 import { peerPid } from './peer-process.js';
@@ -13,7 +15,9 @@ import { QmpClient } from './qmp-client.js';
 
 const RETRY_MS = 100;
 
-runPauseGuard({ resumeOnce, retryMs: RETRY_MS });
+const THAW_LIMIT_MS = 5000;
+
+runPauseGuard({ resumeOnce, thawOnce, retryMs: RETRY_MS });
 
 async function resumeOnce(
   qemu: GuardedQemu,
@@ -30,6 +34,16 @@ async function resumeOnce(
     return await isRunning(client);
   } finally {
     await client.close();
+  }
+}
+
+async function thawOnce([, agentPath = '']: readonly string[]): Promise<boolean> {
+  const agent = new SocketAgent(agentPath);
+  try {
+    await thawGuest(agent, THAW_LIMIT_MS);
+    return true;
+  } finally {
+    agent.close();
   }
 }
 

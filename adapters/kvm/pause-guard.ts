@@ -19,14 +19,16 @@ export interface GuardProgram {
 export interface Guarded {
   readonly qemu: QemuProcess;
   readonly markerPath: string;
+  /** Of a frozen guest; where none is ever frozen there is none. */
+  readonly frozenMarkerPath?: string;
   readonly attachment: string;
 }
 
-/** The guard that reaches QEMU through a QMP socket. */
-export function qmpGuard(socketPath: string): GuardProgram {
+/** The guard that reaches QEMU through a QMP socket, and the guest's agent, where there is one, through its. */
+export function qmpGuard(socketPath: string, agentPath = ''): GuardProgram {
   return {
     modulePath: fileURLToPath(new URL('./pause-guard-main.js', import.meta.url)),
-    args: [socketPath],
+    args: [socketPath, agentPath],
   };
 }
 
@@ -58,9 +60,9 @@ export class PauseGuard {
   /** Started and ready. @throws VM_STATE when it does not come up: without it nothing is paused */
   static async start(
     { modulePath, args, env }: GuardProgram,
-    { qemu, markerPath, attachment }: Guarded,
+    { qemu, markerPath, frozenMarkerPath = '', attachment }: Guarded,
   ): Promise<PauseGuard> {
-    const common = [String(qemu.pid), qemu.startTime, markerPath, attachment];
+    const common = [String(qemu.pid), qemu.startTime, markerPath, frozenMarkerPath, attachment];
     const child = spawn(process.execPath, [modulePath, ...common, ...args], {
       // A session of its own: a terminal's Ctrl-C and a shell's kill of the job do not reach it.
       detached: true,
@@ -87,7 +89,20 @@ export class PauseGuard {
     if (!this.#dead) this.#child.stdin?.write('running\n');
   }
 
-  /** Ends the guard. If it has been told of a pause and of no end, it resumes the VM: that is what it is for. */
+  /** From now on the guard has the guest thawed when this process dies. Returns once it has confirmed. @throws VM_STATE */
+  async freezing(): Promise<void> {
+    this.#child.stdin?.write('frozen\n');
+    await this.#answer('ok\n');
+  }
+
+  thawed(): void {
+    if (!this.#dead) this.#child.stdin?.write('thawed\n');
+  }
+
+  /**
+   * Ends the guard. If it has been told of a pause or a freeze and of no end, it resumes the VM and has the guest thawed: that is what
+   * it is for.
+   */
   close(): void {
     this.#child.stdin?.end();
   }

@@ -18,10 +18,17 @@ export interface PauseMarker {
   readonly startTime: string;
   /** Tells attachments of one process apart: a guard acts only for its own. */
   readonly attachment: string;
+  /** Of a frozen guest: the socket of its agent, empty when that is reached through a manager. */
+  readonly agentPath?: string;
 }
 
 export function pauseMarkerPath(runtimeDir: string, process: QemuProcess): string {
   return runtimeFile(runtimeDir, 'paused', process);
+}
+
+/** The same for file systems of the guest that a Cairn has frozen for the pause; see `guest-agent/guest-freezer.ts`. */
+export function frozenMarkerPath(runtimeDir: string, process: QemuProcess): string {
+  return runtimeFile(runtimeDir, 'frozen', process);
 }
 
 /** Synchronous: it is one small write to a tmpfs right before the pause. */
@@ -42,10 +49,13 @@ export async function isLeftPaused(path: string): Promise<boolean> {
 /** Undefined when there is none, or none that was written whole. */
 export async function readPauseMarker(path: string): Promise<PauseMarker | undefined> {
   try {
-    const { pid, startTime, attachment } = JSON.parse(await readFile(path, 'utf8')) as Partial<PauseMarker>;
+    const { pid, startTime, attachment, agentPath } = JSON.parse(
+      await readFile(path, 'utf8'),
+    ) as Partial<PauseMarker>;
     const isWhole =
       typeof pid === 'number' && typeof startTime === 'string' && typeof attachment === 'string';
-    return isWhole ? { pid, startTime, attachment } : undefined;
+    if (!isWhole) return undefined;
+    return { pid, startTime, attachment, ...(typeof agentPath === 'string' ? { agentPath } : {}) };
   } catch {
     return undefined;
   }

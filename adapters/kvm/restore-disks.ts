@@ -1,7 +1,7 @@
 /**
  * The disks of a checkpoint, for a restore.
  *
- * Internal snapshots: every image is looked at before anything starts, but rolled back only when all memory has been read
+ * Internal snapshots, logical volumes: each is looked at before anything starts, but rolled back only when all memory has been read
  * and verified. The new QEMU has the images open by then, inactive as in any incoming migration: it holds no locks against
  * it, and reads their metadata anew when the stream ends. So a damaged repository leaves the disks untouched.
  *
@@ -14,12 +14,28 @@ import { chown, open, readFile, realpath, rm, stat } from 'node:fs/promises';
 
 import { CheckpointError, systemErrorCode } from '../../src/errors.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
+import { checkFrozenLayers } from '../disks/frozen-layers.js';
+import { checkVolumes, writeBackVolumes } from '../disks/lvm/lvm-restore.js';
 import type { QemuOption } from './restore-command-line.js';
 import { diskReferences, type DiskReference } from './restore-disk-options.js';
 import { applySnapshot, createOverlay, imageInfo } from './restore-qemu-img.js';
 
-/** @throws RESTORE_FAILED when a snapshot is gone, RESTORE_TARGET_BUSY when somebody has an image open for writing */
-export async function checkInternalSnapshots(disks: readonly DiskSnapshot[]): Promise<void> {
+/**
+ * Whether the disks of the checkpoint can still be had, before anything is touched.
+ * @throws RESTORE_FAILED when an internal snapshot is gone, DISK_CHANGED when a frozen image was written to, RESTORE_TARGET_BUSY when
+ *   somebody has an image open for writing
+ */
+export async function checkSnapshots(disks: readonly DiskSnapshot[]): Promise<void> {
+  await checkFrozenLayers(disks);
+  for (const { path, frozen } of external(disks)) {
+    // A commit into it that has just begun shows in the lock before it shows in the file.
+    for (const layer of frozen?.map((one) => one.path) ?? [path]) await refuseOpenForWriting(layer);
+  }
+  await checkInternalSnapshots(disks);
+  await checkVolumes(disks);
+}
+
+async function checkInternalSnapshots(disks: readonly DiskSnapshot[]): Promise<void> {
   for (const { path, snapshotName } of internal(disks)) {
     const { snapshotNames } = await imageInfo(path, 'qcow2');
     if (!snapshotNames.includes(snapshotName)) {
@@ -31,16 +47,21 @@ export async function checkInternalSnapshots(disks: readonly DiskSnapshot[]): Pr
         },
       );
     }
-    if (await isOpenForWriting(path)) {
-      throw new CheckpointError('RESTORE_TARGET_BUSY', `a running QEMU has the disk ${path} open`, {
-        hint: 'stop the VM that uses this disk first',
-        detail: { path },
-      });
-    }
+    await refuseOpenForWriting(path);
   }
 }
 
-export async function rollBackInternal(disks: readonly DiskSnapshot[]): Promise<void> {
+async function refuseOpenForWriting(path: string): Promise<void> {
+  if (!(await isOpenForWriting(path))) return;
+  throw new CheckpointError('RESTORE_TARGET_BUSY', `a running QEMU has the disk ${path} open for writing`, {
+    hint: 'stop the VM or the job that writes to this disk first',
+    detail: { path },
+  });
+}
+
+/** Puts back what is put back in place: internal snapshots and logical volumes. */
+export async function rollBack(disks: readonly DiskSnapshot[]): Promise<void> {
+  await writeBackVolumes(disks);
   for (const { path, snapshotName } of internal(disks)) await applySnapshot(path, snapshotName);
 }
 
@@ -164,7 +185,10 @@ async function sameOwner(overlay: string, path: string): Promise<void> {
 const WRITE_LOCK_BYTES = new Set(['101', '201']);
 
 async function isOpenForWriting(path: string): Promise<boolean> {
-  const { dev, ino } = await stat(path);
+  const found = await stat(path).catch(() => undefined);
+  // Whoever needs the image finds out that it is gone.
+  if (found === undefined) return false;
+  const { dev, ino } = found;
   const major = ((dev >>> 8) & 0xfff).toString(16).padStart(2, '0');
   const minor = ((dev & 0xff) | ((dev >>> 12) & 0xfff00)).toString(16).padStart(2, '0');
   const lines = (await readFile('/proc/locks', 'utf8').catch(() => '')).split('\n');

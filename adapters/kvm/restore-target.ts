@@ -6,9 +6,10 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { processStartTime } from '../../src/checkpoint/process-identity.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../src/errors.js';
 import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../src/hypervisor/hypervisor.js';
+import { thawBySocket } from './guest-agent/thaw-restored.js';
 import { descriptorOf, peerPid } from './peer-process.js';
 import { QmpClient } from './qmp-client.js';
-import { checkInternalSnapshots, external, rollBackInternal } from './restore-disks.js';
+import { checkSnapshots, external, rollBack } from './restore-disks.js';
 import { incomingCompleted } from './restore-follow.js';
 import { withRunState } from './stream/device-state.js';
 import { pushStream } from './stream/push.js';
@@ -35,7 +36,7 @@ export async function restoreIntoTarget(
   const address = parseAddress(target);
   const disks = request.keepDisks ? [] : source.disks;
   refuseExternal(disks.length === 0 ? [] : external(disks).map(({ path }) => path));
-  await checkInternalSnapshots(disks);
+  await checkSnapshots(disks);
   const monitor =
     request.socketPath === undefined
       ? undefined
@@ -55,7 +56,7 @@ export async function restoreIntoTarget(
             pages: (signal) => source.pages(signal),
           },
           {
-            beforeDeviceState: () => rollBackInternal(disks),
+            beforeDeviceState: () => rollBack(disks),
             onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
             ...(request.signal === undefined ? {} : { signal: request.signal }),
           },
@@ -70,10 +71,14 @@ export async function restoreIntoTarget(
       if (monitor !== undefined) {
         const state = await incomingCompleted(monitor, () => undefined, request.signal);
         const vmAddress = `qmp:${request.socketPath ?? ''}`;
-        return { vmAddress, pid: peerPid(monitor.descriptor), running: state === 'running', streamBytes };
+        const running = state === 'running';
+        const frozen = await thawBySocket(source, running, request.guestAgent);
+        return { vmAddress, pid: peerPid(monitor.descriptor), running, streamBytes, ...frozen };
       }
       await receiver.tookIt(target);
-      return { vmAddress: '', pid: receiver.pid, running: !request.paused, streamBytes };
+      const running = !request.paused;
+      const frozen = await thawBySocket(source, running, request.guestAgent);
+      return { vmAddress: '', pid: receiver.pid, running, streamBytes, ...frozen };
     } finally {
       socket.destroy();
     }

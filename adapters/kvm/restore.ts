@@ -22,15 +22,12 @@ import type {
   RestoreRequest,
   RestoreResult,
 } from '../../src/hypervisor/hypervisor.js';
+import { agentPathIn } from './guest-agent/agent-path.js';
+import { thawBySocket } from './guest-agent/thaw-restored.js';
 import type { QmpClient } from './qmp-client.js';
 import { restoredCommandLine } from './restore-argv.js';
 import { formatCommandLine, type QemuOption } from './restore-command-line.js';
-import {
-  checkInternalSnapshots,
-  overlayExternal,
-  removeOverlays,
-  rollBackInternal,
-} from './restore-disks.js';
+import { checkSnapshots, overlayExternal, removeOverlays, rollBack } from './restore-disks.js';
 import { incomingCompleted } from './restore-follow.js';
 import { recordedMachine, type RecordedMachine } from './restore-machine.js';
 import { RestoredQemu } from './restore-process.js';
@@ -89,6 +86,7 @@ function withAbsoluteDisks(source: CheckpointSource): CheckpointSource {
     machineType: source.machineType,
     layout: source.layout,
     disks: source.disks.map((disk) => ({ ...disk, path: resolve(cwd, disk.path) })),
+    frozen: source.frozen,
     deviceState: () => source.deviceState(),
     pages: (signal) => source.pages(signal),
   };
@@ -103,7 +101,7 @@ async function restoreIntoNewQemu(
   const commandLine = restoredCommandLine(machine, request);
   const disks = request.keepDisks ? [] : source.disks;
   await checkSocketsFree(commandLine.options, machine.cwd, commandLine.qmpPath);
-  await checkInternalSnapshots(disks);
+  await checkSnapshots(disks);
   const overlaid = await overlayExternal(disks, commandLine.options, machine.cwd, source.checkpointId);
   try {
     const qemu = await RestoredQemu.start({
@@ -117,7 +115,9 @@ async function restoreIntoNewQemu(
     const load = { source, sections, request, options: overlaid.options };
     try {
       const { streamBytes, running } = await loadInto(qemu, load);
-      return { vmAddress: `qmp:${commandLine.qmpPath}`, pid: qemu.pid, running, streamBytes };
+      const agentPath = request.guestAgent ?? agentPathIn(load.options, machine.cwd);
+      const frozen = await thawBySocket(source, running, agentPath);
+      return { vmAddress: `qmp:${commandLine.qmpPath}`, pid: qemu.pid, running, streamBytes, ...frozen };
     } catch (error) {
       throw await afterFailure(qemu, error, load.options, request.signal?.aborted === true);
     }
@@ -176,7 +176,7 @@ async function sendStream(socketPath: string, { source, sections, request, optio
       },
       {
         omitZeroPagesOf: freshMemory(options),
-        beforeDeviceState: () => ownStep(rollBackInternal(request.keepDisks ? [] : source.disks)),
+        beforeDeviceState: () => ownStep(rollBack(request.keepDisks ? [] : source.disks)),
         onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
         ...(request.signal === undefined ? {} : { signal: request.signal }),
       },

@@ -11,6 +11,7 @@ import type { Monitor } from './monitor.js';
 import { PauseGuard, type GuardProgram } from './pause-guard.js';
 import {
   clearPauseMarker,
+  frozenMarkerPath,
   isLeftPaused,
   pauseMarkerPath,
   setPauseMarker,
@@ -71,7 +72,37 @@ export class RunStateControl {
 
   /** Starts the guard, so that the first pause does not wait for it. */
   async prepare(): Promise<void> {
-    await this.#readyGuard();
+    await this.guard();
+  }
+
+  /** The guard of this attachment, ready. @throws VM_STATE */
+  async guard(): Promise<PauseGuard> {
+    const present = await this.#guard?.catch(() => undefined);
+    if (present?.isAlive === true) return present;
+    const { guard, process, runtimeDir } = this.#options;
+    this.#guard = PauseGuard.start(guard, {
+      qemu: process,
+      markerPath: this.#markerPath,
+      frozenMarkerPath: frozenMarkerPath(runtimeDir, process),
+      attachment: this.#attachment,
+    });
+    return this.#guard;
+  }
+
+  /** Leaves the guard to itself: it sees to what it was told of. The next pause gets another. */
+  async releaseGuard(): Promise<void> {
+    (await this.#guard?.catch(() => undefined))?.close();
+    this.#guard = undefined;
+  }
+
+  /** What markers of this attachment say. */
+  async owner(): Promise<PauseMarker> {
+    this.#marker ??= {
+      pid: process.pid,
+      startTime: await processStartTime(process.pid),
+      attachment: this.#attachment,
+    };
+    return this.#marker;
   }
 
   /**
@@ -86,7 +117,7 @@ export class RunStateControl {
     readonly stopping?: (() => void) | undefined;
   } = {}): Promise<boolean> {
     const { monitor } = this.#options;
-    const guard = await this.#readyGuard();
+    const guard = await this.guard();
     const [status, migration] = await Promise.all([
       monitor.execute('query-status'),
       monitor.execute('query-migrate'),
@@ -106,14 +137,10 @@ export class RunStateControl {
         retryable: true,
       });
     }
-    this.#marker ??= {
-      pid: process.pid,
-      startTime: await processStartTime(process.pid),
-      attachment: this.#attachment,
-    };
+    const owner = await this.owner();
     this.#resumedByOthers = false;
     await guard.pausing();
-    setPauseMarker(this.#markerPath, this.#marker);
+    setPauseMarker(this.#markerPath, owner);
     this.#stopSent = true;
     stopping?.();
     try {
@@ -185,8 +212,7 @@ export class RunStateControl {
 
   async close(): Promise<void> {
     this.#stopListening();
-    (await this.#guard?.catch(() => undefined))?.close();
-    this.#guard = undefined;
+    await this.releaseGuard();
   }
 
   /** From here on nobody may resume the VM: if it stands still later, its operator has paused it. */
@@ -195,18 +221,6 @@ export class RunStateControl {
     this.#isStopped = false;
     clearPauseMarker(this.#markerPath);
     (await this.#guard?.catch(() => undefined))?.running();
-  }
-
-  async #readyGuard(): Promise<PauseGuard> {
-    const present = await this.#guard?.catch(() => undefined);
-    if (present?.isAlive === true) return present;
-    const { guard, process } = this.#options;
-    this.#guard = PauseGuard.start(guard, {
-      qemu: process,
-      markerPath: this.#markerPath,
-      attachment: this.#attachment,
-    });
-    return this.#guard;
   }
 }
 

@@ -27,9 +27,17 @@ export async function editDomain(source: CheckpointSource, request: RestoreReque
   for (const [target, path] of (edits?.diskPaths ?? []).map(parseDiskPath)) {
     const before = disksIn(xml).find((disk) => disk.target === target)?.path;
     xml = withDisk(xml, target, path);
-    disks = disks.map((disk) => (disk.path === before ? { ...disk, path } : disk));
+    disks = disks.flatMap((disk) => (disk.path === before ? movedTo(path, disk) : [disk]));
   }
   return { xml: await throughCommand(xml, edits), disks };
+}
+
+/** What the operator puts in the place of an image is taken for the same; what lies below it is still what was recorded. */
+function movedTo(path: string, disk: DiskSnapshot): readonly DiskSnapshot[] {
+  // The snapshot is of the volume that the operator does not want to be used.
+  if (disk.mode === 'lvm') return [];
+  const below = disk.frozen?.filter((layer) => layer.path !== disk.path);
+  return [{ ...disk, path, ...(below === undefined ? {} : { frozen: below }) }];
 }
 
 function parseDiskPath(argument: string): readonly [target: string, path: string] {

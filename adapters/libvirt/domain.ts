@@ -166,6 +166,12 @@ export class LibvirtDomain {
     return takeText(reply[0]!);
   }
 
+  /** A command for the agent in the guest. @returns its whole reply */
+  async agentCommand(command: string, timeoutMs: number): Promise<string> {
+    const seconds = Math.max(1, Math.ceil(timeoutMs / 1000));
+    return takeText(await this.#run('guest agent', libvirt().qemuAgentCommand, command, seconds, 0));
+  }
+
   #run<Args extends readonly unknown[], Result extends number | Pointer>(
     step: string,
     call: Parameters<typeof this.connection.run<[Pointer, ...Args], Result>>[1],

@@ -17,11 +17,13 @@ import type {
 } from '../../src/hypervisor/vm.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { JsonObject } from '../../src/types.js';
+import { withFrozenLayers } from '../disks/frozen-layers.js';
 import { KvmVm } from '../kvm/kvm-vm.js';
 import { sweepRuntimeDir } from '../kvm/runtime-files.js';
 import { parseDomainAddress } from './address.js';
 import { snapshotExternally } from './external-snapshot.js';
 import { LibvirtConnection } from './connection.js';
+import { DomainAgent } from './domain-agent.js';
 import { domainProcess } from './domain-process.js';
 import { LibvirtDomain } from './domain.js';
 import { disksIn, type DomainDisk } from './domain-disks.js';
@@ -42,9 +44,15 @@ interface Parts {
 /** @throws VM_ADDRESS, VM_UNSUPPORTED, VM_UNREACHABLE, VM_PERMISSION, VM_STATE, VM_GONE */
 export async function attachDomain(
   address: string,
-  { runtimeDir, waitJobMs, signal }: AttachOptions,
+  { runtimeDir, waitJobMs, guestAgent, volumeSnapshotSize, signal }: AttachOptions,
 ): Promise<LibvirtVm> {
   const { uri, domain: wanted } = parseDomainAddress(address);
+  if (guestAgent !== undefined) {
+    throw new CheckpointError(
+      'USAGE',
+      '--guest-agent makes no sense here: libvirt holds the socket of the agent',
+    );
+  }
   const connection = await LibvirtConnection.open(uri);
   try {
     signal?.throwIfAborted();
@@ -59,8 +67,13 @@ export async function attachDomain(
     const process = await domainProcess(domain);
     await sweepRuntimeDir(runtimeDir);
     const qemu = await KvmVm.attach(
-      { address, runtimeDir, socketPath: '' },
-      { monitor: new LibvirtMonitor(domain), process, guard: libvirtGuard(domain) },
+      { address, runtimeDir, socketPath: '', volumeSnapshotSize },
+      {
+        monitor: new LibvirtMonitor(domain),
+        process,
+        guard: libvirtGuard(domain),
+        agent: new DomainAgent(domain),
+      },
     );
     return new LibvirtVm({ qemu, domain, waitJobMs, signal, xml: await domain.xml() });
   } catch (error) {
@@ -134,6 +147,14 @@ export class LibvirtVm implements Vm {
     return this.#parts.qemu.takeDeviceState();
   }
 
+  freeze(limitMs: number): Promise<number> {
+    return this.#parts.qemu.freeze(limitMs);
+  }
+
+  thaw(): Promise<void> {
+    return this.#parts.qemu.thaw();
+  }
+
   async disks(): Promise<readonly VmDisk[]> {
     // The first that a checkpoint asks for, also of a domain that is paused already.
     this.#xml = await this.#parts.domain.xml();
@@ -141,14 +162,14 @@ export class LibvirtVm implements Vm {
     return [...(await this.#parts.qemu.disks()), ...foreign.map(withoutSnapshots)];
   }
 
-  snapshotDisks(
+  async snapshotDisks(
     name: string,
     disks: readonly VmDisk[],
     mode: DiskSnapshotMode,
   ): Promise<readonly DiskSnapshot[]> {
     const { qemu, domain } = this.#parts;
-    if (mode === 'external') return snapshotExternally(domain, this.#xml, name, disks);
-    return qemu.snapshotDisks(name, disks, mode);
+    if (mode !== 'external') return qemu.snapshotDisks(name, disks, mode);
+    return withFrozenLayers(await snapshotExternally(domain, this.#xml, name, disks), disks, '/');
   }
 
   dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {

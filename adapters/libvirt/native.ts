@@ -87,6 +87,11 @@ export interface Libvirt {
     ],
     number
   >;
+  /** @returns a string for `free` */
+  readonly qemuAgentCommand: NativeCall<
+    [domain: Pointer, command: string, timeoutSeconds: number, flags: number],
+    Pointer
+  >;
   readonly free: NativeCall<[address: Pointer], void>;
 }
 
@@ -193,6 +198,9 @@ function bind(): Libvirt {
     ),
     qemuMonitorCommandWithFiles: qemu.func(
       'int virDomainQemuMonitorCommandWithFiles(void *domain, const char *cmd, unsigned int ninfiles, void *infiles, void *noutfiles, void *outfiles, void *result, unsigned int flags)',
+    ),
+    qemuAgentCommand: qemu.func(
+      'void *virDomainQemuAgentCommand(void *domain, const char *cmd, int timeout, unsigned int flags)',
     ),
     free: libc.func('void free(void *address)'),
   };

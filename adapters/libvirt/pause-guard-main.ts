@@ -4,13 +4,17 @@
  *     argv    what all guards get, then the URI of libvirt and the UUID
  */
 
+import { thawGuest } from '../kvm/guest-agent/guest-agent.js';
 import { runPauseGuard, type GuardedQemu } from '../kvm/pause-guard-process.js';
 import { LibvirtConnection } from './connection.js';
+import { DomainAgent } from './domain-agent.js';
 import { LibvirtDomain } from './domain.js';
 
 const RETRY_MS = 200;
 
-runPauseGuard({ resumeOnce, retryMs: RETRY_MS });
+const THAW_LIMIT_MS = 5000;
+
+runPauseGuard({ resumeOnce, thawOnce, retryMs: RETRY_MS });
 
 async function resumeOnce(
   _qemu: GuardedQemu,
@@ -24,6 +28,16 @@ async function resumeOnce(
     if (!(await isLeft())) return true;
     if ((await domain.state()) === 'paused') await domain.resume();
     return (await domain.state()) === 'running';
+  } finally {
+    await connection.close();
+  }
+}
+
+async function thawOnce([uri = '', uuid = '']: readonly string[]): Promise<boolean> {
+  const connection = await LibvirtConnection.open(uri);
+  try {
+    await thawGuest(new DomainAgent(await LibvirtDomain.find(connection, uuid)), THAW_LIMIT_MS);
+    return true;
   } finally {
     await connection.close();
   }

@@ -14,14 +14,16 @@ import { once } from 'node:events';
 import { defaultRuntimeDir, openRuntimeDir } from '../../src/checkpoint/runtime-dir.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../src/errors.js';
 import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../src/hypervisor/hypervisor.js';
-import { checkInternalSnapshots, external, removeOverlays, rollBackInternal } from '../kvm/restore-disks.js';
+import { checkSnapshots, external, removeOverlays, rollBack } from '../kvm/restore-disks.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
+import { asResult, thawRestored } from '../kvm/guest-agent/thaw-restored.js';
 import { restoreCheckpoint as restoreOfKvm } from '../kvm/restore.js';
 import { deviceSections } from '../kvm/stream/device-state.js';
 import { pushStream } from '../kvm/stream/push.js';
 import { writeMigrationStream } from '../kvm/stream/writer.js';
 import { formatDomainAddress, localUri, parseRestoreTarget, SYSTEM_URI } from './address.js';
 import { LibvirtConnection } from './connection.js';
+import { DomainAgent } from './domain-agent.js';
 import { domainProcess } from './domain-process.js';
 import { editDomain } from './description-edits.js';
 import { identityIn, type DomainIdentity } from './domain-xml.js';
@@ -53,7 +55,7 @@ export async function restoreDomain(
   const connection = await LibvirtConnection.open(uri);
   try {
     await refuseActive(connection, identity);
-    await checkInternalSnapshots(disks);
+    await checkSnapshots(disks);
     const { xml, overlays } = await overlayDisks(edited, external(disks), source.checkpointId);
     let streamBytes: number;
     try {
@@ -66,7 +68,9 @@ export async function restoreDomain(
     await followInDefinition(domain, overlays);
     const { pid } = await domainProcess(domain);
     const vmAddress = formatDomainAddress({ uri, domain: domain.name });
-    return { vmAddress, pid, running: (await domain.state()) === 'running', streamBytes };
+    const running = (await domain.state()) === 'running';
+    const frozen = asResult(await thawRestored(source, running, new DomainAgent(domain)));
+    return { vmAddress, pid, running, streamBytes, ...frozen };
   } catch (error) {
     if (request.signal?.aborted !== true) throw error;
     const text = `restoring ${source.checkpointId} was interrupted; nothing was left running`;
@@ -134,7 +138,7 @@ async function send(path: string, work: Load, isOver: () => boolean): Promise<nu
       {
         // Main memory of a new QEMU is all zero, unless it lies in a file that held something.
         omitZeroPagesOf: (regionId) => regionId === 'pc.ram' && !/<source\s+type=['"]file['"]/.test(xml),
-        beforeDeviceState: () => rollBackInternal(disks),
+        beforeDeviceState: () => rollBack(disks),
         onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
         ...(request.signal === undefined ? {} : { signal: request.signal }),
       },
@@ -205,6 +209,7 @@ function refuseOptions(request: RestoreRequest): void {
     ...(request.program === undefined ? [] : ['--program']),
     ...(request.socketPath === undefined ? [] : ['--qmp']),
     ...(request.logPath === undefined ? [] : ['--log']),
+    ...(request.guestAgent === undefined ? [] : ['--guest-agent']),
   ];
   if (given.length === 0) return;
   throw new CheckpointError('USAGE', `${given.join(', ')} cannot be used when libvirt starts the VM`, {

@@ -1,6 +1,6 @@
 /** What the cycle of a checkpoint brings back from the pause. */
 
-import type { DiskSnapshot } from '../hypervisor/vm.js';
+import type { DiskSnapshot, FrozenGuest } from '../hypervisor/vm.js';
 
 export interface PhaseTimes {
   /** Stopping the vCPUs and draining device I/O. */
@@ -23,6 +23,9 @@ export interface PhaseTimes {
 export interface Captured {
   readonly deviceState: Uint8Array;
   readonly disks: readonly DiskSnapshot[];
+  readonly frozen: FrozenGuest | undefined;
+  /** For how long the guest's file systems were frozen, as seen from here; 0 when they were not. */
+  readonly frozenMs: number;
   readonly pauseMs: number;
   readonly phases: PhaseTimes;
   readonly rounds: number;

@@ -24,7 +24,7 @@ import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
 import { CheckpointError, isCheckpointError } from '../errors.js';
 import type { DirtyTracker, MemoryPicture } from '../hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
-import type { DiskSnapshot, DiskSnapshotMode, Vm, VmDisk } from '../hypervisor/vm.js';
+import type { DiskSnapshot, DiskSnapshotMode, FrozenGuest, Vm, VmDisk } from '../hypervisor/vm.js';
 import type { SharePool } from '../pool/share-pool.js';
 import { PAGE_SIZE_BYTES, expandRuns } from '../types.js';
 import type { Captured, PhaseTimes } from './captured.js';
@@ -52,6 +52,8 @@ export interface CycleDeps {
   readonly policy: StopPolicy;
   readonly hook: Hook | undefined;
   readonly hookContext: HookContext;
+  /** Freeze the guest's file systems for the pause, with this limit; undefined: do not. */
+  readonly freezeLimitMs: number | undefined;
   /**
    * Proves, once the VM runs again, that regions and devices are still those that the session opened its tracker for.
    * @throws VM_STATE when they are not
@@ -61,10 +63,13 @@ export interface CycleDeps {
   readonly onProgress: (progress: CheckpointProgress) => void;
 }
 
-export interface DiskPlan {
+/** Disks that are snapshotted in one way. */
+export interface DiskGroup {
   readonly disks: readonly VmDisk[];
   readonly mode: DiskSnapshotMode;
 }
+
+export type DiskPlan = readonly DiskGroup[];
 
 export interface Checked {
   /** `checkUnchanged`, under way: the checkpoint must not be committed before it is settled, nor when it fails. */
@@ -82,6 +87,10 @@ export class CheckpointCycle {
   #round = 0;
   #roundStopsMs = 0;
   #snapshots: readonly DiskSnapshot[] = [];
+  #frozen: FrozenGuest | undefined;
+  /** When the guest's file systems were frozen; undefined when they are not. */
+  #frozenSince: number | undefined;
+  #frozenMs = 0;
 
   constructor(layout: MemoryLayout, scope: Scope, deps: CycleDeps) {
     this.#deps = deps;
@@ -156,9 +165,15 @@ export class CheckpointCycle {
   async #pause(diskPlan: DiskPlan): Promise<Captured> {
     const { vm, tracker, policy, hook, hookContext } = this.#deps;
     await hook?.run('before-pause', hookContext);
+    await this.#freeze();
     const { picture } = tracker;
-    if (picture === undefined) await this.#rehearse();
-    this.#deps.signal?.throwIfAborted();
+    try {
+      if (picture === undefined) await this.#rehearse();
+      this.#deps.signal?.throwIfAborted();
+    } catch (error) {
+      await this.#thaw();
+      throw error;
+    }
     if (picture === undefined) this.#reportPause();
 
     let watch = new Stopwatch();
@@ -189,10 +204,11 @@ export class CheckpointCycle {
       } finally {
         await saving;
       }
-      if (diskPlan.disks.length > 0) {
-        this.#snapshots = await watch.time('disks', () =>
-          vm.snapshotDisks(hookContext.checkpointId, diskPlan.disks, diskPlan.mode),
+      for (const { disks, mode } of diskPlan) {
+        const taken = await watch.time('disks', () =>
+          vm.snapshotDisks(hookContext.checkpointId, disks, mode),
         );
+        this.#snapshots = [...this.#snapshots, ...taken];
       }
       if (hook !== undefined) await watch.time('hook', () => hook.run('paused', hookContext));
       if (picture === undefined) pausePages += await this.#copyPending(watch);
@@ -207,9 +223,17 @@ export class CheckpointCycle {
       } else await stillPaused(vm);
     } catch (error) {
       // `resume` leaves a VM alone that `pause` did not stop.
-      if (!resumed) await resumeAfterFailure(vm, error);
+      if (!resumed) {
+        await resumeAfterFailure(vm, error).catch(async (notResumed: unknown) => {
+          // It cannot thaw while it stands still, and that it does is the worse news.
+          await this.#thaw().catch(() => undefined);
+          throw notResumed;
+        });
+      }
+      await this.#thaw();
       throw error;
     }
+    await this.#thaw();
     const pauseMs = wasRunning ? watch.elapsedMs() : 0;
     faultPoint('afterResume');
     const phases = { ...phaseTimes(watch), roundStopsMs: this.#roundStopsMs };
@@ -232,6 +256,8 @@ export class CheckpointCycle {
     return {
       deviceState,
       disks: this.#snapshots,
+      frozen: this.#frozen,
+      frozenMs: this.#frozenMs,
       pauseMs,
       phases,
       rounds: this.#round,
@@ -240,6 +266,24 @@ export class CheckpointCycle {
       warnings: this.#warnings,
       runState: wasRunning ? 'running' : 'paused',
     };
+  }
+
+  async #freeze(): Promise<void> {
+    const { vm, freezeLimitMs } = this.#deps;
+    if (freezeLimitMs === undefined) return;
+    const fileSystemCount = (await vm.freeze?.(freezeLimitMs)) ?? 0;
+    this.#frozenSince = performance.now();
+    this.#frozen = { fileSystemCount };
+    faultPoint('afterFreeze');
+  }
+
+  /** A guest that stays frozen is worse than a checkpoint that fails, so this failure counts before all others. @throws GUEST_FROZEN */
+  async #thaw(): Promise<void> {
+    if (this.#frozenSince === undefined) return;
+    const since = this.#frozenSince;
+    this.#frozenSince = undefined;
+    await this.#deps.vm.thaw?.();
+    this.#frozenMs = performance.now() - since;
   }
 
   /** The live phase of a picture. @returns when the VM was stopped, if it was */

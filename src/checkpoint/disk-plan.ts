@@ -5,13 +5,16 @@
 
 import { CheckpointError } from '../errors.js';
 import type { DiskSnapshotMode, VmDisk } from '../hypervisor/vm.js';
-import type { DiskPlan } from './cycle.js';
+import type { DiskGroup, DiskPlan } from './cycle.js';
+
+/** What to do with qcow2 images; logical volumes of LVM are snapshotted unless a hook is there to see to them. `lvm`: then as well. */
+export type DiskMode = DiskSnapshotMode | 'auto';
 
 export interface DiskOptions {
   /** Leave the disks alone; the operator knows what that means. */
   readonly memoryOnly: boolean;
-  /** `auto`: by the size of the disks, see `INTERNAL_LIMIT_BYTES`. */
-  readonly mode: DiskSnapshotMode | 'auto';
+  /** `auto`, `lvm`: of qcow2 images by their size, see `INTERNAL_LIMIT_BYTES`. */
+  readonly mode: DiskMode;
   /** A hook command takes care of the disks. */
   readonly hookCoversDisks: boolean;
 }
@@ -25,21 +28,36 @@ export const INTERNAL_LIMIT_BYTES = 16 * 2 ** 30;
 
 /** @throws DISK_NOT_COVERED naming the disks that nobody would snapshot */
 export function planDisks(disks: readonly VmDisk[], options: DiskOptions): DiskPlan {
-  const none: DiskPlan = { disks: [], mode: 'internal' };
   const writable = disks.filter((disk) => disk.writable);
-  if (options.memoryOnly || writable.length === 0) return none;
-  const largest = Math.max(...writable.map((disk) => disk.virtualSizeBytes));
-  const mode =
-    options.mode === 'auto' ? (largest <= INTERNAL_LIMIT_BYTES ? 'internal' : 'external') : options.mode;
-  const uncovered = writable.filter((disk) => !disk.snapshotModes.includes(mode));
-  if (uncovered.length === 0) return { disks: writable, mode };
-  if (options.hookCoversDisks)
-    return { disks: writable.filter((disk) => disk.snapshotModes.includes(mode)), mode };
-  const names = uncovered.map((disk) => `${disk.id} (${disk.format} ${disk.path})`).join(', ');
-  throw new CheckpointError('DISK_NOT_COVERED', `no ${mode} snapshot is possible of: ${names}`, {
+  if (options.memoryOnly || writable.length === 0) return [];
+  const imageMode = imageModeFor(writable, options.mode);
+  const takesVolumes = !options.hookCoversDisks || options.mode === 'lvm';
+  const groups: readonly DiskGroup[] = [
+    { mode: imageMode, disks: writable.filter(({ snapshotModes }) => snapshotModes.includes(imageMode)) },
+    {
+      mode: 'lvm',
+      disks: takesVolumes ? writable.filter(({ snapshotModes }) => snapshotModes.includes('lvm')) : [],
+    },
+  ];
+  const uncovered = writable.filter((disk) => !groups.some((group) => group.disks.includes(disk)));
+  const plan = groups.filter((group) => group.disks.length > 0);
+  if (uncovered.length === 0 || options.hookCoversDisks) return plan;
+  const names = uncovered.map((disk) => `${disk.id} (${disk.format} ${disk.path}${whyOf(disk)})`).join(', ');
+  throw new CheckpointError('DISK_NOT_COVERED', `no ${imageMode} snapshot is possible of: ${names}`, {
     hint:
-      'snapshot it yourself in the pause with --hook, use qcow2, or pass --memory-only: ' +
+      'snapshot it yourself in the pause with --hook, use qcow2 or a logical volume, or pass --memory-only: ' +
       'then the checkpoint holds memory and devices alone, and a restore is only right with disks put back to the same instant',
     detail: { disks: uncovered.map((disk) => disk.id) },
   });
+}
+
+function imageModeFor(disks: readonly VmDisk[], mode: DiskMode): 'internal' | 'external' {
+  if (mode === 'internal' || mode === 'external') return mode;
+  const images = disks.filter(({ snapshotModes }) => !snapshotModes.includes('lvm'));
+  const largest = Math.max(0, ...images.map((disk) => disk.virtualSizeBytes));
+  return largest <= INTERNAL_LIMIT_BYTES ? 'internal' : 'external';
+}
+
+function whyOf({ whyNoSnapshot }: VmDisk): string {
+  return whyNoSnapshot === undefined ? '' : `: ${whyNoSnapshot}`;
 }

@@ -18,6 +18,7 @@ export const FAULT_POINTS = {
   indexDurable: 11,
   manifestDurable: 12,
   ledgerWritten: 13,
+  afterFreeze: 14,
 } as const;
 
 export type FaultPoint = keyof typeof FAULT_POINTS;

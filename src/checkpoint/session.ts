@@ -9,7 +9,7 @@ import { CheckpointError, describeError, isCheckpointError } from '../errors.js'
 import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
 import type { HypervisorRegistry } from '../hypervisor/hypervisor.js';
 import { sameLayout, type MemoryLayout } from '../hypervisor/memory-layout.js';
-import type { DiskSnapshotMode, Vm, VmReport } from '../hypervisor/vm.js';
+import type { Vm, VmReport } from '../hypervisor/vm.js';
 import type { SharePool } from '../pool/share-pool.js';
 import type { ChainReader } from '../repository/chain-reader.js';
 import type { ChainWriter } from '../repository/chain-writer.js';
@@ -20,7 +20,7 @@ import type { Repository } from '../repository/repository.js';
 import type { JsonObject } from '../types.js';
 import { chainNameOf } from './chain-name.js';
 import { CheckpointCycle } from './cycle.js';
-import { planDisks } from './disk-plan.js';
+import { planDisks, type DiskMode } from './disk-plan.js';
 import { faultPoint, type FaultPoint } from './fault-points.js';
 import { CommandHook, type Hook, type HookContext } from './hooks.js';
 import { Ledger } from './ledger.js';
@@ -52,11 +52,17 @@ export interface SessionOptions {
   /** Default 10. */
   readonly maxPauseMs?: number | undefined;
   readonly memoryOnly?: boolean | undefined;
-  readonly diskMode?: DiskSnapshotMode | 'auto' | undefined;
+  readonly diskMode?: DiskMode | undefined;
+  /** See `AttachOptions.volumeSnapshotSize`. */
+  readonly volumeSnapshotSize?: string | undefined;
   /** Shell command, see `hooks.ts`. */
   readonly hook?: string | undefined;
   /** See `AttachOptions.waitJobMs`. */
   readonly waitJobMs?: number | undefined;
+  /** Freeze the guest's file systems for the pause by its agent, which gets this time for it; undefined: do not. */
+  readonly freezeLimitMs?: number | undefined;
+  /** See `AttachOptions.guestAgent`. */
+  readonly guestAgent?: string | undefined;
   readonly runtimeDir?: string | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -116,9 +122,13 @@ export class CheckpointSession {
     const runtimeDir = await openRuntimeDir(options.runtimeDir ?? defaultRuntimeDir());
     const cleanUp: (() => Promise<void> | void)[] = [];
     try {
-      const vm = await options.hypervisors
-        .forAddress(options.vm)
-        .attach(options.vm, { runtimeDir, waitJobMs: options.waitJobMs, signal: options.signal });
+      const vm = await options.hypervisors.forAddress(options.vm).attach(options.vm, {
+        runtimeDir,
+        waitJobMs: options.waitJobMs,
+        guestAgent: options.guestAgent,
+        volumeSnapshotSize: options.volumeSnapshotSize,
+        signal: options.signal,
+      });
       cleanUp.push(() => vm.close());
       const lock = await VmLock.take(vm.identity);
       cleanUp.push(() => lock.release());
@@ -153,6 +163,7 @@ export class CheckpointSession {
     const { repository } = this.#options;
     await this.#followMemory();
     const { tracker, layout, pool } = this.#source;
+    this.#checkFreeze(tracker);
     const [disks, ledger] = await Promise.all([this.vm.disks(), this.#ledger.read()]);
     const diskPlan = planDisks(disks, {
       memoryOnly: this.#options.memoryOnly ?? false,
@@ -210,6 +221,7 @@ export class CheckpointSession {
       policy: this.#policy,
       hook: this.#hook,
       hookContext: context,
+      freezeLimitMs: this.#options.freezeLimitMs,
       checkUnchanged: () => this.#checkUnchanged(),
       signal: this.#options.signal,
       onProgress,
@@ -233,6 +245,7 @@ export class CheckpointSession {
         identity: this.vm.identity,
         machine: this.vm.machine,
         disks: captured.disks,
+        frozen: captured.frozen,
         runState: captured.runState,
         allowed: captured.unchanged,
         stats: { ...figures, totalMs: performance.now() - started } as unknown as JsonObject,
@@ -275,6 +288,25 @@ export class CheckpointSession {
       () => this.#lock.release(),
       () => this.vm.close(),
     ]);
+  }
+
+  /** @throws VM_UNSUPPORTED before anything is done */
+  #checkFreeze(tracker: DirtyTracker): void {
+    if (this.#options.freezeLimitMs === undefined) return;
+    if (this.vm.freeze === undefined || this.vm.thaw === undefined) {
+      throw new CheckpointError(
+        'VM_UNSUPPORTED',
+        `there is no guest agent to freeze ${this.#options.vm} with`,
+        {
+          hint: 'freeze in a --hook, phase before-pause, and thaw in phases resumed and failed',
+        },
+      );
+    }
+    if (tracker.picture === undefined) return;
+    // The guest would be frozen for as long as all its memory takes to be sent.
+    throw new CheckpointError('VM_UNSUPPORTED', `--freeze cannot be used with the tracker ${tracker.kind}`, {
+      hint: 'use another tracker, or leave --freeze away',
+    });
   }
 
   /** After hotplug, or when the tracker lost its record: readers and tracker follow what the VM is now. */

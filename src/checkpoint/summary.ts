@@ -17,6 +17,8 @@ export interface CheckpointSummary {
   /** From the request to stop until the VM runs again; 0 when it was found paused. */
   readonly pauseMs: number;
   readonly phases: PhaseTimes;
+  /** For how long the guest's file systems were frozen, pause included; 0 without --freeze. */
+  readonly frozenMs: number;
   readonly totalMs: number;
   /** Pre-copy rounds while the VM ran. */
   readonly rounds: number;
@@ -58,6 +60,7 @@ export function summaryFigures(facts: {
     compareReason: scope.kind === 'compare' ? scope.reason : '',
     pauseMs: captured.pauseMs,
     phases: captured.phases,
+    frozenMs: captured.frozenMs,
     rounds: captured.rounds,
     scannedPages: facts.layout.sizeBytes / PAGE_SIZE_BYTES,
     dirtyPages: captured.dirtyPages,

@@ -11,6 +11,7 @@ export function checkpointText(summary: CheckpointSummary): string {
   return [
     `checkpoint ${summary.checkpointId} of ${summary.vmName} (${how})`,
     `  pause ${formatMs(summary.pauseMs)}, total ${formatMs(summary.totalMs)}, ${summary.rounds} live rounds`,
+    ...(summary.frozenMs > 0 ? [`  file systems frozen for ${formatMs(summary.frozenMs)}`] : []),
     `  ${summary.dirtyPages} dirty pages (${formatBytes(summary.rawBytes)}), stored ${formatBytes(summary.storedBytes)}`,
   ].join('\n');
 }

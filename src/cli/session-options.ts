@@ -3,7 +3,7 @@
 import { type Command, Option } from 'commander';
 
 import type { SessionOptions } from '../checkpoint/session.js';
-import type { DiskSnapshotMode } from '../hypervisor/vm.js';
+import type { DiskMode } from '../checkpoint/disk-plan.js';
 import type { SharedOptions } from './command.js';
 import { positiveNumber, wholeNumber } from './parse.js';
 
@@ -15,10 +15,16 @@ export interface SessionCliOptions extends SharedOptions {
   readonly workers?: number;
   readonly compression?: number;
   readonly memoryOnly?: boolean;
-  readonly disks: DiskSnapshotMode | 'auto';
+  readonly disks: DiskMode;
+  readonly lvmSize?: string;
   readonly hook?: string;
   readonly waitJob?: number;
+  readonly freeze?: true | number;
+  readonly guestAgent?: string;
 }
+
+/** An agent that has to write out much of a page cache takes its time; a guest whose disk hangs must not be waited for for ever. */
+const FREEZE_LIMIT_S = 10;
 
 export function addSessionOptions(to: Command): Command {
   return to
@@ -40,14 +46,30 @@ export function addSessionOptions(to: Command): Command {
       'leave the disks alone: a restore is only right with disks put back to the same instant',
     )
     .addOption(
-      new Option('--disks <mode>', 'how qcow2 disks are snapshotted in the pause')
-        .choices(['auto', 'internal', 'external'])
+      new Option(
+        '--disks <mode>',
+        'how qcow2 disks are snapshotted in the pause; logical volumes are by lvm2, beside a --hook only with lvm',
+      )
+        .choices(['auto', 'internal', 'external', 'lvm'])
         .default('auto'),
+    )
+    .option(
+      '--lvm-size <size>',
+      'room for the snapshot of each thick logical volume, as lvcreate has it (default: 20%ORIGIN)',
     )
     .option(
       '--wait-job <seconds>',
       'of a libvirt domain: wait that long for a running job (save, migration, backup) instead of refusing',
       positiveNumber,
+    )
+    .option(
+      '--freeze [seconds]',
+      `have the agent in the guest freeze its file systems for the pause, within this time (default: ${FREEZE_LIMIT_S})`,
+      positiveNumber,
+    )
+    .option(
+      '--guest-agent <path>',
+      "socket of the guest's agent (default: the one of QEMU's command line; of a libvirt domain, libvirt's)",
     )
     .option('--hook <command>', 'shell command run around the pause, see docs/operations.md');
 }
@@ -64,7 +86,15 @@ export function sessionSettings(
     compressionLevel: options.compression,
     memoryOnly: options.memoryOnly,
     diskMode: options.disks,
+    volumeSnapshotSize: options.lvmSize,
     hook: options.hook,
     waitJobMs: options.waitJob === undefined ? undefined : options.waitJob * 1000,
+    freezeLimitMs: freezeLimitMs(options.freeze),
+    guestAgent: options.guestAgent,
   };
+}
+
+function freezeLimitMs(freeze: true | number | undefined): number | undefined {
+  if (freeze === undefined) return undefined;
+  return (freeze === true ? FREEZE_LIMIT_S : freeze) * 1000;
 }

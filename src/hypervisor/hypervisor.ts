@@ -5,7 +5,7 @@ import type { Writable } from 'node:stream';
 import { CheckpointError } from '../errors.js';
 import type { JsonObject } from '../types.js';
 import type { MemoryLayout } from './memory-layout.js';
-import type { DiskSnapshot, Vm, VmIdentity } from './vm.js';
+import type { DiskSnapshot, FrozenGuest, Vm, VmIdentity } from './vm.js';
 
 /** Pages in ascending order. `bytes` is null for a run of zero pages, otherwise pageCount x 4096 bytes valid until the next chunk. */
 export interface PageChunk {
@@ -23,6 +23,8 @@ export interface CheckpointSource {
   readonly machineType: string;
   readonly layout: MemoryLayout;
   readonly disks: readonly DiskSnapshot[];
+  /** Set when the guest's file systems were frozen, and so are in this memory; see `Vm.freeze`. */
+  readonly frozen?: FrozenGuest | undefined;
   deviceState(): Promise<Uint8Array>;
   /** All pages of all regions, region by region. @throws REPO_DAMAGED */
   pages(signal?: AbortSignal): AsyncIterable<PageChunk>;
@@ -55,6 +57,8 @@ export interface RestoreRequest {
   /** Leave the disks as they are instead of rolling them back to the checkpoint. */
   readonly keepDisks: boolean;
   readonly logPath?: string;
+  /** Socket of the agent in the restored guest, where it is not found by itself. */
+  readonly guestAgent?: string;
   readonly signal?: AbortSignal;
   readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
 }
@@ -66,6 +70,8 @@ export interface RestoreResult {
   readonly pid: number;
   readonly running: boolean;
   readonly streamBytes: number;
+  /** The guest's file systems are frozen as in the checkpoint, and this says why they were not thawed. */
+  readonly frozenBecause?: string;
 }
 
 export interface Hypervisor {
@@ -115,6 +121,10 @@ export interface AttachOptions {
   readonly runtimeDir: string;
   /** How long to wait for a job of the VM's manager (a save, a backup) to end; default 0: refuse. */
   readonly waitJobMs?: number | undefined;
+  /** Socket of the agent in the guest, where it is not found by itself. */
+  readonly guestAgent?: string | undefined;
+  /** Room for the snapshot of a thick logical volume, as lvcreate takes it: 10G, 20%ORIGIN. */
+  readonly volumeSnapshotSize?: string | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 

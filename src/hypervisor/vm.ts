@@ -21,6 +21,11 @@ export interface VmIdentity {
   readonly instance: string;
 }
 
+/** Of a guest whose file systems were frozen in the pause. */
+export interface FrozenGuest {
+  readonly fileSystemCount: number;
+}
+
 export type RunState = 'running' | 'paused' | 'other';
 
 export interface VmDisk {
@@ -32,19 +37,44 @@ export interface VmDisk {
   readonly virtualSizeBytes: number;
   /** The modes in which it can be snapshotted inside a pause; empty when it cannot. */
   readonly snapshotModes: readonly DiskSnapshotMode[];
+  /** Why there are none, where more can be said than that the format has none. */
+  readonly whyNoSnapshot?: string;
+  /** What lies below `path`, top first, named as the hypervisor does. */
+  readonly backingPaths?: readonly string[];
 }
 
-export type DiskSnapshotMode = 'internal' | 'external';
+/** `internal`, `external`: of qcow2 images. `lvm`: of logical volumes of this host. */
+export type DiskSnapshotMode = 'internal' | 'external' | 'lvm';
 
 /** A disk snapshot that belongs to a checkpoint; kept in the manifest, understood by the adapter that made it. */
 export interface DiskSnapshot {
   readonly diskId: string;
   readonly path: string;
   readonly mode: DiskSnapshotMode;
-  /** Internal: the snapshot's name in `path`. External: empty. */
+  /** Internal: the snapshot's name in `path`. External: empty. LVM: the snapshot's name in the volume group. */
   readonly snapshotName: string;
   /** External: the overlay that the running VM writes to from then on; `path` holds the state at the checkpoint. */
   readonly overlayPath: string;
+  /** External: `path` and what lies below it, as they were then. Absent in checkpoints of versions that did not record it. */
+  readonly frozen?: readonly FrozenLayer[];
+  /** LVM: the volume of which this is a snapshot. */
+  readonly volume?: SnapshotVolume;
+}
+
+export interface SnapshotVolume {
+  readonly vgName: string;
+  readonly name: string;
+  /** As lvm2 writes it. */
+  readonly uuid: string;
+}
+
+/** A file that a checkpoint needs unchanged, and what shows that it is. */
+export interface FrozenLayer {
+  /** Absolute. */
+  readonly path: string;
+  readonly sizeBytes: number;
+  /** Time of the last write in nanoseconds since 1970, decimal: more than a number holds. */
+  readonly mtimeNs: string;
 }
 
 /** What VM and host allow, found out before anything is paused. */
@@ -101,9 +131,21 @@ export interface Vm {
   /** The bytes of the last `saveDeviceState`; caller owns them, the aside copy is gone. */
   takeDeviceState(): Promise<Uint8Array>;
 
+  /**
+   * Has the agent in the guest write out and freeze its file systems, until `thaw`. Should this process die before that, they are
+   * thawed all the same. Absent where there are no agents.
+   * @param limitMs for the agent's answer
+   * @returns how many were frozen, at least one
+   * @throws GUEST_AGENT, VM_STATE, VM_UNSUPPORTED with nothing frozen; GUEST_FROZEN
+   */
+  freeze?(limitMs: number): Promise<number>;
+  /** Of a VM that runs. @throws GUEST_FROZEN */
+  thaw?(): Promise<void>;
+
   disks(): Promise<readonly VmDisk[]>;
   /**
-   * Snapshots all given disks in one transaction of the paused VM, or none.
+   * Snapshots all given disks of the paused VM, or none.
+   * @param disks as `disks` has given them last
    * @throws DISK_SNAPSHOT_FAILED with nothing left behind, unless `detail.possiblyPresent` names what may be there because
    *   the hypervisor did not answer
    */

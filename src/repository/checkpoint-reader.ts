@@ -2,7 +2,7 @@
 
 import type { CheckpointSource, PageChunk } from '../hypervisor/hypervisor.js';
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
-import type { DiskSnapshot } from '../hypervisor/vm.js';
+import type { DiskSnapshot, FrozenGuest } from '../hypervisor/vm.js';
 import type { CallOptions, StorageBackend } from '../storage/backend.js';
 import { throwIfInterrupted } from '../storage/interrupted.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../types.js';
@@ -32,6 +32,7 @@ export class CheckpointReader implements CheckpointSource {
   readonly machineType: string;
   readonly layout: MemoryLayout;
   readonly disks: readonly DiskSnapshot[];
+  readonly frozen: FrozenGuest | undefined;
   readonly #chain: ChainReader;
   #map: Promise<PageMap> | undefined;
 
@@ -47,6 +48,7 @@ export class CheckpointReader implements CheckpointSource {
     this.machineType = manifest.identity.machineType;
     this.layout = manifest.layout;
     this.disks = manifest.disks;
+    this.frozen = manifest.frozen;
     this.#chain = new ChainReader(backend, repositoryId, manifest.chain, options);
   }
 

@@ -8,7 +8,7 @@
 import { CODEC_RUNS } from '../codec/codec-ids.js';
 import { isCheckpointError } from '../errors.js';
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
-import type { DiskSnapshot, VmIdentity } from '../hypervisor/vm.js';
+import type { DiskSnapshot, FrozenGuest, VmIdentity } from '../hypervisor/vm.js';
 import type { CallOptions, StorageBackend } from '../storage/backend.js';
 import type { JsonObject } from '../types.js';
 import type { ChainKeys } from './chain-keys.js';
@@ -78,6 +78,8 @@ export interface CommitFields {
   readonly identity: VmIdentity;
   readonly machine: JsonObject;
   readonly disks: readonly DiskSnapshot[];
+  /** When the guest's file systems were frozen in the pause. */
+  readonly frozen?: FrozenGuest | undefined;
   readonly stats: JsonObject;
   /** In which the VM was found and left. */
   readonly runState?: string;
@@ -204,6 +206,7 @@ export class CheckpointWriter {
       segments,
       deviceState: this.#deviceState,
       disks: fields.disks,
+      ...(fields.frozen === undefined ? {} : { frozen: fields.frozen }),
       maxDepth: map.maxDepth(),
       storedBytes: this.#storedBytes,
       stats: fields.stats,

@@ -10,6 +10,11 @@ export class JsonFields {
     private readonly path = '',
   ) {}
 
+  /** False for a field of a later version than the record's. */
+  has(name: string): boolean {
+    return this.value[name] !== undefined;
+  }
+
   text(name: string): string {
     const value = this.value[name];
     return typeof value === 'string' ? value : this.wrong(name, 'a text');

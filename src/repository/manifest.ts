@@ -3,12 +3,18 @@
  * What is in it is durable before it is written.
  */
 
-import type { VmIdentity, DiskSnapshot } from '../hypervisor/vm.js';
+import type { VmIdentity, DiskSnapshot, FrozenGuest, FrozenLayer, SnapshotVolume } from '../hypervisor/vm.js';
 import { layOut, type MemoryLayout } from '../hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../types.js';
 import { ChainKeys, idOfKey, seqOfKey } from './chain-keys.js';
 import { damaged } from './damage.js';
-import { checkVersion, FORMAT_NAME, FORMAT_VERSION } from './format-version.js';
+import {
+  checkVersion,
+  FORMAT_NAME,
+  FORMAT_VERSION,
+  FROZEN_GUEST_FEATURE,
+  LVM_SNAPSHOT_FEATURE,
+} from './format-version.js';
 import { JsonFields } from './json-fields.js';
 import { MAX_DELTA_DEPTH, MAX_FRAMES_PER_PACK, MAX_PACK_SEQ } from './record-ref.js';
 import { openSealedJson, sealJson } from './sealed-json.js';
@@ -64,6 +70,8 @@ export interface Manifest {
   readonly segments: readonly SegmentEntry[];
   readonly deviceState: DeviceStateEntry | null;
   readonly disks: readonly DiskSnapshot[];
+  /** Absent when the guest's file systems were not frozen. */
+  readonly frozen?: FrozenGuest;
   /** Deepest page of this checkpoint's map. */
   readonly maxDepth: number;
   /** Bytes of packs and index segment that this checkpoint added; its manifest not counted. */
@@ -74,6 +82,8 @@ export interface Manifest {
 export const BOTTOM_LEVEL = 255;
 const HEX_32 = /^[0-9a-f]{64}$/;
 const ID = /^[0-9a-f]{16}$/;
+const ABSOLUTE_PATH = /^\/[^\0]*$/;
+const NANOSECONDS = /^-?[0-9]{1,20}$/;
 /** The flat space of page indexes is 32 bit; see `types.ts`. */
 const MAX_PAGE_SPAN = 2 ** 32;
 
@@ -84,8 +94,22 @@ export function manifestKey(manifest: Pick<Manifest, 'chain' | 'seq' | 'id'>): s
 export function encodeManifest(manifest: Manifest): Uint8Array {
   const { layout, ...rest } = manifest;
   const regions = layout.regions.map(({ id, sizeBytes }) => ({ id, sizeBytes }));
-  const value = { format: FORMAT_NAME, version: FORMAT_VERSION, requires: [], ...rest, layout: regions };
+  const value = {
+    format: FORMAT_NAME,
+    version: FORMAT_VERSION,
+    requires: featuresOf(manifest),
+    ...rest,
+    layout: regions,
+  };
   return sealJson(value as unknown as JsonObject);
+}
+
+/** What a program that does not know it would restore wrongly. */
+function featuresOf({ frozen, disks }: Manifest): readonly string[] {
+  return [
+    ...(frozen === undefined ? [] : [FROZEN_GUEST_FEATURE]),
+    ...(disks.some(({ mode }) => mode === 'lvm') ? [LVM_SNAPSHOT_FEATURE] : []),
+  ];
 }
 
 /** @throws REPO_DAMAGED, REPO_VERSION */
@@ -110,6 +134,7 @@ export function decodeManifest(key: string, chain: string, bytes: Uint8Array): M
     segments: json.list('segments', readSegment),
     deviceState: readDeviceState(json.fieldsOrNull('deviceState')),
     disks: json.list('disks', readDisk),
+    ...(json.has('frozen') ? { frozen: readFrozenGuest(json.fields('frozen')) } : {}),
     maxDepth: json.count('maxDepth', MAX_DELTA_DEPTH),
     storedBytes: json.count('storedBytes'),
     stats: json.object('stats'),
@@ -173,12 +198,30 @@ function readDeviceState(json: JsonFields | null): DeviceStateEntry | null {
   };
 }
 
+function readFrozenGuest(json: JsonFields): FrozenGuest {
+  return { fileSystemCount: json.count('fileSystemCount', 2 ** 32 - 1, 1) };
+}
+
 function readDisk(json: JsonFields): DiskSnapshot {
   return {
     diskId: json.text('diskId'),
     path: json.text('path'),
-    mode: json.oneOf('mode', ['internal', 'external']),
+    mode: json.oneOf('mode', ['internal', 'external', 'lvm']),
     snapshotName: json.text('snapshotName'),
     overlayPath: json.text('overlayPath'),
+    ...(json.has('frozen') ? { frozen: json.list('frozen', readFrozenLayer) } : {}),
+    ...(json.has('volume') ? { volume: readVolume(json.fields('volume')) } : {}),
+  };
+}
+
+function readVolume(json: JsonFields): SnapshotVolume {
+  return { vgName: json.text('vgName'), name: json.text('name'), uuid: json.text('uuid') };
+}
+
+function readFrozenLayer(json: JsonFields): FrozenLayer {
+  return {
+    path: json.matching('path', ABSOLUTE_PATH),
+    sizeBytes: json.count('sizeBytes'),
+    mtimeNs: json.matching('mtimeNs', NANOSECONDS),
   };
 }

@@ -7,6 +7,7 @@ import { CheckpointError, describeError, isCheckpointError, systemErrorCode } fr
 import type { HypervisorRegistry, RestoreRequest, RestoreResult } from '../hypervisor/hypervisor.js';
 import type { Manifest } from '../repository/manifest.js';
 import type { Repository } from '../repository/repository.js';
+import { refuseRollbackOfFrozen } from './rollback-check.js';
 
 export interface RestoreOptions {
   readonly repository: Repository;
@@ -14,8 +15,15 @@ export interface RestoreOptions {
   readonly manifest: Manifest;
 }
 
-/** @throws REPO_DAMAGED before anything runs from damaged data, RESTORE_TARGET_BUSY, RESTORE_FAILED, VM_UNSUPPORTED */
-export function restoreCheckpoint(options: RestoreOptions, request: RestoreRequest): Promise<RestoreResult> {
+/**
+ * @throws REPO_DAMAGED before anything runs from damaged data, RESTORE_TARGET_BUSY, RESTORE_FAILED, VM_UNSUPPORTED; DISK_CHANGED with
+ *   nothing touched
+ */
+export async function restoreCheckpoint(
+  options: RestoreOptions,
+  request: RestoreRequest,
+): Promise<RestoreResult> {
+  await refuseRollbackOfFrozen(options.repository, options.manifest, request);
   const source = options.repository.reader(options.manifest);
   return options.hypervisors.byName(source.hypervisor).restore(source, request);
 }

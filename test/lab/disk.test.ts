@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
-import { cairn } from './support/cairn-cli.js';
+import { cairn, runCairn } from './support/cairn-cli.js';
 
 /** Sectors past the last one written that are looked at: what a disk that was not rolled back would have there. */
 const LOOK_AHEAD = 400;
@@ -76,4 +76,32 @@ describe.each(['internal', 'external'] as const)('%s disk snapshots', (mode) => 
       }
     }
   });
+
+  if (mode === 'external') refusesChangedImages();
+
+  /** After all the restores above, which must not have written to any of them. */
+  function refusesChangedImages(): void {
+    it('are refused once somebody has committed into an image that was frozen', async () => {
+      const image = join(machine.dir, 'disk.qcow2');
+      const { disks } = await cairn(['show', ids[2]!, '--repo', repo], options);
+      const [{ frozen }] = disks as [{ frozen: { path: string }[] }];
+      // The whole chain below the last checkpoint, each image frozen by one of the three.
+      expect(frozen.map(({ path }) => path)).toEqual([
+        join(machine.dir, `disk.cairn-${ids[1]!}.qcow2`),
+        join(machine.dir, `disk.cairn-${ids[0]!}.qcow2`),
+        image,
+      ]);
+      execFileSync('cp', ['-p', image, `${image}.kept`]);
+      execFileSync('qemu-img', ['commit', '-q', '-d', join(machine.dir, `disk.cairn-${ids[0]!}.qcow2`)]);
+      for (const id of ids) {
+        const { exitCode, messages } = await runCairn(['restore', id, '--repo', repo], options);
+        expect(exitCode).toBe(22);
+        expect(messages.at(-1)).toMatchObject({ code: 'DISK_CHANGED', detail: { path: image } });
+      }
+      // Put back as it was, times included, it is the same again.
+      execFileSync('cp', ['-p', `${image}.kept`, image]);
+      const { pid } = await cairn(['restore', ids[0]!, '--repo', repo], options);
+      await (await LabMachine.adopt('disks', machine.dir, Number(pid))).kill();
+    });
+  }
 });

@@ -64,12 +64,16 @@ export function whyNoTpm(): string {
   return status === 0 ? '' : stderr.trim().replaceAll('\n', '; ');
 }
 
+const AGENT_XML = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>";
+
 export interface LabDomainOptions {
   /** Of the unprivileged user's libvirt instead of the system's. */
   readonly session?: boolean;
   /** Put into the XML: below <domain>, below <devices>. */
   readonly domainXml?: string;
   readonly devicesXml?: string;
+  /** qemu-ga in the guest, started by its command start-agent. */
+  readonly withAgent?: boolean;
 }
 
 export class LabDomain {
@@ -88,9 +92,9 @@ export class LabDomain {
     const dir = scratchDir(name);
     // QEMU runs as another user there, and opens sockets in it.
     chmodSync(dir, 0o777);
-    for (const file of ['vmlinuz', 'initrd.gz']) {
-      copyFileSync(join(labCache(), 'guest', file), join(dir, file));
-    }
+    const initrd = options.withAgent === true ? 'initrd-agent.gz' : 'initrd.gz';
+    copyFileSync(join(labCache(), 'guest/vmlinuz'), join(dir, 'vmlinuz'));
+    copyFileSync(join(labCache(), 'guest', initrd), join(dir, 'initrd.gz'));
     execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', join(dir, 'disk.qcow2'), '256M']);
     writeFileSync(join(dir, 'domain.xml'), domainXml(name, dir, options));
     const domain = new LabDomain(name, dir, options);
@@ -270,6 +274,7 @@ function domainXml(name: string, dir: string, options: LabDomainOptions): string
     <serial type='unix'><source mode='bind' path='${dir}/agent.sock'/></serial>
     <memballoon model='virtio'/>
     ${options.devicesXml ?? ''}
+    ${options.withAgent === true ? AGENT_XML : ''}
   </devices>
   <qemu:commandline>
     <qemu:arg value='-qmp'/>

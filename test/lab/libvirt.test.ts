@@ -177,15 +177,10 @@ describeWithLibvirt('a domain that libvirt owns', () => {
     let id = '';
     let tick = 0;
     let bytes = 0;
-    let external = '';
     beforeAll(async () => {
       await machine.guest('lab stop');
       checksum = await machine.guest('lab sum');
       id = String((await cairn(['checkpoint', domain.address, '--repo', repo], options)).checkpoint_id);
-      external = String(
-        (await cairn(['checkpoint', domain.address, '--repo', repo, '--disks', 'external'], options))
-          .checkpoint_id,
-      );
       await machine.waitForProgress();
       const busy = await runCairn(['restore', id, '--repo', repo, '--to', 'libvirt'], options);
       expect(busy.messages.at(-1)).toMatchObject({ code: 'RESTORE_TARGET_BUSY' });
@@ -252,15 +247,6 @@ describeWithLibvirt('a domain that libvirt owns', () => {
       await expectToGoOn();
     }, 180_000);
 
-    it('with its disk on a new overlay, which its definition names from then on', async () => {
-      bytes = diaryBytes();
-      await cairn(['restore', external, '--repo', repo], options);
-      const overlay = await domain.diskPath();
-      expect(overlay).toBe(join(domain.dir, `disk.qcow2.cairn-restore-${external.slice(0, 8)}.qcow2`));
-      expect(await domain.diskPath('--inactive')).toBe(overlay);
-      await expectToGoOn();
-    }, 180_000);
-
     it('beside the original, with another name, UUID, MAC address, disk and paths', async () => {
       const name = `${domain.name}-copy`;
       const dir = join(domain.dir, 'copy');
@@ -291,6 +277,49 @@ describeWithLibvirt('a domain that libvirt owns', () => {
         await domain.stop(name);
       }
     }, 180_000);
+
+    describe('from a frozen image', () => {
+      let external = '';
+      beforeAll(async () => {
+        await cairn(['restore', id, '--repo', repo], options);
+        const running = await domain.adopt();
+        const taking = ['checkpoint', domain.address, '--repo', repo, '--disks', 'external'];
+        external = String((await cairn(taking, options)).checkpoint_id);
+        await running.waitForProgress();
+        tick = running.lastTick();
+        running.qmp.close();
+        await domain.stop();
+      }, 180_000);
+
+      const expectRefused = async (checkpoint: string): Promise<void> => {
+        const { exitCode, messages } = await runCairn(['restore', checkpoint, '--repo', repo], options);
+        expect(exitCode).toBe(22);
+        expect(messages.at(-1)).toMatchObject({
+          code: 'DISK_CHANGED',
+          detail: { path: join(domain.dir, 'disk.qcow2') },
+        });
+        expect(await domain.state()).toBe('shut off');
+      };
+
+      it('goes on in a new overlay, which its definition names from then on', async () => {
+        bytes = diaryBytes();
+        await cairn(['restore', external, '--repo', repo], options);
+        const overlay = await domain.diskPath();
+        expect(overlay).toBe(join(domain.dir, `disk.qcow2.cairn-restore-${external.slice(0, 8)}.qcow2`));
+        expect(await domain.diskPath('--inactive')).toBe(overlay);
+        await expectToGoOn();
+      }, 180_000);
+
+      it('and no older snapshot inside that image is rolled back to', () => expectRefused(id));
+
+      it('unless somebody has committed into it since', async () => {
+        // Once more from the image as it was: starting and stopping the domain has not changed it.
+        await cairn(['restore', external, '--repo', repo], options);
+        await domain.virsh('blockcommit', domain.name, 'vda', '--active', '--pivot', '--wait');
+        await domain.stop();
+        await expectRefused(external);
+      }, 180_000);
+    });
   });
 });
 

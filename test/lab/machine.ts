@@ -9,7 +9,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { HarnessQmp } from './support/harness-qmp.js';
 import { ensureLab, labCache, qemuProgram, scratchDir, type QemuVersion } from './support/lab-files.js';
 
-export type LabDevice = 'disk' | 'net' | 'balloon' | 'vga';
+/** `agent`: qemu-ga in the guest, started by its command start-agent, on the socket `agentPath`. */
+export type LabDevice = 'disk' | 'net' | 'balloon' | 'vga' | 'agent';
 
 export type Accelerator = 'tcg' | 'kvm';
 
@@ -72,7 +73,11 @@ export class LabMachine {
         ...['-m', `${options.memoryMib ?? 256}`],
         ...['-smp', `${options.smp ?? 1}`, '-nodefaults', '-display', 'none'],
         ...(options.uuid === undefined ? [] : ['-uuid', options.uuid]),
-        ...['-kernel', join(labCache(), 'guest/vmlinuz'), '-initrd', join(labCache(), 'guest/initrd.gz')],
+        ...['-kernel', join(labCache(), 'guest/vmlinuz')],
+        ...[
+          '-initrd',
+          join(labCache(), 'guest', devices.includes('agent') ? 'initrd-agent.gz' : 'initrd.gz'),
+        ],
         ...['-append', 'console=ttyS0 quiet panic=1 mitigations=off'],
         ...['-chardev', `file,id=diary,path=${join(dir, 'diary.log')},append=on`, '-serial', 'chardev:diary'],
         ...['-serial', `unix:${join(dir, 'agent.sock')},server=on,wait=off`],
@@ -99,6 +104,11 @@ export class LabMachine {
   /** The socket for the product. */
   get qmpPath(): string {
     return join(this.dir, 'qmp.sock');
+  }
+
+  /** Socket of qemu-ga. */
+  get agentPath(): string {
+    return join(this.dir, 'qga.sock');
   }
 
   get address(): string {
@@ -224,6 +234,11 @@ function deviceArgs(device: LabDevice, dir: string): readonly string[] {
       return ['-device', 'virtio-balloon-pci,id=balloon'];
     case 'net':
       return ['-netdev', 'user,id=net0,restrict=on', '-device', 'virtio-net-pci,netdev=net0,romfile='];
+    case 'agent':
+      return [
+        ...['-chardev', `socket,id=qga0,path=${join(dir, 'qga.sock')},server=on,wait=off`],
+        ...['-device', 'virtio-serial', '-device', 'virtserialport,chardev=qga0,name=org.qemu.guest_agent.0'],
+      ];
     case 'vga':
       return ['-device', 'VGA'];
     case 'disk': {

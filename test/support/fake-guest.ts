@@ -46,6 +46,7 @@ export class FakeGuest {
   isLastCollectEnough = false;
   state: RunState = 'running';
   deviceState = new Uint8Array([0x51, 0x45, 0x56, 0x4d, 0, 0, 0, 3, 1, 2, 3, 0]);
+  isFrozen = false;
   /** Names of disk snapshots that exist. */
   readonly snapshots = new Set<string>();
   /** Runs of every method of every attached VM, in order. */

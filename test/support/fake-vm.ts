@@ -35,6 +35,8 @@ export type FakeMethod =
   | 'resume'
   | 'saveDeviceState'
   | 'takeDeviceState'
+  | 'freeze'
+  | 'thaw'
   | 'disks'
   | 'snapshotDisks'
   | 'dropDiskSnapshots'
@@ -163,6 +165,20 @@ export class FakeVm implements Vm {
       this.#saved = undefined;
       if (saved === undefined) throw new CheckpointError('VM_STATE', 'no device state has been saved');
       return saved;
+    });
+  }
+
+  async freeze(): Promise<number> {
+    return this.#async('freeze', () => {
+      this.guest.isFrozen = true;
+      return 2;
+    });
+  }
+
+  async thaw(): Promise<void> {
+    await this.#async('thaw', () => {
+      if (this.guest.state !== 'running') throw new CheckpointError('GUEST_FROZEN', 'it stands still');
+      this.guest.isFrozen = false;
     });
   }
 

@@ -173,7 +173,13 @@ describe('replies of QEMU', () => {
         },
       ]),
     ).toEqual([
-      { id: 'n1', path: '/x', format: 'raw', writable: false, virtualSizeBytes: 512, snapshotModes: [] },
+      expect.objectContaining({
+        id: 'n1',
+        path: '/x',
+        format: 'raw',
+        writable: false,
+        virtualSizeBytes: 512,
+      }),
     ]);
   });
 });

@@ -56,7 +56,7 @@ export function doctorCommand(): Command {
               ...report.hazards.map((hazard) => `${hazard.effect}: ${hazard.text} [${hazard.code}]`),
               ...disks.map(
                 (disk) =>
-                  `disk ${disk.id}: ${disk.format} ${disk.path}, snapshots: ${disk.snapshotModes.join(', ') || 'none'}`,
+                  `disk ${disk.id}: ${disk.format} ${disk.path}, snapshots: ${disk.snapshotModes.join(', ') || 'none'}${disk.whyNoSnapshot === undefined ? '' : ` (${disk.whyNoSnapshot})`}`,
               ),
               ...(diskProblem === '' ? [] : [`disks: ${diskProblem}`]),
             ].join('\n'),

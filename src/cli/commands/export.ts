@@ -32,6 +32,10 @@ export function exportCommand(): Command {
           { repository, hypervisors: hypervisors(), manifest },
           { format: options.format, path, signal },
         );
+        if (manifest.frozen !== undefined)
+          reporter.warning(
+            "the guest's file systems are frozen in it: have its agent thaw them once it runs",
+          );
         reporter.summary(
           { checkpointId: manifest.id, format: options.format, path, sizeBytes },
           `exported ${manifest.id} to ${path}, ${formatBytes(sizeBytes)}`,

@@ -17,6 +17,7 @@ interface Options extends SharedOptions {
   readonly paused?: boolean;
   readonly keepDisks?: boolean;
   readonly log?: string;
+  readonly guestAgent?: string;
   readonly newName?: string;
   readonly newMacs?: boolean;
   readonly disk: readonly string[];
@@ -57,6 +58,10 @@ export function restoreCommand(): Command {
     .option('--new-macs', 'libvirt: new MAC addresses, which the guest uses from its next boot on')
     .option('--disk <target=path>', 'libvirt, Xen: this disk lies at PATH now (repeatable)', collect, [])
     .option('--xml-edit <command>', 'libvirt: shell command through which the domain XML goes')
+    .option(
+      '--guest-agent <path>',
+      "of a checkpoint taken with --freeze: socket of the guest's agent, which thaws it (default: of the command line)",
+    )
     .option('--log <path>', 'output of the new QEMU goes here')
     .action((checkpoint: string, options: Options) =>
       run(options, async ({ reporter, signal, openRepository }) => {
@@ -76,8 +81,11 @@ export function restoreCommand(): Command {
             ...(options.program === undefined ? {} : { program: options.program }),
             ...(options.qmp === undefined ? {} : { socketPath: options.qmp }),
             ...(options.log === undefined ? {} : { logPath: options.log }),
+            ...(options.guestAgent === undefined ? {} : { guestAgent: options.guestAgent }),
           },
         );
+        if (result.frozenBecause !== undefined)
+          reporter.warning(`the guest's file systems are still frozen: ${result.frozenBecause}`);
         const where =
           result.vmAddress === ''
             ? `sent to ${options.to ?? ''}`

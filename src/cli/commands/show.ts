@@ -29,6 +29,9 @@ export function showCommand(): Command {
             `  pause       ${formatMs(statNumber(manifest, 'pauseMs'))}, total ${formatMs(statNumber(manifest, 'totalMs'))}`,
             `  dirty       ${statNumber(manifest, 'dirtyPages')} pages, ${formatBytes(statNumber(manifest, 'changedBytes'))} changed`,
             `  device      ${formatBytes(manifest.deviceState?.sizeBytes ?? 0)}`,
+            ...(manifest.frozen === undefined
+              ? []
+              : [`  frozen      ${manifest.frozen.fileSystemCount} file systems`]),
             ...manifest.disks.map(
               (disk) => `  disk        ${disk.diskId} ${disk.mode} ${disk.path} ${disk.snapshotName}`,
             ),

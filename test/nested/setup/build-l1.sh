@@ -30,19 +30,31 @@ version="$(apt-cache "${options[@]}" madison "$meta" | awk -F' *[|] *' -v suite=
 package="$(apt-cache "${options[@]}" show "$meta=$version" | sed -n 's/^Depends: \(linux-image[^ ,]*\).*/\1/p')"
 apt-get -qq "${options[@]}" download "$package=$version"
 dpkg -x ./*.deb kernel
+mkdir lvm lvm-debs
+(cd lvm-debs && apt-get -qq "${options[@]}" download lvm2/bookworm dmsetup/bookworm libdevmapper1.02.1/bookworm \
+  libdevmapper-event1.02.1/bookworm libaio1/bookworm libedit2/bookworm libbsd0/bookworm libmd0/bookworm)
+for deb in lvm-debs/*.deb; do dpkg -x "$deb" lvm; done
 
 mkdir -p root/{bin,dev,proc,sys,tmp,run,usr/bin,usr/share,lib/modules,cache/lab/guest,cache/lab,cairn}
 ln -s bin root/sbin
 cp /bin/busybox root/bin/
 cp "$here/../l1/init" root/init
+mkdir -p root/etc/lvm
+cp "$here/../l1/lvm.conf" root/etc/lvm/
 cp /usr/bin/qemu-system-x86_64 /usr/bin/qemu-img "$(readlink -f "$(command -v node)")" root/usr/bin/
 chmod 755 root/init root/usr/bin/*
 copy_libraries() {
-  ldd "$1" | grep -o '/[^ ]*' | while read -r library; do
+  ldd "$1" | grep -o '/[^ ]*' | grep -v "^$work" | while read -r library; do
     [ -e "root$library" ] || { mkdir -p "root$(dirname "$library")" && cp -L "$library" "root$library"; }
   done
 }
 for program in root/usr/bin/*; do copy_libraries "$program"; done
+cp lvm/sbin/lvm lvm/sbin/dmsetup root/usr/bin/
+# Its libraries: those of the packages, and what they need of this system.
+cp -P lvm/lib/x86_64-linux-gnu/*.so* lvm/usr/lib/x86_64-linux-gnu/*.so* root/lib/x86_64-linux-gnu/
+for program in lvm dmsetup; do
+  LD_LIBRARY_PATH="$work/root/lib/x86_64-linux-gnu" copy_libraries root/usr/bin/$program
+done
 # Loaded by name at run time: zstd by Cairn.
 zstd="$(ldconfig -p | awk '/libzstd.so.1 .*x86-64/ && !seen++ { print $NF }')"
 mkdir -p "root$(dirname "$zstd")" && cp -L "$zstd" "root$zstd"
@@ -54,7 +66,9 @@ rm -f root/usr/share/qemu/{opensbi,u-boot,s390,hppa,skiboot,slof,palcode}*
 # In the order in which init loads them. A kernel that has one built in has no file of it.
 for module in virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd drivers/virtio/virtio_ring drivers/virtio/virtio \
   drivers/virtio/virtio_pci_legacy_dev drivers/virtio/virtio_pci_modern_dev drivers/virtio/virtio_pci \
-  drivers/block/virtio_blk drivers/net/tun drivers/net/tap drivers/vhost/vhost_iotlb drivers/vhost/vhost drivers/vhost/vhost_net; do
+  drivers/block/virtio_blk drivers/net/tun drivers/net/tap drivers/vhost/vhost_iotlb drivers/vhost/vhost drivers/vhost/vhost_net \
+  drivers/block/loop lib/libcrc32c drivers/md/dm-mod drivers/md/dm-bufio drivers/md/dm-snapshot \
+  drivers/md/persistent-data/dm-persistent-data drivers/md/dm-bio-prison drivers/md/dm-thin-pool; do
   file="$(echo kernel/lib/modules/*/kernel/$module.ko*)"
   case "$file" in
     *.xz) /bin/busybox xz -dc "$file" >"root/lib/modules/$(basename "$module").ko" ;;

@@ -1,0 +1,167 @@
+/**
+ * Disks on logical volumes: which can be snapshotted, and their snapshots in the pause. For every hypervisor alike: it needs no more of
+ * a disk than its path.
+ *
+ * The snapshot (`lvcreate -s`, read-only) is named `LV-cairn-ID` and stays until somebody removes it. A thick volume needs room for all that
+ * changes while it is there; a snapshot that has overflowed is worth nothing, which a restore notices.
+ */
+
+import { CheckpointError } from '../../../src/errors.js';
+import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/vm.js';
+import { deviceNumber, isVolumeName, listVolumes, type LogicalVolume } from './logical-volumes.js';
+import { failureOf, runTool, type RunTool } from './lvm-command.js';
+import { resumeSuspended } from './suspended-devices.js';
+
+/** Kinds that this was tested with; a stripe is laid out below the snapshot, which does not see it. */
+const KINDS = ['linear', 'striped', 'thin'];
+/** The guest stands still. lvcreate takes some 100 ms, longer while others hold the lock of the group. */
+const SNAPSHOT_LIMIT_MS = 20_000;
+const REMOVE_LIMIT_MS = 30_000;
+/** Of thick snapshots. */
+export const DEFAULT_SNAPSHOT_SIZE = '20%ORIGIN';
+const SIZE = /^[0-9]{1,12}(\.[0-9]{1,6})?[bBsSkKmMgGtT]$/;
+const EXTENTS = /^[0-9]{1,3}%(ORIGIN|VG|FREE)$/;
+
+export class LvmDisks {
+  readonly #run: RunTool;
+  readonly #deviceOf: typeof deviceNumber;
+  /** By path of the disk, as of the last `describe`. */
+  readonly #volumes = new Map<string, LogicalVolume>();
+  /** Of the pool, by that of its thin volume. */
+  readonly #poolUuids = new Map<string, string>();
+
+  constructor(run: RunTool = runTool, deviceOf = deviceNumber) {
+    this.#run = run;
+    this.#deviceOf = deviceOf;
+  }
+
+  /** The same disks, with what lvm2 can do for those that are block devices. Runs lvm2 only when there is one. */
+  async describe(disks: readonly VmDisk[]): Promise<readonly VmDisk[]> {
+    const candidates = new Map<string, string>();
+    for (const { path, writable, snapshotModes } of disks) {
+      const device = writable && snapshotModes.length === 0 ? await this.#deviceOf(path) : '';
+      if (device !== '') candidates.set(path, device);
+    }
+    this.#volumes.clear();
+    if (candidates.size === 0) return disks;
+    const list = await listVolumes(this.#run);
+    return disks.map((disk) => {
+      const device = candidates.get(disk.path);
+      if (device === undefined) return disk;
+      if ('whyNot' in list) return { ...disk, whyNoSnapshot: list.whyNot };
+      const volume = list.volumes.find((candidate) => candidate.device === device);
+      if (volume === undefined) return { ...disk, whyNoSnapshot: 'it is no logical volume of lvm2' };
+      const whyNoSnapshot = obstacle(volume);
+      if (whyNoSnapshot !== '') return { ...disk, whyNoSnapshot };
+      this.#volumes.set(disk.path, volume);
+      const pool = list.volumes.find(({ vgName, name }) => vgName === volume.vgName && name === volume.pool);
+      if (pool !== undefined) this.#poolUuids.set(volume.uuid, pool.uuid);
+      return { ...disk, snapshotModes: ['lvm'] };
+    });
+  }
+
+  /**
+   * Snapshots of all, or none. The VM stands still.
+   * @param disks of the last `describe`
+   * @param size of each snapshot of a thick volume, as `snapshotSizeArguments` takes it
+   * @throws DISK_SNAPSHOT_FAILED with nothing left behind and nothing suspended, unless `detail.possiblyPresent` or the text say so
+   */
+  async snapshot(
+    name: string,
+    disks: readonly VmDisk[],
+    size = DEFAULT_SNAPSHOT_SIZE,
+  ): Promise<readonly DiskSnapshot[]> {
+    const taken: DiskSnapshot[] = [];
+    for (const disk of disks) {
+      const volume = this.#volumes.get(disk.path);
+      if (volume === undefined) throw failed(`${disk.path} is not known as a logical volume`, []);
+      const snapshot = planned(name, disk, volume);
+      const result = await this.#run('lvm', createArguments(snapshot, volume, size), SNAPSHOT_LIMIT_MS);
+      taken.push(snapshot);
+      if (result.kind === 'done') continue;
+      const left = result.kind === 'late' ? await this.#afterKill(volume) : [];
+      // One that was refused is not there; one that took too long may be.
+      const present = result.kind === 'late' ? taken : taken.slice(0, -1);
+      const why = [`${volume.vgName}/${volume.name}: ${failureOf('lvm lvcreate', result)}`, ...left].join(
+        '; ',
+      );
+      throw failed(why, await this.#remove(present));
+    }
+    return taken;
+  }
+
+  /** @throws DISK_SNAPSHOT_FAILED naming what stays behind */
+  async drop(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    const left = await this.#remove(snapshots);
+    if (left.length > 0) throw failed('snapshots of a failed checkpoint cannot be removed', left);
+  }
+
+  async #afterKill(volume: LogicalVolume): Promise<readonly string[]> {
+    const uuids = [volume.uuid, this.#poolUuids.get(volume.uuid) ?? ''];
+    const left = await resumeSuspended(uuids, this.#run);
+    return left.map((text) => `STILL SUSPENDED, resume it with dmsetup: ${text}`);
+  }
+
+  /** @returns what stays behind */
+  async #remove(snapshots: readonly DiskSnapshot[]): Promise<readonly string[]> {
+    const left: string[] = [];
+    for (const { volume, snapshotName } of snapshots) {
+      if (volume === undefined) continue;
+      const target = `${volume.vgName}/${snapshotName}`;
+      const result = await this.#run('lvm', ['lvremove', '--yes', '--quiet', target], REMOVE_LIMIT_MS);
+      const isAbsent = result.kind === 'failed' && /failed to find logical volume/i.test(result.text);
+      if (result.kind !== 'done' && !isAbsent) left.push(`${target} (${failureOf('lvm lvremove', result)})`);
+    }
+    return left;
+  }
+}
+
+/** @throws USAGE */
+export function snapshotSizeArguments(size: string): readonly string[] {
+  if (SIZE.test(size)) return ['--size', size];
+  if (EXTENTS.test(size)) return ['--extents', size];
+  throw new CheckpointError('USAGE', `"${size}" is no size of a snapshot`, {
+    hint: 'for example 10G, or 20%ORIGIN, 50%FREE, 5%VG, as lvcreate has it',
+  });
+}
+
+function obstacle(volume: LogicalVolume): string {
+  if (volume.isShared) return 'its volume group is shared with other hosts';
+  if (!KINDS.includes(volume.kind)) return `snapshots of a volume of kind ${volume.kind} were not tested`;
+  if (volume.origin !== '' && volume.kind !== 'thin') return 'it is a snapshot itself';
+  if (!isVolumeName(volume.vgName) || !isVolumeName(volume.name)) return 'its name is none of lvm2';
+  return isVolumeName(snapshotNameOf(volume, '0'.repeat(16)))
+    ? ''
+    : 'its name is too long for that of a snapshot';
+}
+
+function snapshotNameOf({ name }: LogicalVolume, checkpoint: string): string {
+  return `${name}-cairn-${checkpoint}`;
+}
+
+function planned(name: string, disk: VmDisk, volume: LogicalVolume): DiskSnapshot {
+  return {
+    diskId: disk.id,
+    path: disk.path,
+    mode: 'lvm',
+    snapshotName: snapshotNameOf(volume, name),
+    overlayPath: '',
+    volume: { vgName: volume.vgName, name: volume.name, uuid: volume.uuid },
+  };
+}
+
+function createArguments(snapshot: DiskSnapshot, volume: LogicalVolume, size: string): readonly string[] {
+  return [
+    ...['lvcreate', '--yes', '--quiet', '--snapshot', '--permission', 'r', '--addtag', 'cairn'],
+    ...(volume.kind === 'thin' ? [] : snapshotSizeArguments(size)),
+    ...['--name', snapshot.snapshotName, `${volume.vgName}/${volume.name}`],
+  ];
+}
+
+function failed(why: string, possiblyPresent: readonly string[]): CheckpointError {
+  const left = possiblyPresent.length === 0 ? '' : `; left behind: ${possiblyPresent.join(', ')}`;
+  return new CheckpointError('DISK_SNAPSHOT_FAILED', `snapshot by lvm2: ${why}${left}`, {
+    ...(possiblyPresent.length === 0 ? {} : { hint: 'lvs shows what is there, lvremove removes it' }),
+    detail: { possiblyPresent },
+  });
+}
