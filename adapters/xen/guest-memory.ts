@@ -22,6 +22,8 @@ export interface GuestMemory {
   /** Calls `visit` with each stretch of frames in [first, first + count) that have memory behind them. */
   visitPresent(first: number, count: number, visit: (frame: number, frameCount: number) => void): void;
   reader(layout: MemoryLayout): GuestReaderDescription;
+  /** Drops what a Cairn that was killed in a stop left of it. Its caller holds the lock of the VM. */
+  discardLeftovers(): void;
   /** The guest has suspended itself, and stands still until `running`. */
   stopped(): void;
   running(): void;
@@ -46,6 +48,10 @@ export class TranslatedMemory implements GuestMemory {
 
   reader(layout: MemoryLayout): GuestReaderDescription {
     return describeGuestReader(this.#domain.calls.version, this.#domain.domid, layout);
+  }
+
+  discardLeftovers(): void {
+    // There are none.
   }
 
   stopped(): void {
@@ -95,6 +101,11 @@ export class PvGuestMemory implements GuestMemory {
   reader(layout: MemoryLayout): GuestReaderDescription {
     const { calls, domid } = this.#domain;
     return describePvReader(calls.version, domid, this.#tablePath, layout);
+  }
+
+  /** Workers would read pages of a guest that runs by a table that is out of date, some of which may be another domain's by now. */
+  discardLeftovers(): void {
+    if (this.#stop === undefined) removeFrameTable(this.#tablePath);
   }
 
   stopped(): void {

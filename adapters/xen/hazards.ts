@@ -29,6 +29,8 @@ export function guestKind({ info, config }: Pick<DomainInventory, 'info' | 'conf
   return info.isHvm ? 'hvm' : 'pv';
 }
 
+const PAGES_PER_MIB = 256;
+
 type Rule = (found: DomainInventory) => VmHazard | undefined;
 
 const RULES: readonly Rule[] = [
@@ -42,10 +44,13 @@ const RULES: readonly Rule[] = [
         ),
   (found) =>
     guestKind(found) === 'pv'
-      ? refuse(
-          'XEN_PV',
-          'a restore of a PV guest has not been proven yet (capture has), so no checkpoint of one is taken',
-        )
+      ? {
+          code: 'XEN_PV',
+          text:
+            `a PV guest is not tracked: in each checkpoint it stands still while all of its ` +
+            `${Math.round(found.info.totalPages / PAGES_PER_MIB)} MiB are read and compared, so the stop grows with its memory`,
+          effect: 'note',
+        }
       : undefined,
   (found) =>
     guestKind(found) === 'hvm'

@@ -140,7 +140,8 @@ export class XenVm implements Vm {
   tracker(kind: string): DirtyTracker {
     const { domain, foreignSave } = this.#deps;
     const { layout, scan } = this.#known();
-    // Whoever asks for a tracker is about to take checkpoints. The guard gets ready in the meantime.
+    // Whoever asks for a tracker is about to take checkpoints, and alone. The guard gets ready in the meantime.
+    this.#guest.discardLeftovers();
     this.#runState.prepare().catch(() => undefined);
     if (kind === LOG_DIRTY_KIND) {
       return new LogDirtyTracker({

@@ -23,6 +23,8 @@ export interface ScopeFacts {
   readonly layout: MemoryLayout;
   readonly ledger: LedgerEntry | undefined;
   readonly tracker: { readonly kind: string; readonly token: string };
+  /** Why it is not a better one; empty when it is the best or was asked for. */
+  readonly trackerReason: string;
   readonly repositoryId: string;
   readonly chain: string;
 }
@@ -31,7 +33,13 @@ export function decideScope(facts: ScopeFacts): Scope {
   const { parent, ledger } = facts;
   if (facts.forceBase) return { kind: 'base', reason: 'a new base was asked for' };
   if (parent === null) return { kind: 'base', reason: 'the first checkpoint of this VM in this repository' };
-  if (facts.tracker.kind === 'compare') return { kind: 'compare', reason: 'no dirty tracker is in use' };
+  if (facts.tracker.kind === 'compare') {
+    const why = facts.trackerReason === '' ? '' : ` (${facts.trackerReason})`;
+    return {
+      kind: 'compare',
+      reason: `no dirty tracker is in use${why}, so all pages are read while the VM stands still`,
+    };
+  }
   if (!sameLayout(parent.layout, facts.layout)) {
     return {
       kind: 'compare',

@@ -177,6 +177,7 @@ export class CheckpointSession {
       layout,
       ledger: this.#state?.carried === true && ledger !== undefined ? { ...ledger, state: 'clean' } : ledger,
       tracker,
+      trackerReason: this.trackerReason,
       repositoryId: repository.id,
       chain: this.vmName,
     });

@@ -10,6 +10,7 @@ const unbroken: ScopeFacts = {
   layout,
   ledger: { state: 'clean', token: 't1', repositoryId: 'r1', chain: 'web1', checkpointId: 'p1' },
   tracker: { kind: 'pagemap-scan', token: 't1' },
+  trackerReason: '',
   repositoryId: 'r1',
   chain: 'web1',
 };
@@ -41,5 +42,15 @@ describe('the scope of a checkpoint', () => {
     const scope = decideScope({ ...unbroken, ...change });
     expect(scope.kind).toBe('compare');
     expect(scope.reason).not.toBe('');
+  });
+
+  it('names what stands in the way of a tracker, and the price', () => {
+    const { reason } = decideScope({
+      ...unbroken,
+      tracker: { kind: 'compare', token: 't1' },
+      trackerReason: 'log-dirty: not for this guest',
+    });
+    expect(reason).toContain('log-dirty: not for this guest');
+    expect(reason).toContain('all pages are read while the VM stands still');
   });
 });

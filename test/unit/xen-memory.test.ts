@@ -222,7 +222,7 @@ describe('what stands in the way of a checkpoint', () => {
   it.each([
     ['a release that was never run', { xen: { major: 4, minor: 18 } }, 'refuse XEN_UNPROVEN'],
     ['a device model', { config: { c_info: { type: 'hvm' } } }, 'refuse XEN_DEVICE_MODEL'],
-    ['a PV guest', { config: { c_info: { type: 'pv' } } }, 'refuse XEN_PV'],
+    ['a PV guest', { config: { c_info: { type: 'pv' } } }, 'note XEN_PV'],
     ['passthrough', { config: { c_info: { type: 'pvh' }, pcidevs: [{}] } }, 'refuse XEN_PASSTHROUGH'],
     ['a kernel that cannot suspend', { offersSuspend: false }, 'refuse XEN_NO_SUSPEND'],
     ['xl pause', { info: { ...info, isPaused: true } }, 'note XEN_PAUSED'],

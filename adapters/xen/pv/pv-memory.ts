@@ -36,7 +36,9 @@ const CONTEXT = {
   controls: 4984,
 } as const;
 /** struct xen_domctl: command, then the union at 16. */
-const DOMCTL = { sizeBytes: 144, extendedContext: 43, extendedState: 63, msrs: 72 } as const;
+const DOMCTL = { sizeBytes: 144, vcpuInfo: 14, extendedContext: 43, extendedState: 63, msrs: 72 } as const;
+/** struct xen_domctl_getvcpuinfo */
+const VCPU_ONLINE = 20;
 const MSR_BYTES = 16;
 
 interface P2m {
@@ -87,7 +89,10 @@ export class PvMemory {
     leaves.forEach((machine, i) =>
       frames.writeBigUInt64LE(BigInt(guestFrame(table, machine, 'the P2M')), 8 + 8 * i),
     );
-    const vcpus = Array.from({ length: info.vcpuCount }, (_, vcpu) => this.#vcpuRecords(table, vcpu)).flat();
+    // A vCPU that is offline has no records, or a restore would start it.
+    const vcpus = Array.from({ length: info.vcpuCount }, (_, vcpu) => vcpu)
+      .filter((vcpu) => this.#domctl(DOMCTL.vcpuInfo, vcpu)[VCPU_ONLINE] !== 0)
+      .flatMap((vcpu) => this.#vcpuRecords(table, vcpu));
     const types: number[] = [];
     for (let i = 0; i < presentFrames.length; i += 2) {
       for (let k = 0; k < presentFrames[i + 1]!; k++) types.push(table.types[presentFrames[i]! + k]!);

@@ -13,7 +13,7 @@ import { exportCheckpoint, restoreCheckpoint } from '../../../../src/restore/res
 import { openBackend } from '../../../../src/storage/open.js';
 import { check, type Context } from './harness.js';
 import { compareWithTruth, WatchedXen, type OracleResult } from './oracle.js';
-import { xl, type XenGuest } from './xen-guest.js';
+import { xl, XenGuest } from './xen-guest.js';
 
 export interface Taken {
   readonly id: string;
@@ -155,7 +155,7 @@ export class GuestChain {
     });
   }
 
-  /** Restores it under another name and uuid, and takes it away again. */
+  /** Restores it under another name and uuid, lets it count on, and takes it away again. */
   async restoreAs(taken: Taken, name: string): Promise<void> {
     const manifest = await this.repository.find(taken.id);
     const result = await restoreCheckpoint(
@@ -170,7 +170,10 @@ export class GuestChain {
     );
     check(result.vmAddress === `xen:${name}` && !result.running, 'it has the new name and is paused');
     xl('unpause', name);
-    xl('destroy', name);
+    const renamed = new XenGuest({ name });
+    await renamed.waitFor((tick) => tick >= taken.tick + 2);
+    this.#context.say(`${name} counts on from ${taken.tick}: ${JSON.stringify(renamed.ticks()[0])}`);
+    renamed.destroy();
   }
 
   /** `xl save`'s own format, checked by Xen's own verifier. @returns bytes */

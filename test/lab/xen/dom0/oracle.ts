@@ -109,7 +109,6 @@ export class WatchedXen {
 
 interface Memory extends FrameImage {
   readonly totalPages: number;
-  readonly table?: FrameTable;
 }
 
 /** Fires a watch of the guest: xenstored puts an event into the ring that it shares with it. The value stays the same. */

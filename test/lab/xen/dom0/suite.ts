@@ -99,12 +99,99 @@ function chainScenario(name: string, vcpus: number): Scenario {
   };
 }
 
-/** Backends in dom0 write to the guest's memory, in each epoch and in each stop: packets, and requests of a disk. */
-function ioScenario(name: string, disk: GuestOptions['disk'], vcpus: number): Scenario {
+/**
+ * A PV guest: nothing tracks it, so all of its pages are compared in each stop. One processor more than runs is there to be
+ * plugged: a restore must leave it unplugged.
+ */
+function pvScenario(name: string, vcpus: number): Scenario {
   return {
     name,
     run: async (context) => {
-      const guest = await XenGuest.start({ name, vcpus, churnKib: 64, disk });
+      const guest = await XenGuest.start({
+        name,
+        type: 'pv',
+        vcpus,
+        churnKib: 1024,
+        extra: [`maxvcpus=${vcpus + 1}`],
+      });
+      const chain = await GuestChain.open(guest, context);
+      await doctorSaysPv(chain, context);
+      const first = await chain.checkpoint();
+      check(first.scope === 'base', 'the first is a base');
+      const increment = async (): Promise<void> => {
+        const { summary } = await chain.checkpoint();
+        check(summary.kind === 'incremental' && summary.tracker === 'compare', 'it is compared');
+        check(summary.compareReason.includes('PV'), `and says why: ${summary.compareReason}`);
+      };
+      for (let i = 0; i < 2; i++) {
+        await guest.countOn(2);
+        await increment();
+      }
+      // Across epochs, by another process.
+      await chain.closeSession();
+      await balloon(guest, 90);
+      await guest.countOn(2);
+      await increment();
+      await balloon(guest, 128);
+      await guest.countOn(2);
+      await increment();
+      const middle = chain.taken.at(-1)!;
+      // Within one.
+      await balloon(guest, 96);
+      await balloon(guest, 128);
+      await guest.countOn(2);
+      await increment();
+      await chain.closeSession();
+      const resumedMs: Record<string, number> = {};
+      for (const point of KILLED_IN_THE_STOP) {
+        resumedMs[point] = await killedAt(chain, context, point);
+        // The table of frames that the killed one left is of another memory by now.
+        await balloon(guest, point === 'afterPause' ? 100 : 128);
+        await increment();
+        await chain.closeSession();
+      }
+      const last = chain.taken.at(-1)!;
+      const exportBytes = await chain.verifyExport(last);
+      for (const from of [first, middle, last]) {
+        guest.destroy();
+        await chain.restore(from);
+        check(guest.ticks().at(-1)?.cpus === vcpus, `${vcpus} processors run`);
+      }
+      guest.destroy();
+      await chain.restoreAs(last, `${name}-renamed`);
+      return { vcpus, exportBytes, resumedMs, checkpoints: figuresOf(chain.taken) };
+    },
+  };
+}
+
+const KILLED_IN_THE_STOP: readonly FaultPoint[] = ['afterPause', 'duringCopy', 'beforeResume'];
+
+/** It says beforehand what a checkpoint of a PV guest costs. */
+async function doctorSaysPv({ guest }: GuestChain, { dir, say }: Context): Promise<void> {
+  const { exitCode, messages } = await new CairnProcess(['doctor', guest.address], { dir }).ended;
+  const { chosen, hazards } = messages.at(-1) as unknown as {
+    readonly chosen: string;
+    readonly hazards: readonly { readonly code: string; readonly text: string }[];
+  };
+  say(`doctor: ${chosen}, ${JSON.stringify(hazards)}`);
+  check(exitCode === 0 && chosen === 'compare', 'doctor has nothing against it');
+  check(
+    hazards.some(({ code }) => code === 'XEN_PV'),
+    'and says what it costs',
+  );
+}
+
+/** Backends in dom0 write to the guest's memory, in each epoch and in each stop: packets, and requests of a disk. */
+function ioScenario(
+  name: string,
+  disk: GuestOptions['disk'],
+  vcpus: number,
+  type: GuestOptions['type'] = 'pvh',
+): Scenario {
+  return {
+    name,
+    run: async (context) => {
+      const guest = await XenGuest.start({ name, type, vcpus, churnKib: 64, disk });
       check(guest.ticks().at(-1)?.disk === 'ok', 'the guest has its disk');
       check(await answersPing(), 'the guest answers over its network');
       const endTraffic = startTraffic();
@@ -264,6 +351,9 @@ await runScenarios(
     killedScenario('killed', KILLED_BEFORE_RESUME),
     killedScenario('killed-late', KILLED_AFTER_RESUME),
     foreign,
+    pvScenario('pv-1', 1),
+    pvScenario('pv-2', 2),
+    ioScenario('pv-io', 'persistent-grants', 1, 'pv'),
     comparison(128),
     comparison(512),
   ],

@@ -4,11 +4,15 @@
  * The kind is told from what the hypervisor knows where it says so (parameters, grant table, dirty bitmap), and else from the contents: event
  * channels leave a layout that nothing else has (struct evtchn_fifo_control_block and the event words of event_channel.h, struct vcpu_info of
  * xen.h).
+ *
+ * A PV guest names machine frames in its grant table and has no parameters: its start info page (struct start_info of xen.h) names the two rings, by
+ * frames of its own, into which it turned them on its way into the suspend.
  */
 
 import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
 import type { XenDomain } from '../../../../adapters/xen/domain.js';
 import { SHADOW_OP } from '../../../../adapters/xen/ffi/library.js';
+import type { FrameTable } from '../../../../adapters/xen/pv/frame-table.js';
 import { grantedFrames, readGrantTable } from '../../../../adapters/xen/shared-frames.js';
 
 const PAGE = 4096;
@@ -20,6 +24,8 @@ const PARAM_PAGES: Readonly<Record<number, string>> = {
   6: 'buffered ioreq page',
   17: 'console ring',
 };
+/** struct start_info of a 64-bit PV guest, and where the context of the suspended vCPU 0 has its frame (rdx). */
+const START_INFO = { storeRing: 56, consoleRing: 72, contextBytes: 5168, inContext: 520 + 96 } as const;
 /** evtchn_fifo_control_block: ready, reserved, 16 heads. */
 const CONTROL_BLOCK_BYTES = 72;
 /** Of an event word: pending, masked, linked, busy, and 17 bits of link. */
@@ -33,6 +39,8 @@ export interface FrameImage {
   /** Ascending. */
   readonly frames: readonly number[];
   readonly bytes: Buffer;
+  /** Of a PV guest: the machine frames behind them. */
+  readonly table?: FrameTable;
 }
 
 export interface TouchedFrame {
@@ -55,7 +63,7 @@ export function changedSince(
 ): (domain: XenDomain) => readonly TouchedFrame[] {
   return (domain) => {
     const touched: TouchedFrame[] = [];
-    const kindOf = domain.info().isHvm ? knownFrames(domain) : new Map<number, string>();
+    const kindOf = knownFrames(domain, after.table);
     const flagged = flaggedFrames(domain);
     const isFlagged = (frame: number): boolean => flagged?.has(frame) === true;
     const cameOrWent = (frame: number): TouchedFrame => {
@@ -96,18 +104,41 @@ export function countByKind(touched: readonly TouchedFrame[]): Readonly<Record<s
   return counts;
 }
 
-function knownFrames(domain: XenDomain): ReadonlyMap<number, string> {
+function knownFrames(domain: XenDomain, table: FrameTable | undefined): ReadonlyMap<number, string> {
   const known = new Map<number, string>();
-  for (const { frame, isWritten } of grantedFrames(readGrantTable(domain))) {
+  for (const { frame: named, isWritten } of grantedFrames(readGrantTable(domain))) {
+    const frame = table === undefined ? named : table.guestFrameOf(named);
+    if (frame === undefined) continue;
     if (isWritten) known.set(frame, 'mapped for writing');
     else if (!known.has(frame)) known.set(frame, 'granted');
   }
-  const value = new BigUint64Array(1);
-  for (const [param, name] of Object.entries(PARAM_PAGES)) {
-    domain.check(domain.calls.hvmParam(domain.domid, Number(param), value), `reading HVM parameter ${param}`);
-    if (value[0] !== 0n) known.set(Number(value[0]), name);
-  }
+  const rings = table === undefined ? paramFrames(domain) : startInfoFrames(domain);
+  for (const [frame, name] of rings) if (frame !== 0) known.set(frame, name);
   return known;
+}
+
+function paramFrames(domain: XenDomain): readonly (readonly [number, string])[] {
+  const value = new BigUint64Array(1);
+  return Object.entries(PARAM_PAGES).map(([param, name]) => {
+    domain.check(domain.calls.hvmParam(domain.domid, Number(param), value), `reading HVM parameter ${param}`);
+    return [Number(value[0]), name];
+  });
+}
+
+function startInfoFrames(domain: XenDomain): readonly (readonly [number, string])[] {
+  const { calls, domid } = domain;
+  const context = Buffer.alloc(START_INFO.contextBytes);
+  domain.check(calls.vcpuContext(domid, 0, context), 'reading vCPU 0');
+  const machine = BigUint64Array.of(context.readBigUInt64LE(START_INFO.inContext));
+  const errors = new Int32Array(1);
+  const page = Buffer.alloc(PAGE);
+  domain.check(calls.readPages(domid, 1, machine, errors, page), 'mapping the start info page');
+  if (errors[0] !== 0) throw new Error('the start info page cannot be read');
+  const frameAt = (at: number): number => Number(page.readBigUInt64LE(at));
+  return [
+    [frameAt(START_INFO.storeRing), 'xenstore ring'],
+    [frameAt(START_INFO.consoleRing), 'console ring'],
+  ];
 }
 
 /** Undefined where the hypervisor has no bitmap of the domain. */
