@@ -1,6 +1,9 @@
 /**
  * Bringing a domain back with `xl restore`: the save file is written into its standard input as it is read from the repository. The guest
  * starts only after the last record: a damaged checkpoint breaks the stream off, and xl takes the half-built domain down again.
+ *
+ * Disks with an internal snapshot are rolled back right before the last record: by then all memory has been read and verified, and
+ * libxl starts the QEMU that opens the images only after it.
  */
 
 import { randomUUID } from 'node:crypto';
@@ -14,8 +17,12 @@ import type {
   RestoreResult,
 } from '../../src/hypervisor/hypervisor.js';
 import type { Json, JsonObject } from '../../src/types.js';
+import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
+import { checkInternalSnapshots, rollBackInternal } from '../kvm/restore-disks.js';
 import { pushStream } from '../kvm/stream/push.js';
+import { writersOf } from './image-writers.js';
 import { saveContentOf } from './save-file.js';
+import { lastAfter } from './stream/last-after.js';
 import { writeSaveFile } from './stream/writer.js';
 import { domainIdOf, listOf, objectOf, textOf } from './xl.js';
 
@@ -34,6 +41,9 @@ export async function restoreCheckpoint(
       hint: 'xl destroy it, or restore under another name with --new-name',
     });
   }
+  const disks = request.keepDisks ? [] : recordedDisks(source, request.edits);
+  await checkInternalSnapshots(disks);
+  await refuseDisksInUse(disks);
   const totalPages = content.state.presentFrames.reduce(
     (sum, value, i) => (i % 2 === 1 ? sum + value : sum),
     0,
@@ -42,6 +52,7 @@ export async function restoreCheckpoint(
   const streamBytes = await feedXl(
     { ...content, onProgress: (done) => onProgress?.(done * 4096, totalPages * 4096) },
     request,
+    () => rollBackInternal(disks),
   );
   return { vmAddress: `xen:${name}`, pid: 0, running: !request.paused, streamBytes };
 }
@@ -49,6 +60,7 @@ export async function restoreCheckpoint(
 async function feedXl(
   content: Parameters<typeof writeSaveFile>[0],
   { paused, signal }: RestoreRequest,
+  beforeTheLast: () => Promise<void>,
 ): Promise<number> {
   // xl wants a file that it can open; Node's pipes are sockets, which cannot be opened by name. Hence the shell and its pipe.
   const script = 'cat | exec xl restore "$@" /proc/self/fd/0';
@@ -57,7 +69,7 @@ async function feedXl(
   });
   let said = '';
   child.stderr.setEncoding('utf8');
-  child.stderr.on('data', (text: string) => (said = (said + text).slice(-MAX_SAID_BYTES)));
+  child.stderr.on('data', (text: string) => (said = (said + text).slice(0, MAX_SAID_BYTES)));
   const ended = new Promise<number>((resolve) => {
     child.once('error', () => resolve(-1));
     child.once('close', (code) => resolve(code ?? -1));
@@ -65,7 +77,7 @@ async function feedXl(
   let failure: unknown;
   let streamBytes = 0;
   try {
-    streamBytes = await pushStream(writeSaveFile(content), child.stdin, signal);
+    streamBytes = await pushStream(lastAfter(writeSaveFile(content), beforeTheLast), child.stdin, signal);
     child.stdin.end();
   } catch (error) {
     failure = error;
@@ -76,15 +88,42 @@ async function feedXl(
   if (signal?.aborted === true) throw new CheckpointError('INTERRUPTED', 'the restore was interrupted');
   if (isCheckpointError(failure)) throw failure;
   if (failure === undefined && code === 0) return streamBytes;
-  throw new CheckpointError('RESTORE_FAILED', `xl restore failed: ${lastLines(said)}`, {
+  throw new CheckpointError('RESTORE_FAILED', `xl restore failed: ${tellingLines(said)}`, {
     ...(failure === undefined ? {} : { cause: failure }),
     hint: 'is there enough free memory (xl info), and do kernel, bridges and disks of the domain exist on this host?',
   });
 }
 
-function lastLines(text: string): string {
+/** Without those that the restored domain is to find elsewhere: what lies there is the caller's. */
+function recordedDisks(
+  source: CheckpointSource,
+  edits: DescriptionEdits | undefined,
+): readonly DiskSnapshot[] {
+  const moved = new Set((edits?.diskPaths ?? []).map((text) => text.slice(0, text.indexOf('='))));
+  return source.disks.filter(({ diskId }) => !moved.has(diskId));
+}
+
+/** @throws RESTORE_TARGET_BUSY */
+async function refuseDisksInUse(disks: readonly DiskSnapshot[]): Promise<void> {
+  for (const { path } of disks) {
+    const writers = await writersOf(path);
+    if (writers.length === 0) continue;
+    throw new CheckpointError(
+      'RESTORE_TARGET_BUSY',
+      `the disk ${path} is open for writing: ${writers.join(', ')}`,
+      {
+        hint: 'destroy the domain that uses it, name a copy with --disk, or leave the disks as they are with --keep-disks',
+        detail: { path },
+      },
+    );
+  }
+}
+
+/** The first say what went wrong, the last how it ended. */
+function tellingLines(text: string): string {
   const lines = text.split(/[\r\n]+/).filter((line) => line.trim() !== '' && !line.includes('progress'));
-  return lines.slice(-3).join(' | ') || 'it said nothing';
+  const [first, last] = [lines.slice(0, 3), lines.slice(3).slice(-2)];
+  return [...first, ...last].join(' | ') || 'it said nothing';
 }
 
 async function isTaken(name: string): Promise<boolean> {

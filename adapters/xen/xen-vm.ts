@@ -4,7 +4,15 @@ import { CheckpointError } from '../../src/errors.js';
 import type { DirtyTracker, TrackerReport } from '../../src/hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type { DiskSnapshot, RunState, Vm, VmDisk, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
+import type {
+  DiskSnapshot,
+  DiskSnapshotMode,
+  RunState,
+  Vm,
+  VmDisk,
+  VmIdentity,
+  VmReport,
+} from '../../src/hypervisor/vm.js';
 import type { GuardProgram } from '../kvm/pause-guard.js';
 import type { JsonObject } from '../../src/types.js';
 import { COMPARE_KIND, compareReport, CompareTracker } from './compare-tracker.js';
@@ -16,6 +24,7 @@ import { recordPath } from './log-dirty-record.js';
 import { LOG_DIRTY_KIND, LogDirtyTracker } from './log-dirty-tracker.js';
 import { layoutOf, mergeWindows, windowsOver, type FrameWindow } from './physmap.js';
 import { TypeScan } from './presence.js';
+import { Qcow2Disks } from './qcow2-disks.js';
 import { SuspendControl } from './run-state.js';
 import { offersSuspend } from './xenstore.js';
 
@@ -51,6 +60,7 @@ export class XenVm implements Vm {
   readonly #deps: XenVmDeps;
   readonly #runState: SuspendControl;
   readonly #guest: GuestMemory;
+  readonly #qcow2: Qcow2Disks;
   #memory: KnownMemory | undefined;
   #deviceState: Uint8Array | undefined;
 
@@ -75,6 +85,7 @@ export class XenVm implements Vm {
     this.#deps = deps;
     this.#guest =
       kind === 'pv' ? new PvGuestMemory(domain, options.runtimeDir) : new TranslatedMemory(domain);
+    this.#qcow2 = new Qcow2Disks(domain.domid);
     this.#runState = new SuspendControl({
       domain,
       uuid: options.uuid,
@@ -210,19 +221,19 @@ export class XenVm implements Vm {
   }
 
   disks(): Promise<readonly VmDisk[]> {
-    return Promise.resolve(disksOf(this.#options.config));
+    return this.#qcow2.describe(disksOf(this.#options.config));
   }
 
-  snapshotDisks(): Promise<readonly DiskSnapshot[]> {
-    return Promise.reject(
-      new CheckpointError('DISK_SNAPSHOT_FAILED', 'Xen has no snapshots of disks of its own', {
-        hint: 'snapshot them with --hook',
-      }),
-    );
+  snapshotDisks(
+    name: string,
+    disks: readonly VmDisk[],
+    mode: DiskSnapshotMode,
+  ): Promise<readonly DiskSnapshot[]> {
+    return this.#qcow2.snapshot(name, disks, mode);
   }
 
-  dropDiskSnapshots(): Promise<void> {
-    return Promise.resolve();
+  dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    return this.#qcow2.drop(snapshots);
   }
 
   async close(): Promise<void> {

@@ -229,12 +229,13 @@ export class FakeXen implements LibraryCalls {
     return this.#fails('guestWidth', domid) ?? ok(0);
   }
 
-  vcpuContext(domid: number): CallResult {
+  vcpuContext(domid: number, _vcpu: number, into: Uint8Array): CallResult {
+    into.fill(0);
     return this.#fails('vcpuContext', domid) ?? ok(0);
   }
 
-  domctl(): CallResult {
-    return { value: -1, errno: EINVAL };
+  domctl(struct: Uint8Array): CallResult {
+    return this.#fails('domctl', struct[8]!) ?? { value: -1, errno: EINVAL };
   }
 
   resume(domid: number): CallResult {

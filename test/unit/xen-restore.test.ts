@@ -4,6 +4,7 @@ import { restoreCheckpoint } from '../../adapters/xen/restore.js';
 import type { CheckpointSource, RestoreRequest } from '../../src/hypervisor/hypervisor.js';
 import { layoutOf } from '../../adapters/xen/physmap.js';
 import { encodeDeviceState } from '../../adapters/xen/device-state.js';
+import { lastAfter } from '../../adapters/xen/stream/last-after.js';
 
 const source: CheckpointSource = {
   checkpointId: 'abc',
@@ -54,5 +55,34 @@ describe('restoring a Xen domain', () => {
     });
     process.env.PATH = path;
     await expect(restored).rejects.toMatchObject({ code: 'VM_UNSUPPORTED' });
+  });
+});
+
+describe('a step between the pieces of a stream', () => {
+  const piecesOf = async (fails: boolean, happened: string[]): Promise<void> => {
+    // eslint-disable-next-line @typescript-eslint/require-await -- there is nothing to wait for
+    async function* pieces(): AsyncGenerator<Uint8Array> {
+      yield Uint8Array.of(1);
+      yield Uint8Array.of(2);
+      if (fails) throw new Error('damaged');
+      yield Uint8Array.of(3);
+    }
+    const step = (): Promise<void> => {
+      happened.push('step');
+      return Promise.resolve();
+    };
+    for await (const piece of lastAfter(pieces(), step)) happened.push(String(piece[0]));
+  };
+
+  it('comes after all have been read and before the last is handed on', async () => {
+    const happened: string[] = [];
+    await piecesOf(false, happened);
+    expect(happened).toEqual(['1', '2', 'step', '3']);
+  });
+
+  it('does not come when the source breaks off', async () => {
+    const happened: string[] = [];
+    await expect(piecesOf(true, happened)).rejects.toThrow('damaged');
+    expect(happened).toEqual(['1']);
   });
 });

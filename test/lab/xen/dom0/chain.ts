@@ -13,7 +13,7 @@ import { exportCheckpoint, restoreCheckpoint } from '../../../../src/restore/res
 import { openBackend } from '../../../../src/storage/open.js';
 import { check, type Context } from './harness.js';
 import { compareWithTruth, WatchedXen, type OracleResult } from './oracle.js';
-import { xl, XenGuest } from './xen-guest.js';
+import { xl, XenGuest, type Tick } from './xen-guest.js';
 
 export interface Taken {
   readonly id: string;
@@ -34,21 +34,24 @@ export class GuestChain {
   readonly repository: Repository;
   readonly taken: Taken[] = [];
   readonly #context: Context;
+  readonly #withDisks: boolean;
   readonly #watched: WatchedXen;
   readonly #runtimeDir: string;
   #session: CheckpointSession | undefined;
 
-  private constructor(guest: XenGuest, repository: Repository, context: Context) {
+  private constructor(guest: XenGuest, repository: Repository, context: Context, withDisks: boolean) {
     this.guest = guest;
     this.repository = repository;
     this.#context = context;
+    this.#withDisks = withDisks;
     this.#watched = new WatchedXen(guest);
     this.#runtimeDir = join(context.dir, 'runtime');
   }
 
-  static async open(guest: XenGuest, context: Context): Promise<GuestChain> {
+  /** @param withDisks checkpoints hold the disks as well */
+  static async open(guest: XenGuest, context: Context, withDisks = false): Promise<GuestChain> {
     const repository = await Repository.init(openBackend(join(context.dir, 'repo')));
-    return new GuestChain(guest, repository, context);
+    return new GuestChain(guest, repository, context, withDisks);
   }
 
   get runtimeDir(): string {
@@ -67,7 +70,7 @@ export class GuestChain {
       vm: this.guest.address,
       workers: 1,
       compressionLevel: 1,
-      memoryOnly: true,
+      memoryOnly: !this.#withDisks,
       tracker,
       runtimeDir: this.#runtimeDir,
     });
@@ -131,16 +134,10 @@ export class GuestChain {
     const manifest = await repository.find(id);
     const result = await restoreCheckpoint(
       { repository, hypervisors: hypervisors(), manifest },
-      { setArgs: [], dropArgs: [], paused: false, keepDisks: true },
+      { setArgs: [], dropArgs: [], paused: false, keepDisks: !this.#withDisks },
     );
     check(result.running, 'the restored guest is said to run');
-    const until = Date.now() + 60_000;
-    while (this.guest.ticks().length < before + 3) {
-      if (Date.now() > until)
-        throw new Error(`no ticks after the restore: ${this.guest.console().slice(-800)}`);
-      await sleep(200);
-    }
-    const after = this.guest.ticks().slice(before);
+    const after = await this.#ticksAfter(before, 3);
     this.#context.say(
       `restored ${id} (tick ${tick}): ${JSON.stringify(after[0])} ... ${JSON.stringify(after.at(-1))}`,
     );
@@ -165,7 +162,7 @@ export class GuestChain {
         dropArgs: [],
         edits: { newName: name, newMacs: false, diskPaths: [] },
         paused: true,
-        keepDisks: true,
+        keepDisks: !this.#withDisks,
       },
     );
     check(result.vmAddress === `xen:${name}` && !result.running, 'it has the new name and is paused');
@@ -174,6 +171,29 @@ export class GuestChain {
     await renamed.waitFor((tick) => tick >= taken.tick + 2);
     this.#context.say(`${name} counts on from ${taken.tick}: ${JSON.stringify(renamed.ticks()[0])}`);
     renamed.destroy();
+  }
+
+  /** Restores it with its disks left as they are, of another time: the guest must notice. */
+  async restoreOnOtherDisks({ id }: Taken): Promise<void> {
+    const before = this.guest.ticks().length;
+    const manifest = await this.repository.find(id);
+    await restoreCheckpoint(
+      { repository: this.repository, hypervisors: hypervisors(), manifest },
+      { setArgs: [], dropArgs: [], paused: false, keepDisks: true },
+    );
+    const after = await this.#ticksAfter(before, 5);
+    check(after.at(-1)?.disk === 'bad', 'it notices that the disk is of another time');
+  }
+
+  /** Those printed since there were `before`, at least `count`. */
+  async #ticksAfter(before: number, count: number): Promise<readonly Tick[]> {
+    const until = Date.now() + 60_000;
+    while (this.guest.ticks().length < before + count) {
+      if (Date.now() > until)
+        throw new Error(`no ticks after the restore: ${this.guest.console().slice(-800)}`);
+      await sleep(200);
+    }
+    return this.guest.ticks().slice(before);
   }
 
   /** `xl save`'s own format, checked by Xen's own verifier. @returns bytes */

@@ -12,8 +12,11 @@ export interface GuestOptions {
   /** Random data written each second. */
   readonly churnKib?: number;
   readonly network?: boolean;
-  /** A disk behind blkback, with the buffers of its requests granted for good or anew for each request. */
-  readonly disk?: 'persistent-grants' | 'grants-for-each-request';
+  /**
+   * A disk behind blkback, with the buffers of its requests granted for good or anew for each request; or one in a qcow2 image behind a QEMU,
+   * which the guest expects to go back together with its memory.
+   */
+  readonly disk?: 'persistent-grants' | 'grants-for-each-request' | 'qcow2';
   /** Lines added to the configuration. */
   readonly extra?: readonly string[];
 }
@@ -32,6 +35,8 @@ const TICK = /^TICK (\d+) lines (\d+) cpus (\d+) net (\S+) disk (\S+)/gm;
 const BOOT_LIMIT_MS = 180_000;
 const DISK_MIB = 32;
 const LOOP_DEVICE = '/dev/loop0';
+/** Not on a tmpfs: the QEMU of a domain reads and writes past the page cache. */
+const QCOW2_IMAGE = '/root/guest-disk.qcow2';
 /** Of every guest with a network interface, see guest/init. */
 const GUEST_ADDRESS = '10.7.0.2';
 
@@ -59,7 +64,11 @@ export class XenGuest {
     } = options;
     const kernelArgs = [
       `console=hvc0 quiet lab.churn=${churnKib}`,
-      ...(disk === undefined ? [] : [`lab.disk=1 lab.persistent=${disk === 'persistent-grants' ? 1 : 0}`]),
+      ...(disk === undefined
+        ? []
+        : [
+            `lab.disk=1 lab.persistent=${disk === 'grants-for-each-request' ? 0 : 1} lab.rollback=${disk === 'qcow2' ? 1 : 0}`,
+          ]),
     ];
     const lines = [
       `name="${options.name}"`,
@@ -72,7 +81,9 @@ export class XenGuest {
       ...(network ? ["vif=['script=/lab/vif-lab']"] : []),
       ...(disk === undefined
         ? []
-        : [`disk=['format=raw,vdev=xvda,access=rw,script=/lab/block-lab,target=${LOOP_DEVICE}']`]),
+        : disk === 'qcow2'
+          ? [`disk=['format=qcow2,vdev=xvda,access=rw,target=${QCOW2_IMAGE}']`]
+          : [`disk=['format=raw,vdev=xvda,access=rw,script=/lab/block-lab,target=${LOOP_DEVICE}']`]),
       ...extra,
     ];
     writeFileSync(this.configPath, lines.join('\n') + '\n');
@@ -80,7 +91,9 @@ export class XenGuest {
 
   static async start(options: GuestOptions): Promise<XenGuest> {
     const guest = new XenGuest(options);
-    if (options.disk !== undefined) makeLoopDevice();
+    if (options.disk === 'qcow2') {
+      execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', QCOW2_IMAGE, `${DISK_MIB}M`]);
+    } else if (options.disk !== undefined) makeLoopDevice();
     xl('create', guest.configPath);
     await guest.waitFor((tick) => tick >= 2, BOOT_LIMIT_MS);
     return guest;

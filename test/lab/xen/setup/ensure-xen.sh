@@ -25,7 +25,8 @@ command -v busybox >/dev/null || { echo 'busybox (package busybox-static) is mis
 
 # 1. Packages, with everything they depend on: an empty status file makes apt think that nothing is installed.
 debs="$cache/debs"
-if [ ! -e "$debs/.complete" ]; then
+packages='xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils qemu-system-xen qemu-utils libstdc++6 bash coreutils python3-minimal'
+if [ "$(cat "$debs/.complete" 2>/dev/null)" != "$packages" ]; then
   echo "fetching Debian packages for the Xen lab into $debs"
   rm -rf "$debs"
   mkdir -p "$debs/lists/partial" "$debs/archives/partial"
@@ -39,10 +40,10 @@ if [ ! -e "$debs/.complete" ]; then
   {
     apt-get -qq "${config[@]}" update
     kernel="$(apt-cache "${config[@]}" depends linux-image-amd64 | awk '/Depends: linux-image-[0-9]/ { print $2 }')"
-    apt-get -qq -y "${config[@]}" --download-only --no-install-recommends install xen-hypervisor-4.17-amd64 xen-utils-4.17 \
-      xenstore-utils qemu-system-xen libstdc++6 bash coreutils python3-minimal "$kernel"
+    # shellcheck disable=SC2086
+    apt-get -qq -y "${config[@]}" --download-only --no-install-recommends install $packages "$kernel"
   } >"$debs/log" 2>&1 || { tail -3 "$debs/log" >&2; echo 'the Debian packages of the Xen lab cannot be fetched' >&2; exit 3; }
-  touch "$debs/.complete"
+  echo "$packages" >"$debs/.complete"
 fi
 
 echo "building the Xen lab in $cache"
