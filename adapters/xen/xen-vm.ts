@@ -22,6 +22,7 @@ import { framesOf, PvGuestMemory, TranslatedMemory, type GuestMemory } from './g
 import { guestKind, hazardsOf } from './hazards.js';
 import { recordPath } from './log-dirty-record.js';
 import { LOG_DIRTY_KIND, LogDirtyTracker } from './log-dirty-tracker.js';
+import { memoryTargetOf, withMemoryTarget } from './memory-target.js';
 import { layoutOf, mergeWindows, windowsOver, type FrameWindow } from './physmap.js';
 import { TypeScan } from './presence.js';
 import { Qcow2Disks } from './qcow2-disks.js';
@@ -55,13 +56,15 @@ interface KnownMemory {
 export class XenVm implements Vm {
   readonly address: string;
   readonly identity: VmIdentity;
-  readonly machine: JsonObject;
   readonly #options: XenVmOptions;
   readonly #deps: XenVmDeps;
   readonly #runState: SuspendControl;
   readonly #guest: GuestMemory;
   readonly #qcow2: Qcow2Disks;
+  readonly #guestKind: string;
   #memory: KnownMemory | undefined;
+  /** In KiB, of the last stop. */
+  #memoryTarget: number | undefined;
   #deviceState: Uint8Array | undefined;
 
   private constructor(options: XenVmOptions, deps: XenVmDeps) {
@@ -75,12 +78,7 @@ export class XenVm implements Vm {
       machineType: `xen-${kind}`,
       instance: `${domain.domid}:${options.uuid}:${options.bootId}`,
     };
-    this.machine = {
-      config: options.config,
-      guestKind: kind,
-      xenMajor: domain.calls.version.major,
-      xenMinor: domain.calls.version.minor,
-    };
+    this.#guestKind = kind;
     this.#options = options;
     this.#deps = deps;
     this.#guest =
@@ -105,6 +103,18 @@ export class XenVm implements Vm {
       );
     }
     return vm;
+  }
+
+  /** As it was in the last stop. */
+  get machine(): JsonObject {
+    const { config } = this.#options;
+    const { version } = this.#deps.domain.calls;
+    return {
+      config: this.#memoryTarget === undefined ? config : withMemoryTarget(config, this.#memoryTarget),
+      guestKind: this.#guestKind,
+      xenMajor: version.major,
+      xenMinor: version.minor,
+    };
   }
 
   /**
@@ -209,6 +219,7 @@ export class XenVm implements Vm {
         ),
       );
     }
+    this.#memoryTarget = memoryTargetOf(domain);
     this.#deviceState = this.#guest.captureState(framesOf(layout, present));
     return Promise.resolve();
   }

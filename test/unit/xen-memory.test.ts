@@ -4,9 +4,11 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
+import { XenDomain } from '../../adapters/xen/domain.js';
 import { framesOf } from '../../adapters/xen/guest-memory.js';
 import { FrameReader } from '../../adapters/xen/guest-reader.js';
 import { hazardsOf } from '../../adapters/xen/hazards.js';
+import { memoryTargetOf, withMemoryTarget } from '../../adapters/xen/memory-target.js';
 import { firstFrameOf, layoutOf, windowsOver } from '../../adapters/xen/physmap.js';
 import {
   FrameTable,
@@ -21,6 +23,37 @@ import { FakeXen } from '../support/fake-xen.js';
 
 const PAGE = 4096;
 const EFAULT = 14;
+
+describe('how much memory a restored domain may have', () => {
+  const TARGET = '/local/domain/7/memory/target';
+  const xen = new FakeXen(64);
+  const domain = new XenDomain(xen, xen.domid);
+
+  it('is what the domain was told to have', () => {
+    xen.store.set(TARGET, '200');
+    expect(memoryTargetOf(domain)).toBe(200);
+  });
+
+  it('is what it has while it has not given back what it should', () => {
+    const large = new FakeXen(1024);
+    large.store.set(TARGET, '200');
+    expect(memoryTargetOf(new XenDomain(large, large.domid))).toBe(4096);
+    large.store.delete(TARGET);
+    expect(memoryTargetOf(new XenDomain(large, large.domid))).toBe(4096);
+  });
+
+  it('takes the place of what the configuration said when it was read', () => {
+    const config = {
+      c_info: { name: 'web1' },
+      b_info: { target_memkb: 92160, max_memkb: 131072, acpi: 'x' },
+    };
+    expect(withMemoryTarget(config, 131072)).toEqual({
+      ...config,
+      b_info: { target_memkb: 131072, max_memkb: 131072, acpi: 'x' },
+    });
+    expect(withMemoryTarget(config, 262144).b_info).toMatchObject({ max_memkb: 262144 });
+  });
+});
 
 describe('the memory map of a Xen guest', () => {
   const PVH_128_MIB = [
