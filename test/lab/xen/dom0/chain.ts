@@ -4,6 +4,7 @@ import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
+import { decodeDeviceState } from '../../../../adapters/xen/device-state.js';
 import { CheckpointSession } from '../../../../src/checkpoint/session.js';
 import type { CheckpointSummary } from '../../../../src/checkpoint/summary.js';
 import { importCheckpoint } from '../../../../src/import/import.js';
@@ -194,6 +195,13 @@ export class GuestChain {
       await sleep(200);
     }
     return this.guest.ticks().slice(before);
+  }
+
+  /** Types of libxc's records beside the pages, in order: which there are depends on the processor. */
+  async stateRecords({ id }: Taken): Promise<readonly number[]> {
+    const manifest = await this.repository.find(id);
+    const { before, after } = decodeDeviceState(await this.repository.reader(manifest).deviceState());
+    return [...before, ...after].map(({ type }) => type);
   }
 
   /** `xl save`'s own format, checked by Xen's own verifier. @returns bytes */

@@ -35,20 +35,23 @@ const short: Scenario = {
   },
 };
 
-/** The least that shows whether all parts fit together, run with every `npm test`: one checkpoint, one restore. */
-const smoke: Scenario = {
-  name: 'smoke',
-  run: async (context) => {
-    const guest = await XenGuest.start({ name: 'smoke' });
-    const chain = await GuestChain.open(guest, context);
-    const taken = await chain.checkpoint();
-    await chain.closeSession();
-    guest.destroy();
-    await chain.restore(taken);
-    guest.destroy();
-    return { checkpoints: figuresOf(chain.taken) };
-  },
-};
+/** The least that shows whether all parts fit together: one checkpoint, one restore. `smoke` is run with every `npm test`. */
+function smokeScenario(name: string, type: GuestOptions['type']): Scenario {
+  return {
+    name,
+    run: async (context) => {
+      const guest = await XenGuest.start({ name, type });
+      const chain = await GuestChain.open(guest, context);
+      const taken = await chain.checkpoint();
+      await chain.closeSession();
+      const stateRecords = await chain.stateRecords(taken);
+      guest.destroy();
+      await chain.restore(taken);
+      guest.destroy();
+      return { stateRecords, checkpoints: figuresOf(chain.taken) };
+    },
+  };
+}
 
 /** Memory load, ballooning, restarts of Cairn, restores from first, middle and last. */
 function chainScenario(name: string, vcpus: number): Scenario {
@@ -375,7 +378,7 @@ if (!existsSync('/proc/xen/capabilities')) throw new Error('this runs in dom0 of
 xl('sched-credit2', '-d', 'Domain-0', '-w', '4096');
 await runScenarios(
   [
-    smoke,
+    smokeScenario('smoke', 'pvh'),
     short,
     chainScenario('pvh-1', 1),
     chainScenario('pvh-2', 2),
@@ -385,6 +388,7 @@ await runScenarios(
     killedScenario('killed-late', KILLED_AFTER_RESUME),
     foreign,
     qcow2,
+    smokeScenario('pv-smoke', 'pv'),
     pvScenario('pv-1', 1),
     pvScenario('pv-2', 2),
     ioScenario('pv-io', 'persistent-grants', 1, 'pv'),

@@ -3,7 +3,8 @@
 # together with the serial console. Exit code: that of run.sh, 124 when dom0 did not come to an end.
 #
 # The processor model is one under which Xen runs without KVM: newer ones bring SMAP, which dom0 does not survive, and rdtscp, which PVH guests
-# do not survive; the SSE additions are what WebAssembly needs. XEN_LAB_CPU adds to it.
+# do not survive; the SSE additions are what WebAssembly needs. XEN_LAB_CPU names another
+# model: PV guests do not need SVM, and get XSAVE with SandyBridge,-rdtscp.
 set -euo pipefail
 payload="$1" out="$2" limit="${3:-900}"
 cache="${CAIRN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cairn}/lab/xen"
@@ -14,7 +15,7 @@ cp "$payload" "$work/payload.img"
 truncate -s %512 "$work/payload.img"
 truncate -s "${XEN_LAB_OUT_SIZE:-1G}" "$work/out.img"
 timeout -k 5 "$limit" nice -n "${XEN_LAB_NICE:-5}" qemu-system-x86_64 -accel tcg -smp "${XEN_LAB_CPUS:-1}" \
-  -cpu Opteron_G3,+svm,+npt,-rdtscp,+ssse3,+sse4.1,+sse4.2${XEN_LAB_CPU:+,$XEN_LAB_CPU} -m "${XEN_LAB_MEMORY_MIB:-3584}" \
+  -cpu "${XEN_LAB_CPU:-Opteron_G3,+svm,+npt,-rdtscp,+ssse3,+sse4.1,+sse4.2}" -m "${XEN_LAB_MEMORY_MIB:-3584}" \
   -kernel "$cache/xen.elf" -append "dom0_mem=${XEN_LAB_DOM0_MIB:-2048}M console=com1 com1=115200 no-real-mode" \
   -initrd "$cache/vmlinuz console=hvc0 quiet,$cache/boot.initrd" \
   -drive "file=$cache/root.img,format=raw,if=ide,snapshot=on" \
