@@ -22,8 +22,11 @@ export function domainNameOf(address: string): string {
   });
 }
 
-/** @throws VM_ADDRESS, VM_UNREACHABLE, VM_PERMISSION, VM_UNSUPPORTED, VM_GONE, FFI_FAILED */
-export async function attachXen(address: string, { runtimeDir }: AttachOptions): Promise<XenVm> {
+/** @throws VM_ADDRESS, VM_UNREACHABLE, VM_PERMISSION, VM_UNSUPPORTED, VM_GONE, FFI_FAILED, USAGE */
+export async function attachXen(
+  address: string,
+  { runtimeDir, volumeSnapshotSize }: AttachOptions,
+): Promise<XenVm> {
   const name = domainNameOf(address);
   // Xen's libraries are loaded here, and by nobody who uses another kind of address.
   const calls = bindXen(xenVersion());
@@ -38,6 +41,7 @@ export async function attachXen(address: string, { runtimeDir }: AttachOptions):
         name: textOf(objectOf(config.c_info).name),
         uuid: domain.info().uuid,
         config,
+        volumeSnapshotSize,
         bootId: readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').slice(0, 8),
       },
       { domain, foreignSave: () => foreignSave(domid) },

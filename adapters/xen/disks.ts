@@ -4,7 +4,7 @@ import type { VmDisk } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
 import { listOf, objectOf, textOf } from './xl.js';
 
-/** Xen has no call for snapshots: `qcow2-disks.ts` knows of those that QEMU can take, all others are a matter for the hook phases. */
+/** Xen has no call for snapshots: `qcow2-disks.ts` knows of those that QEMU can take, `adapters/disks/lvm` of logical volumes. */
 export function disksOf(config: JsonObject): readonly VmDisk[] {
   return listOf(config.disks).map((entry) => {
     const disk = objectOf(entry);

@@ -2,7 +2,7 @@
  * Bringing a domain back with `xl restore`: the save file is written into its standard input as it is read from the repository. The guest
  * starts only after the last record: a damaged checkpoint breaks the stream off, and xl takes the half-built domain down again.
  *
- * Disks with an internal snapshot are rolled back right before the last record: by then all memory has been read and verified, and
+ * Disks with an internal snapshot and logical volumes are rolled back right before the last record: by then all memory has been read and verified, and
  * libxl starts the QEMU that opens the images only after it.
  */
 
@@ -18,7 +18,7 @@ import type {
 } from '../../src/hypervisor/hypervisor.js';
 import type { Json, JsonObject } from '../../src/types.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
-import { checkInternalSnapshots, rollBackInternal } from '../kvm/restore-disks.js';
+import { checkSnapshots, rollBack } from '../kvm/restore-disks.js';
 import { pushStream } from '../kvm/stream/push.js';
 import { writersOf } from './image-writers.js';
 import { saveContentOf } from './save-file.js';
@@ -42,7 +42,7 @@ export async function restoreCheckpoint(
     });
   }
   const disks = request.keepDisks ? [] : recordedDisks(source, request.edits);
-  await checkInternalSnapshots(disks);
+  await checkSnapshots(disks);
   await refuseDisksInUse(disks);
   const totalPages = content.state.presentFrames.reduce(
     (sum, value, i) => (i % 2 === 1 ? sum + value : sum),
@@ -52,7 +52,7 @@ export async function restoreCheckpoint(
   const streamBytes = await feedXl(
     { ...content, onProgress: (done) => onProgress?.(done * 4096, totalPages * 4096) },
     request,
-    () => rollBackInternal(disks),
+    () => rollBack(disks),
   );
   return { vmAddress: `xen:${name}`, pid: 0, running: !request.paused, streamBytes };
 }
@@ -103,9 +103,9 @@ function recordedDisks(
   return source.disks.filter(({ diskId }) => !moved.has(diskId));
 }
 
-/** @throws RESTORE_TARGET_BUSY */
+/** Of images: of logical volumes lvm2 knows. @throws RESTORE_TARGET_BUSY */
 async function refuseDisksInUse(disks: readonly DiskSnapshot[]): Promise<void> {
-  for (const { path } of disks) {
+  for (const { path } of disks.filter(({ mode }) => mode !== 'lvm')) {
     const writers = await writersOf(path);
     if (writers.length === 0) continue;
     throw new CheckpointError(

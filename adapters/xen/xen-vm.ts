@@ -13,6 +13,7 @@ import type {
   VmIdentity,
   VmReport,
 } from '../../src/hypervisor/vm.js';
+import { DEFAULT_SNAPSHOT_SIZE, LvmDisks, snapshotSizeArguments } from '../disks/lvm/lvm-disks.js';
 import type { GuardProgram } from '../kvm/pause-guard.js';
 import type { JsonObject } from '../../src/types.js';
 import { COMPARE_KIND, compareReport, CompareTracker } from './compare-tracker.js';
@@ -38,6 +39,8 @@ export interface XenVmOptions {
   readonly config: JsonObject;
   /** Names this run of dom0: domain ids start anew with each. */
   readonly bootId: string;
+  /** See `AttachOptions.volumeSnapshotSize`. */
+  readonly volumeSnapshotSize?: string | undefined;
 }
 
 export interface XenVmDeps {
@@ -61,6 +64,7 @@ export class XenVm implements Vm {
   readonly #runState: SuspendControl;
   readonly #guest: GuestMemory;
   readonly #qcow2: Qcow2Disks;
+  readonly #volumes = new LvmDisks();
   readonly #guestKind: string;
   #memory: KnownMemory | undefined;
   /** In KiB, of the last stop. */
@@ -94,8 +98,10 @@ export class XenVm implements Vm {
     });
   }
 
-  /** Changes nothing, except that a guest which a killed Cairn left suspended is resumed. @throws VM_GONE, FFI_FAILED */
+  /** Changes nothing, except that a guest which a killed Cairn left suspended is resumed. @throws VM_GONE, FFI_FAILED, USAGE */
   static async attach(options: XenVmOptions, deps: XenVmDeps): Promise<XenVm> {
+    // Not in the stop, where it would be found out otherwise.
+    snapshotSizeArguments(options.volumeSnapshotSize ?? DEFAULT_SNAPSHOT_SIZE);
     const vm = new XenVm(options, deps);
     if (await vm.#runState.recover()) {
       process.emitWarning(
@@ -231,8 +237,8 @@ export class XenVm implements Vm {
     return Promise.resolve(state);
   }
 
-  disks(): Promise<readonly VmDisk[]> {
-    return this.#qcow2.describe(disksOf(this.#options.config));
+  async disks(): Promise<readonly VmDisk[]> {
+    return this.#volumes.describe(await this.#qcow2.describe(disksOf(this.#options.config)));
   }
 
   snapshotDisks(
@@ -240,11 +246,19 @@ export class XenVm implements Vm {
     disks: readonly VmDisk[],
     mode: DiskSnapshotMode,
   ): Promise<readonly DiskSnapshot[]> {
+    if (mode === 'lvm') return this.#volumes.snapshot(name, disks, this.#options.volumeSnapshotSize);
     return this.#qcow2.snapshot(name, disks, mode);
   }
 
-  dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    return this.#qcow2.drop(snapshots);
+  async dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    const [volumes, images] = [true, false].map((isVolume) =>
+      snapshots.filter(({ mode }) => (mode === 'lvm') === isVolume),
+    );
+    try {
+      await this.#volumes.drop(volumes!);
+    } finally {
+      if (images!.length > 0) await this.#qcow2.drop(images!);
+    }
   }
 
   async close(): Promise<void> {

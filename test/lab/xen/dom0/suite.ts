@@ -220,38 +220,40 @@ function ioScenario(
   };
 }
 
-/** A disk in a qcow2 image behind a QEMU in dom0, snapshotted in each stop and rolled back with each restore. */
-const qcow2: Scenario = {
-  name: 'qcow2',
-  run: async (context) => {
-    const guest = await XenGuest.start({ name: 'qcow2', churnKib: 64, disk: 'qcow2' });
-    check(guest.ticks().at(-1)?.disk === 'ok', 'the guest has its disk');
-    // From here on each place of the disk has been written to.
-    await guest.countOn(4);
-    const chain = await GuestChain.open(guest, context, true);
-    for (let i = 0; i < 4; i++) {
-      const { summary } = await chain.checkpoint();
-      check(summary.diskSnapshots === 1, 'its disk is snapshotted');
-      await guest.countOn(2);
-    }
-    await chain.closeSession();
-    const [first, second, , last] = chain.taken;
-    let refused = '';
-    await chain.restoreAs(last!, 'qcow2-beside').catch((error: unknown) => (refused = String(error)));
-    check(refused.includes('open for writing'), `not beside the one that uses the disk: ${refused}`);
-    for (const from of [last!, first!, second!]) {
-      guest.destroy();
-      await chain.restore(from);
+/** A disk in a qcow2 image or on a logical volume, snapshotted in each stop and rolled back with each restore. */
+function diskScenario(disk: 'qcow2' | 'volume', inTheWay: string): Scenario {
+  return {
+    name: disk,
+    run: async (context) => {
+      const guest = await XenGuest.start({ name: disk, churnKib: 64, disk });
+      check(guest.ticks().at(-1)?.disk === 'ok', 'the guest has its disk');
+      // From here on each place of the disk has been written to.
       await guest.countOn(4);
-      check(guest.ticks().at(-1)?.disk === 'ok', 'its disk is that of the checkpoint, and works on');
-    }
-    // And the check can fail: memory of the first on the disk of the second, which has run on.
-    guest.destroy();
-    await chain.restoreOnOtherDisks(first!);
-    guest.destroy();
-    return { checkpoints: figuresOf(chain.taken) };
-  },
-};
+      const chain = await GuestChain.open(guest, context, true);
+      for (let i = 0; i < 4; i++) {
+        const { summary } = await chain.checkpoint();
+        check(summary.diskSnapshots === 1, 'its disk is snapshotted');
+        await guest.countOn(2);
+      }
+      await chain.closeSession();
+      const [first, second, , last] = chain.taken;
+      let refused = '';
+      await chain.restoreAs(last!, `${disk}-beside`).catch((error: unknown) => (refused = String(error)));
+      check(refused.includes(inTheWay), `not beside the one that uses the disk: ${refused}`);
+      for (const from of [last!, first!, second!]) {
+        guest.destroy();
+        await chain.restore(from);
+        await guest.countOn(4);
+        check(guest.ticks().at(-1)?.disk === 'ok', 'its disk is that of the checkpoint, and works on');
+      }
+      // And the check can fail: memory of the first on the disk of the second, which has run on.
+      guest.destroy();
+      await chain.restoreOnOtherDisks(first!);
+      guest.destroy();
+      return { checkpoints: figuresOf(chain.taken) };
+    },
+  };
+}
 
 const KILLED_BEFORE_RESUME: readonly FaultPoint[] = [
   'afterHarvest',
@@ -387,7 +389,8 @@ await runScenarios(
     killedScenario('killed', KILLED_BEFORE_RESUME),
     killedScenario('killed-late', KILLED_AFTER_RESUME),
     foreign,
-    qcow2,
+    diskScenario('qcow2', 'open for writing'),
+    diskScenario('volume', 'is open'),
     smokeScenario('pv-smoke', 'pv'),
     pvScenario('pv-1', 1),
     pvScenario('pv-2', 2),

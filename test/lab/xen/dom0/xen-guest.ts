@@ -13,10 +13,10 @@ export interface GuestOptions {
   readonly churnKib?: number;
   readonly network?: boolean;
   /**
-   * A disk behind blkback, with the buffers of its requests granted for good or anew for each request; or one in a qcow2 image behind a QEMU,
-   * which the guest expects to go back together with its memory.
+   * A disk behind blkback, with the buffers of its requests granted for good or anew for each request. Or one that the guest expects to go back
+   * together with its memory: in a qcow2 image behind a QEMU, or on a logical volume behind blkback.
    */
-  readonly disk?: 'persistent-grants' | 'grants-for-each-request' | 'qcow2';
+  readonly disk?: 'persistent-grants' | 'grants-for-each-request' | 'qcow2' | 'volume';
   /** Lines added to the configuration. */
   readonly extra?: readonly string[];
 }
@@ -37,6 +37,7 @@ const DISK_MIB = 32;
 const LOOP_DEVICE = '/dev/loop0';
 /** Not on a tmpfs: the QEMU of a domain reads and writes past the page cache. */
 const QCOW2_IMAGE = '/root/guest-disk.qcow2';
+const VOLUME = '/dev/lab/guest';
 /** Of every guest with a network interface, see guest/init. */
 const GUEST_ADDRESS = '10.7.0.2';
 
@@ -67,7 +68,7 @@ export class XenGuest {
       ...(disk === undefined
         ? []
         : [
-            `lab.disk=1 lab.persistent=${disk === 'grants-for-each-request' ? 0 : 1} lab.rollback=${disk === 'qcow2' ? 1 : 0}`,
+            `lab.disk=1 lab.persistent=${disk === 'grants-for-each-request' ? 0 : 1} lab.rollback=${disk === 'qcow2' || disk === 'volume' ? 1 : 0}`,
           ]),
     ];
     const lines = [
@@ -79,11 +80,7 @@ export class XenGuest {
       `vcpus=${vcpus}`,
       `extra="${kernelArgs.join(' ')}"`,
       ...(network ? ["vif=['script=/lab/vif-lab']"] : []),
-      ...(disk === undefined
-        ? []
-        : disk === 'qcow2'
-          ? [`disk=['format=qcow2,vdev=xvda,access=rw,target=${QCOW2_IMAGE}']`]
-          : [`disk=['format=raw,vdev=xvda,access=rw,script=/lab/block-lab,target=${LOOP_DEVICE}']`]),
+      ...(disk === undefined ? [] : [diskLine(disk)]),
       ...extra,
     ];
     writeFileSync(this.configPath, lines.join('\n') + '\n');
@@ -93,7 +90,8 @@ export class XenGuest {
     const guest = new XenGuest(options);
     if (options.disk === 'qcow2') {
       execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', QCOW2_IMAGE, `${DISK_MIB}M`]);
-    } else if (options.disk !== undefined) makeLoopDevice();
+    } else if (options.disk === 'volume') makeVolume();
+    else if (options.disk !== undefined) makeLoopDevice();
     xl('create', guest.configPath);
     await guest.waitFor((tick) => tick >= 2, BOOT_LIMIT_MS);
     return guest;
@@ -154,6 +152,27 @@ export class XenGuest {
   destroy(): void {
     xl('destroy', this.name);
   }
+}
+
+function diskLine(disk: NonNullable<GuestOptions['disk']>): string {
+  if (disk === 'qcow2') return `disk=['format=qcow2,vdev=xvda,access=rw,target=${QCOW2_IMAGE}']`;
+  const target = disk === 'volume' ? VOLUME : LOOP_DEVICE;
+  return `disk=['format=raw,vdev=xvda,access=rw,script=/lab/block-lab,target=${target}']`;
+}
+
+/** A thin volume in a group on a loop device. */
+function makeVolume(): void {
+  const file = '/tmp/volumes.img';
+  execFileSync('truncate', ['-s', '160M', file]);
+  for (const module of ['loop', 'dm-thin-pool', 'dm-snapshot']) execFileSync('/lab/bin/modprobe', [module]);
+  execFileSync('/lab/bin/losetup', [LOOP_DEVICE, file]);
+  const lvm = (...args: readonly string[]): void => {
+    execFileSync('lvm', args, { stdio: ['ignore', 'ignore', 'inherit'] });
+  };
+  lvm('pvcreate', '-q', LOOP_DEVICE);
+  lvm('vgcreate', '-q', 'lab', LOOP_DEVICE);
+  lvm('lvcreate', '-q', '-y', '-L', '96M', '--thinpool', 'pool', 'lab');
+  lvm('lvcreate', '-q', '-y', '-V', `${DISK_MIB}M`, '--thin', '-n', 'guest', 'lab/pool');
 }
 
 /** A disk of zeros, left alone when it is there. */

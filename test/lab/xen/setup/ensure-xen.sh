@@ -25,7 +25,7 @@ command -v busybox >/dev/null || { echo 'busybox (package busybox-static) is mis
 
 # 1. Packages, with everything they depend on: an empty status file makes apt think that nothing is installed.
 debs="$cache/debs"
-packages='xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils qemu-system-xen qemu-utils libstdc++6 bash coreutils python3-minimal'
+packages='xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils qemu-system-xen qemu-utils lvm2 libstdc++6 bash coreutils python3-minimal'
 if [ "$(cat "$debs/.complete" 2>/dev/null)" != "$packages" ]; then
   echo "fetching Debian packages for the Xen lab into $debs"
   rm -rf "$debs"
@@ -95,7 +95,7 @@ busybox depmod -b "$guest_root" "$version" 2>/dev/null || true
 # 4. dom0's disk.
 keep="$work/keep"
 mkdir -p "$keep"
-copy_modules "$keep" xen_evtchn xen_gntdev xen_gntalloc xen_privcmd xenfs xen_netback xen_blkback bridge tun loop dm_mod dm_snapshot
+copy_modules "$keep" xen_evtchn xen_gntdev xen_gntalloc xen_privcmd xenfs xen_netback xen_blkback bridge tun loop dm_mod dm_snapshot dm_thin_pool
 rm -rf "$root/lib/modules/$version" "$root"/boot "$root"/usr/share/iso-codes "$root"/usr/lib/debug
 mkdir -p "$root/lib/modules/$version" "$root/lab" "$root/proc" "$root/sys" "$root/dev" "$root/run" "$root/tmp" "$root/root" "$root/opt"
 mv "$keep"/* "$root/lib/modules/$version/"
@@ -105,6 +105,8 @@ cp -L "$node" "$root/usr/bin/node"
 install -m 755 "$here/dom0-init" "$root/lab/init"
 install -m 755 "$here/vif-lab" "$root/lab/vif-lab"
 install -m 755 "$here/block-lab" "$root/lab/block-lab"
+mkdir -p "$root/etc/lvm"
+cp "$here/lvm.conf" "$root/etc/lvm/lvm.conf"
 cp "$work/vmlinuz" "$root/lab/vmlinuz"
 (cd "$guest_root" && find . | LC_ALL=C sort | cpio -o -H newc 2>/dev/null | gzip -n -1) >"$root/lab/guest.initrd"
 [ -e "$root/bin/sh" ] || ln -s bash "$root/bin/sh"
