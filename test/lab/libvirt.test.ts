@@ -315,6 +315,12 @@ describeWithLibvirt('a domain that libvirt owns', () => {
       it('unless somebody has committed into it since', async () => {
         // Once more from the image as it was: starting and stopping the domain has not changed it.
         await cairn(['restore', external, '--repo', repo], options);
+        // Without a write there is nothing to commit, and the image stays what it was.
+        const running = await domain.adopt();
+        await running.guest(
+          'dd if=/dev/urandom of=/dev/vda bs=4096 count=16 seek=1000 oflag=direct conv=notrunc',
+        );
+        running.qmp.close();
         await domain.virsh('blockcommit', domain.name, 'vda', '--active', '--pivot', '--wait');
         await domain.stop();
         await expectRefused(external);
