@@ -2,7 +2,7 @@
 
 import type { VmDisk } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
-import { listOf, objectOf, textOf } from './xl.js';
+import { isSet, listOf, objectOf, textOf } from './xl.js';
 
 /** Xen has no call for snapshots: `qcow2-disks.ts` knows of those that QEMU can take, `adapters/disks/lvm` of logical volumes. */
 export function disksOf(config: JsonObject): readonly VmDisk[] {
@@ -17,9 +17,4 @@ export function disksOf(config: JsonObject): readonly VmDisk[] {
       snapshotModes: [],
     };
   });
-}
-
-/** libxl writes booleans of its defbool type as "True", others as true or 1. */
-function isSet(value: unknown): boolean {
-  return value === true || value === 'True' || (typeof value === 'number' && value !== 0);
 }

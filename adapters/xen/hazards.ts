@@ -4,7 +4,7 @@ import type { VmHazard } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
 import type { DomainInfo } from './domain.js';
 import { isProvenRelease, type XenVersion } from './ffi/versions.js';
-import { listOf, objectOf, textOf } from './xl.js';
+import { isSet, listOf, objectOf, textOf } from './xl.js';
 
 export interface DomainInventory {
   readonly info: DomainInfo;
@@ -57,6 +57,13 @@ const RULES: readonly Rule[] = [
       ? refuse(
           'XEN_DEVICE_MODEL',
           'an HVM guest has a QEMU of its own whose state and writes are not covered; PVH guests are',
+        )
+      : undefined,
+  ({ config }) =>
+    isSet(objectOf(objectOf(config.b_info)['type.pvh']).pvshim)
+      ? refuse(
+          'XEN_PVSHIM',
+          'the guest is a PV one inside a shim (pvshim=1), a hypervisor of its own: that was not tried; PVH and PV guests are',
         )
       : undefined,
   ({ config }) =>

@@ -74,3 +74,8 @@ export function listOf(value: Json | undefined): readonly Json[] {
 export function textOf(value: Json | undefined): string {
   return typeof value === 'string' ? value : '';
 }
+
+/** libxl writes booleans of its defbool type as "True", others as true or 1. */
+export function isSet(value: unknown): boolean {
+  return value === true || value === 'True' || (typeof value === 'number' && value !== 0);
+}

@@ -249,6 +249,11 @@ describe('what stands in the way of a checkpoint', () => {
 
   it('is nothing for a PVH guest with Xen drivers', () => expect(codes({})).toEqual([]));
 
+  it('is nothing for one that says it has no shim', () =>
+    expect(
+      codes({ config: { c_info: { type: 'pvh' }, b_info: { 'type.pvh': { pvshim: 'False' } } } }),
+    ).toEqual([]));
+
   it('is nothing on another release for whoever asks for a trial', () =>
     expect(codes({ xen: { major: 4, minor: 18 }, allowsUnproven: true })).toEqual([]));
 
@@ -256,6 +261,11 @@ describe('what stands in the way of a checkpoint', () => {
     ['a release that was never run', { xen: { major: 4, minor: 18 } }, 'refuse XEN_UNPROVEN'],
     ['a device model', { config: { c_info: { type: 'hvm' } } }, 'refuse XEN_DEVICE_MODEL'],
     ['a PV guest', { config: { c_info: { type: 'pv' } } }, 'note XEN_PV'],
+    [
+      'a shim',
+      { config: { c_info: { type: 'pvh' }, b_info: { 'type.pvh': { pvshim: 'True' } } } },
+      'refuse XEN_PVSHIM',
+    ],
     ['passthrough', { config: { c_info: { type: 'pvh' }, pcidevs: [{}] } }, 'refuse XEN_PASSTHROUGH'],
     ['a kernel that cannot suspend', { offersSuspend: false }, 'refuse XEN_NO_SUSPEND'],
     ['xl pause', { info: { ...info, isPaused: true } }, 'note XEN_PAUSED'],
