@@ -12,6 +12,8 @@
 
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 
+import { openFlagsOf } from './open-flags.js';
+
 /** O_DIRECT of x86-64 (asm-generic/fcntl.h). */
 const O_DIRECT = 0o40000;
 /** Commands passed through go to these, whatever flags they were opened with. */
@@ -31,8 +33,8 @@ export function findDirectIo(pid: number): string | undefined {
       const target = readlinkSync(`/proc/${pid}/fd/${name}`);
       if (!target.startsWith('/')) continue;
       if (SCSI_DEVICE.test(target)) return target;
-      const flags = /^flags:\s*([0-7]+)/m.exec(readFileSync(`/proc/${pid}/fdinfo/${name}`, 'latin1'))?.[1];
-      if (flags !== undefined && (Number.parseInt(flags, 8) & O_DIRECT) !== 0) return target;
+      if ((openFlagsOf(readFileSync(`/proc/${pid}/fdinfo/${name}`, 'latin1')) & O_DIRECT) !== 0)
+        return target;
     } catch {
       // Closed in the meantime.
     }

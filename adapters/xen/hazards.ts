@@ -3,7 +3,7 @@
 import type { VmHazard } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
 import type { DomainInfo } from './domain.js';
-import { isProvenRelease, type XenVersion } from './ffi/versions.js';
+import { isProvenRelease, PROVEN_RELEASES, type XenVersion } from './ffi/versions.js';
 import { isSet, listOf, objectOf, textOf } from './xl.js';
 
 export interface DomainInventory {
@@ -39,7 +39,7 @@ const RULES: readonly Rule[] = [
       ? undefined
       : refuse(
           'XEN_UNPROVEN',
-          `checkpoints have not been tried on Xen ${xen.major}.${xen.minor} yet, only on 4.17; ` +
+          `checkpoints have not been tried on Xen ${xen.major}.${xen.minor} yet, only on ${PROVEN_RELEASES.join(', ')}; ` +
             'CAIRN_XEN_UNPROVEN=1 takes them all the same, for trials (docs/xen.md)',
         ),
   (found) =>

@@ -5,7 +5,9 @@
 
 import { readdir, readFile, stat } from 'node:fs/promises';
 
-/** Access mode in the octal `flags` of fdinfo (proc_pid_fdinfo(5)). */
+import { openFlagsOf } from '../kvm/open-flags.js';
+
+/** Access mode among the flags of open(2); 0 is for reading alone. */
 const ACCESS_MASK = 3;
 
 /** In words; empty when nobody has. */
@@ -19,8 +21,7 @@ export async function writersOf(path: string): Promise<readonly string[]> {
       const target = await stat(`/proc/${pid}/fd/${fd}`).catch(() => undefined);
       if (target?.ino !== image.ino || target.dev !== image.dev) continue;
       const info = await readFile(`/proc/${pid}/fdinfo/${fd}`, 'latin1').catch(() => '');
-      const flags = Number.parseInt(/^flags:\s*([0-7]+)/m.exec(info)?.[1] ?? '0', 8);
-      if ((flags & ACCESS_MASK) === 0) continue;
+      if ((openFlagsOf(info) & ACCESS_MASK) === 0) continue;
       const name = (await readFile(`/proc/${pid}/comm`, 'latin1').catch(() => '')).trim();
       found.push(`${name || 'a process'} (${pid})`);
       break;

@@ -74,10 +74,7 @@ export class SpanFinder {
       // Whatever became of the first part: a thread that is not heard is not ready the next time.
       for (const { memory } of others) answers.push(answerOf(memory));
     }
-    return others.reduce(
-      (all, { part }, i) => all.concat(answers[i] ?? writtenSpans(pagemap, ...part)),
-      found,
-    );
+    return found.concat(...others.map(({ part }, i) => answers[i] ?? writtenSpans(pagemap, ...part)));
   }
 
   close(): void {
@@ -111,19 +108,19 @@ function ask({ control, question }: FinderMemory, pagemap: number, [start, end]:
   Atomics.notify(control, CONTROL.state);
 }
 
-/** Undefined when the part must be looked at again; a late thread keeps its state and so is never ready again. */
+/** Undefined when the part must be looked at again. A late thread is told to end, and so is never ready again. */
 function answerOf({ control, spans }: FinderMemory): readonly Span[] | undefined {
   if (Atomics.wait(control, CONTROL.state, STATE.asked, LATE_AFTER_MS) === 'timed-out') {
     Atomics.store(control, CONTROL.state, STATE.ended);
     return undefined;
   }
-  if (Atomics.load(control, CONTROL.state) === STATE.ended) return undefined;
-  const isWhole = Atomics.load(control, CONTROL.state) === STATE.done;
+  const state = Atomics.load(control, CONTROL.state);
+  if (state === STATE.ended) return undefined;
   const count = control[CONTROL.spanCount]!;
   const found = Array.from({ length: count }, (_, i): Span => [spans[2 * i]!, spans[2 * i + 1]!]);
   Atomics.store(control, CONTROL.state, STATE.idle);
   Atomics.notify(control, CONTROL.state);
-  return isWhole ? found : undefined;
+  return state === STATE.done ? found : undefined;
 }
 
 /** At most `count` about equal parts that meet at the borders of page tables. */

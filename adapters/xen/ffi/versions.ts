@@ -76,10 +76,10 @@ export const VERSION_TABLES: Readonly<Record<string, VersionTable>> = {
 };
 
 /** Releases on which the lab has run every scenario of a PVH guest to its end. */
-const PROVEN: readonly string[] = ['4.17'];
+export const PROVEN_RELEASES: readonly string[] = ['4.17'];
 
 export function isProvenRelease({ major, minor }: XenVersion): boolean {
-  return PROVEN.includes(`${major}.${minor}`);
+  return PROVEN_RELEASES.includes(`${major}.${minor}`);
 }
 
 /** @throws VM_UNSUPPORTED for a release without a table */
