@@ -7,37 +7,42 @@ import type { Json } from '../../src/types.js';
 import { encodeDeviceState } from './device-state.js';
 import { framesOf } from './guest-memory.js';
 import { layoutOf, pageOfFrame, windowsOver, type FrameWindow } from './physmap.js';
-import { readSaveFile, type SaveHead } from './stream/reader.js';
+import { GUEST_TYPE, LIBXC_RECORD } from './stream/format.js';
+import { readSaveFile, type SaveHead, type SaveItem } from './stream/reader.js';
 import type { StateRecord } from './stream/records.js';
 import { objectOf, textOf } from './xl.js';
 
 export const IMPORT_FORMATS: readonly string[] = ['xl'];
 
 const PAGES_PER_KIB = 1 / 4;
+/** Bytes of a word, the first of the PV_INFO record. */
+const PV_WIDTH_64 = 8;
 
 /**
  * Reads the file twice: only at its end is it known which frames have memory.
- * @throws STREAM_MALFORMED, VM_UNSUPPORTED for a guest that is not PVH
+ * @throws STREAM_MALFORMED, VM_UNSUPPORTED for a guest that is neither PVH nor PV of 64 bits
  */
 export async function importSaveFile({ open, place }: ImportRequest): Promise<ImportedMachine> {
   const before: StateRecord[] = [];
   const after: StateRecord[] = [];
-  const frames = new Set<number>();
+  /** With memory behind them, and the type of each. A live save sends frames again; the last word counts. */
+  const frames = new Map<number, number>();
   let head: SaveHead | undefined;
   for await (const item of readSaveFile(open())) {
-    if (item.kind === 'head') head = mustBePvh(item.head);
-    else if (item.kind === 'state') (item.before ? before : after).push(item.record);
+    if (item.kind === 'head') head = item.head;
+    else if (item.kind === 'state') (isBeforePages(item) ? before : after).push(item.record);
     else if (item.kind === 'emulator') throw unsupported('the state of a device model');
     else if (item.bytes === null) frames.delete(item.frame);
-    else frames.add(item.frame);
+    else frames.set(item.frame, item.type);
   }
   if (head === undefined || frames.size === 0) {
     throw new CheckpointError('STREAM_MALFORMED', 'the save file has no memory in it');
   }
   const config = configOf(head);
   const created = objectOf(config.c_info);
+  const kind = kindOf(head, textOf(created.type), before);
   const maxPages = Number(objectOf(config.b_info).max_memkb ?? 0) * PAGES_PER_KIB;
-  const layout = layoutOf(windowsOver(stretchesOf(frames), Math.ceil(maxPages)));
+  const layout = layoutOf(windowsOver(stretchesOf(frames.keys()), Math.ceil(maxPages)));
   const memory = place(layout);
   const present = new DirtyBitmap(layout.pageSpan);
   for await (const item of readSaveFile(open())) {
@@ -48,27 +53,49 @@ export async function importSaveFile({ open, place }: ImportRequest): Promise<Im
     memory.put(page, item.bytes);
     present.set(page);
   }
+  const presentFrames = framesOf(layout, present);
   return {
     identity: {
       hypervisor: 'xen',
       name: textOf(created.name),
       uuid: textOf(created.uuid),
-      machineType: 'xen-pvh',
+      machineType: `xen-${kind}`,
     },
-    machine: { config, guestKind: 'pvh', xenMajor: head.xenMajor, xenMinor: head.xenMinor },
+    machine: { config, guestKind: kind, xenMajor: head.xenMajor, xenMinor: head.xenMinor },
     deviceState: encodeDeviceState({
       guestType: head.guestType,
-      presentFrames: framesOf(layout, present),
+      presentFrames,
+      ...(kind === 'pv' ? { pageTypes: typesOf(presentFrames, frames) } : {}),
       before,
       after,
     }),
   };
 }
 
-function mustBePvh(head: SaveHead): SaveHead {
-  const type = textOf(objectOf(configOf(head).c_info).type);
-  if (type === 'pvh') return head;
-  throw unsupported(`a guest of type "${type}"`);
+/** The frames of a PV guest's own table come ahead of the pages in the stream, and with the rest in the stored state. */
+function isBeforePages({ record, before }: Extract<SaveItem, { readonly kind: 'state' }>): boolean {
+  return before && record.type !== LIBXC_RECORD.pvFrames;
+}
+
+function kindOf({ guestType }: SaveHead, type: string, before: readonly StateRecord[]): 'pvh' | 'pv' {
+  if (type !== 'pvh' && type !== 'pv') throw unsupported(`a guest of type "${type}"`);
+  if ((type === 'pv') !== (guestType === GUEST_TYPE.pv))
+    throw new CheckpointError(
+      'STREAM_MALFORMED',
+      'the configuration and the memory in the save file are of two guests',
+    );
+  if (type === 'pv' && before.find((record) => record.type === LIBXC_RECORD.pvInfo)?.body[0] !== PV_WIDTH_64)
+    throw unsupported('a PV guest of 32 bits');
+  return type;
+}
+
+/** One byte for each frame of `presentFrames`, in order. */
+function typesOf(presentFrames: Uint32Array, frames: ReadonlyMap<number, number>): Uint8Array {
+  const types: number[] = [];
+  for (let i = 0; i < presentFrames.length; i += 2) {
+    for (let k = 0; k < presentFrames[i + 1]!; k++) types.push(frames.get(presentFrames[i]! + k) ?? 0);
+  }
+  return Uint8Array.from(types);
 }
 
 function configOf(head: SaveHead): ReturnType<typeof objectOf> {
@@ -82,14 +109,14 @@ function configOf(head: SaveHead): ReturnType<typeof objectOf> {
 function unsupported(what: string): CheckpointError {
   return new CheckpointError(
     'VM_UNSUPPORTED',
-    `the save file holds ${what}; only PVH guests can be imported`,
+    `the save file holds ${what}; only PVH guests and PV guests of 64 bits can be imported`,
     {
       hint: 'restore it with xl',
     },
   );
 }
 
-function stretchesOf(frames: ReadonlySet<number>): readonly FrameWindow[] {
+function stretchesOf(frames: Iterable<number>): readonly FrameWindow[] {
   const stretches: { firstFrame: number; frameCount: number }[] = [];
   for (const frame of [...frames].sort((a, b) => a - b)) {
     const last = stretches.at(-1);

@@ -323,12 +323,14 @@ export class CheckpointCycle {
   }
 
   /**
-   * Does before the pause what will be done in it: once more harvest, touch the memory for the copies, copy a few pages.
-   * What runs for the first time in the life of a process takes several times as long.
+   * Does before the pause what will be done in it: touch the memory for the copies, copy a few pages. What runs for the first time
+   * in the life of a process takes several times as long. Harvests as well where a hook or a freeze may have taken long; otherwise
+   * the live phase has just done so.
    */
   async #rehearse(): Promise<void> {
-    const { tracker, pool } = this.#deps;
-    if (tracker.kind !== 'compare') this.#pending.add(tracker.collect());
+    const { tracker, pool, hook, freezeLimitMs } = this.#deps;
+    const isLate = hook !== undefined || freezeLimitMs !== undefined;
+    if (isLate && tracker.kind !== 'compare') this.#pending.add(tracker.collect());
     await pool.reset();
     await pool.reserve(Math.min(STAGING_PAGES, Math.ceil(this.#pending.count * 1.25) + 256));
     await pool.capture(this.#pending.sample(REHEARSAL_PAGES));

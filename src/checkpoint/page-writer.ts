@@ -83,6 +83,7 @@ export class PageWriter {
     admit: boolean,
     onBatch?: (pageCount: number) => void,
   ): Promise<void> {
+    const { pool } = this.#deps;
     const { pages } = await share.seal();
     for (let from = 0; from < pages.length; from += ENCODE_BATCH_PAGES) {
       const batch = pages.subarray(from, from + ENCODE_BATCH_PAGES);
@@ -92,6 +93,7 @@ export class PageWriter {
       const { positions } = await share.missing({ from, to, ...bases });
       const provided = await this.#fetch(bases, positions, older);
       const reply = await share.encode({ from, to, ...bases, provided, admit });
+      pool.scratch.give(provided);
       await this.#append(reply);
       for (const i of reply.reverted)
         this.#deps.writer.markReverted(batch[i]!, bases.baseRefs[i]!, bases.depths[i]!);
@@ -152,21 +154,21 @@ export class PageWriter {
     positions: Uint32Array,
     bottoms: Uint8Array,
   ): Promise<Uint8Array> {
-    const { reader, writer } = this.#deps;
+    const { reader, writer, pool } = this.#deps;
     const readable = positions.filter((position) => {
       if (writer.isCommitted(baseRefs[position]!)) return true;
       whole[position] = 1;
       return false;
     });
     const wanted = readable.filter((position) => older[position] === 0);
-    const read = new Uint8Array(wanted.length * PAGE_SIZE_BYTES);
+    const read = pool.scratch.take(wanted.length * PAGE_SIZE_BYTES);
     if (wanted.length > 0)
       await reader.readPagesByRef(
         Float64Array.from(wanted, (position) => baseRefs[position]!),
         read,
       );
     if (bottoms.length === 0) return read;
-    const provided = new Uint8Array(readable.length * PAGE_SIZE_BYTES);
+    const provided = pool.scratch.take(readable.length * PAGE_SIZE_BYTES);
     const from = { read: 0, bottoms: 0 };
     readable.forEach((position, i) => {
       const which = older[position] === 1 ? 'bottoms' : 'read';
@@ -176,6 +178,7 @@ export class PageWriter {
         i * PAGE_SIZE_BYTES,
       );
     });
+    pool.scratch.give(read);
     return provided;
   }
 

@@ -23,6 +23,7 @@ import { CheckpointCycle } from './cycle.js';
 import { planDisks, type DiskMode } from './disk-plan.js';
 import { faultPoint, type FaultPoint } from './fault-points.js';
 import { CommandHook, type Hook, type HookContext } from './hooks.js';
+import { collectGarbage, letHeapGrow } from './garbage.js';
 import { Ledger } from './ledger.js';
 import { DEFAULT_COMPRESSION_LEVEL, openPool } from './open-pool.js';
 import { PageWriter } from './page-writer.js';
@@ -97,6 +98,7 @@ export class CheckpointSession {
   #sourceIsStale = false;
   #state: ChainState | undefined;
   #early: EarlyMap | undefined;
+  #collection: NodeJS.Immediate | undefined;
 
   private constructor(options: SessionOptions, parts: SessionParts) {
     this.#options = options;
@@ -119,6 +121,7 @@ export class CheckpointSession {
    * @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, VM_LOCKED, REPO_LOCKED, CHAIN_WRONG_VM, TRACKER_UNAVAILABLE
    */
   static async open(options: SessionOptions): Promise<CheckpointSession> {
+    letHeapGrow();
     const runtimeDir = await openRuntimeDir(options.runtimeDir ?? defaultRuntimeDir());
     const cleanUp: (() => Promise<void> | void)[] = [];
     try {
@@ -270,6 +273,7 @@ export class CheckpointSession {
     faultPoint('ledgerWritten');
     const totalMs = performance.now() - started;
     await this.#runQuietly('committed', context);
+    this.#collection = setImmediate(collectGarbage);
     return {
       ...figures,
       warnings,
@@ -282,6 +286,7 @@ export class CheckpointSession {
 
   /** Lets the VM go as it is, with the tracker armed for the next session. */
   async close(): Promise<void> {
+    clearImmediate(this.#collection);
     await runAll([
       () => this.#source.pool.close(),
       () => this.#source.tracker.close(),

@@ -9,6 +9,7 @@ import { Piscina } from 'piscina';
 
 import { splitByOwner } from '../bitmap/split-by-owner.js';
 import { CheckpointError, isCheckpointError } from '../errors.js';
+import { Scratch } from '../scratch.js';
 import type { PageRuns } from '../types.js';
 import {
   STRIPE_PAGES,
@@ -32,6 +33,8 @@ export interface SharePoolOptions {
 
 export class SharePool {
   readonly shares: readonly ShareOperations[];
+  /** Memory that owners see as well, so that what is handed to them is not copied on the way. */
+  readonly scratch = new Scratch((sizeBytes) => new Uint8Array(new SharedArrayBuffer(sizeBytes)));
 
   private constructor(shares: readonly ShareOperations[]) {
     this.shares = shares;

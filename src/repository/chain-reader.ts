@@ -8,6 +8,7 @@
 import { CODEC_RAW } from '../codec/codec-ids.js';
 import type { Kernels } from '../kernels/kernels.js';
 import { sharedKernels } from '../kernels/shared-kernels.js';
+import { Scratch } from '../scratch.js';
 import type { CallOptions, StorageBackend } from '../storage/backend.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { ChainKeys, ownerTag } from './chain-keys.js';
@@ -58,6 +59,7 @@ export class ChainReader {
   readonly #cache: FrameCache;
   readonly #kernels: () => Kernels;
   readonly #windowPages: number;
+  readonly #scratch = new Scratch();
 
   constructor(
     backend: StorageBackend,
@@ -268,9 +270,13 @@ export class ChainReader {
       const what = `more than ${MAX_DELTA_DEPTH} patch frames lead to this one`;
       throw damaged(stored.key, what, { frame: stored.frame });
     }
-    const prefix = new Uint8Array(patch.sources.length * PAGE_SIZE_BYTES);
-    await this.#readPages(patch.sources, prefix, { ...options, patches: options.patches - 1 });
-    return unpackPatch(patch, prefix, stored);
+    const prefix = this.#scratch.take(patch.sources.length * PAGE_SIZE_BYTES);
+    try {
+      await this.#readPages(patch.sources, prefix, { ...options, patches: options.patches - 1 });
+      return unpackPatch(patch, prefix, stored);
+    } finally {
+      this.#scratch.give(prefix);
+    }
   }
 
   #sortByRef(refs: Float64Array, slots: Uint32Array): Wanted {

@@ -9,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 import { captureHvmState, decodeDeviceState } from '../../adapters/xen/device-state.js';
 import { XenDomain } from '../../adapters/xen/domain.js';
 import { layoutOf } from '../../adapters/xen/physmap.js';
-import { LIBXL_RECORD } from '../../adapters/xen/stream/format.js';
+import { GUEST_TYPE, LIBXC_RECORD, LIBXL_RECORD } from '../../adapters/xen/stream/format.js';
 import { encodeRecord } from '../../adapters/xen/stream/records.js';
 import { writeSaveFile } from '../../adapters/xen/stream/writer.js';
 import { readMigrationStream } from '../../adapters/kvm/stream/reader.js';
@@ -68,6 +68,32 @@ function saveFile(config = CONFIG, salt = 0): Promise<Buffer> {
   );
   const version = { major: 4, minor: 17 };
   return bytesOf(writeSaveFile({ config, version, state, layout, pages: pagesOf(layout, salt) }));
+}
+
+/** Of a PV guest whose every third frame is a page table; `width` is that of its words, in bytes. */
+function pvSaveFile(width: number, type = 'pv'): Promise<Buffer> {
+  const config = { c_info: { type, name: 'web1', uuid: UUID }, b_info: { max_memkb: 2048 * 4 } };
+  const layout = layoutOf([{ firstFrame: 0, frameCount: 2048 }]);
+  const presentFrames = Uint32Array.of(0, 100, 200, 1000);
+  const record = (type: number, ...bytes: number[]) => ({ type, body: Uint8Array.from(bytes) });
+  const state = {
+    guestType: GUEST_TYPE.pv,
+    presentFrames,
+    pageTypes: Uint8Array.from({ length: 1100 }, (_, i) => (i % 3 === 0 ? 1 : 0)),
+    before: [
+      record(LIBXC_RECORD.pvInfo, width, 4, 0, 0, 0, 0, 0, 0),
+      record(LIBXC_RECORD.cpuidPolicy, 1, 2, 3),
+    ],
+    after: [
+      record(LIBXC_RECORD.pvFrames, 0, 0, 0, 0, 255, 7, 0, 0),
+      record(LIBXC_RECORD.tscInfo, 1),
+      record(LIBXC_RECORD.sharedInfo, 2),
+      record(LIBXC_RECORD.vcpuBasic, 3),
+    ],
+  };
+  const version = { major: 4, minor: 17 };
+  const pages = pagesOf(layout);
+  return bytesOf(writeSaveFile({ config: JSON.stringify(config), version, state, layout, pages }));
 }
 
 function migration(): Promise<Buffer> {
@@ -156,9 +182,27 @@ describe('an import', () => {
     expect(again).toEqual(await contentOf(file));
   });
 
-  it.each(['hvm', 'pv'])('refuses a save file of a guest of type %s', async (type) => {
-    const config = JSON.stringify({ c_info: { type, name: 'web1', uuid: UUID } });
+  it('of a PV guest keeps the types of its pages and the frames of its own table', async () => {
+    const file = await pvSaveFile(8);
+    const summary = await imported('xl', file);
+    const manifest = await repository.find(summary.checkpointId);
+    expect(manifest).toMatchObject({ machine: { guestKind: 'pv' }, identity: { machineType: 'xen-pv' } });
+    expect((await exported(summary.checkpointId, 'xl')).equals(file)).toBe(true);
+  });
+
+  it('refuses a save file of a PV guest of 32 bits', async () => {
+    await expect(imported('xl', await pvSaveFile(4))).rejects.toMatchObject({ code: 'VM_UNSUPPORTED' });
+  });
+
+  it('refuses a save file of a guest of type hvm', async () => {
+    const config = JSON.stringify({ c_info: { type: 'hvm', name: 'web1', uuid: UUID } });
     await expect(imported('xl', await saveFile(config))).rejects.toMatchObject({ code: 'VM_UNSUPPORTED' });
+  });
+
+  it('refuses a save file whose configuration is of another type of guest than its memory', async () => {
+    await expect(imported('xl', await pvSaveFile(8, 'pvh'))).rejects.toMatchObject({
+      code: 'STREAM_MALFORMED',
+    });
   });
 
   it('refuses a save file with the state of a device model', async () => {

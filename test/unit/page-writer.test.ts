@@ -5,6 +5,7 @@ import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import { PageWriter } from '../../src/checkpoint/page-writer.js';
 import { PageShare } from '../../src/pool/page-share.js';
 import type { SharePool } from '../../src/pool/share-pool.js';
+import { Scratch } from '../../src/scratch.js';
 import { ChainReader } from '../../src/repository/chain-reader.js';
 import type { Manifest } from '../../src/repository/manifest.js';
 import { MAX_DELTA_DEPTH } from '../../src/repository/record-ref.js';
@@ -22,7 +23,11 @@ async function start(cacheBytes = 1 << 24) {
   const vm = new ModelVm();
   const moduleUrl = new URL('../../bench/trace/replay-reader.js', import.meta.url).href;
   const share = await PageShare.open({ reader: { moduleUrl, options: null }, cacheBytes, level: 3 });
-  const pool = { shares: [share], split: (runs: PageRuns) => [runs] } as unknown as SharePool;
+  const pool = {
+    shares: [share],
+    scratch: new Scratch(),
+    split: (runs: PageRuns) => [runs],
+  } as unknown as SharePool;
   const checkpoint = async (): Promise<Manifest> => {
     const pages = vm.dirtyPages();
     const parent = chain.latest;

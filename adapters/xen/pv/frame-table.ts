@@ -14,7 +14,7 @@ export const NO_FRAME = 0xffff_ffff;
 export class FrameTable {
   readonly machineFrames: Uint32Array;
   readonly types: Uint8Array;
-  #inverse: Map<number, number> | undefined;
+  #inverse: Inverse | undefined;
 
   constructor(machineFrames: Uint32Array, types: Uint8Array) {
     this.machineFrames = machineFrames;
@@ -36,20 +36,37 @@ export class FrameTable {
 
   /** The guest's frame for a machine frame; made on first use. */
   guestFrameOf(machineFrame: number): number | undefined {
-    if (this.#inverse === undefined) {
-      this.#inverse = new Map();
-      this.machineFrames.forEach((machine, frame) => {
-        if (machine !== NO_FRAME) this.#inverse!.set(machine, frame);
-      });
-    }
-    return this.#inverse.get(machineFrame);
+    this.#inverse ??= inverseOf(this.machineFrames);
+    const frame = this.#inverse.get(machineFrame >>> BLOCK_BITS)?.[machineFrame & BLOCK_MASK];
+    return frame === NO_FRAME ? undefined : frame;
   }
+}
+
+/** The guest's frames by machine frame, in blocks: machine memory is large and a guest has stretches of it. */
+type Inverse = ReadonlyMap<number, Uint32Array>;
+
+const BLOCK_BITS = 6;
+const BLOCK_MASK = (1 << BLOCK_BITS) - 1;
+
+function inverseOf(machineFrames: Uint32Array): Inverse {
+  const blocks = new Map<number, Uint32Array>();
+  machineFrames.forEach((machine, frame) => {
+    if (machine === NO_FRAME) return;
+    let block = blocks.get(machine >>> BLOCK_BITS);
+    if (block === undefined) {
+      block = new Uint32Array(1 << BLOCK_BITS).fill(NO_FRAME);
+      blocks.set(machine >>> BLOCK_BITS, block);
+    }
+    block[machine & BLOCK_MASK] = frame;
+  });
+  return blocks;
 }
 
 export function writeFrameTable(path: string, table: FrameTable): void {
   const bytes = Buffer.alloc(4 + table.frameCount * 5);
   bytes.writeUInt32LE(table.frameCount, 0);
-  table.machineFrames.forEach((machine, i) => bytes.writeUInt32LE(machine, 4 + i * 4));
+  const { buffer, byteOffset, byteLength } = table.machineFrames;
+  bytes.set(new Uint8Array(buffer, byteOffset, byteLength), 4);
   bytes.set(table.types, 4 + table.frameCount * 4);
   const fresh = `${path}.${process.pid}`;
   writeFileSync(fresh, bytes, { mode: 0o600 });
@@ -87,6 +104,7 @@ export class FrameTableFile {
 
 function parse(bytes: Buffer): FrameTable {
   const count = bytes.readUInt32LE(0);
-  const machineFrames = Uint32Array.from({ length: count }, (_, i) => bytes.readUInt32LE(4 + i * 4));
+  // A copy of its own, so that it starts at a multiple of four.
+  const machineFrames = new Uint32Array(Uint8Array.from(bytes.subarray(4, 4 + count * 4)).buffer);
   return new FrameTable(machineFrames, Uint8Array.from(bytes.subarray(4 + count * 4, 4 + count * 5)));
 }

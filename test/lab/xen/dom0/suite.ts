@@ -328,6 +328,28 @@ const foreign: Scenario = {
   },
 };
 
+/** A PV guest that `xl save -c` wrote: imported, restored, counted on. */
+const pvForeign: Scenario = {
+  name: 'pv-foreign',
+  run: async (context) => {
+    const guest = await XenGuest.start({ name: 'pv-foreign', churnKib: 256, type: 'pv' });
+    const chain = await GuestChain.open(guest, context);
+    await chain.checkpoint();
+    await guest.countOn(1);
+    const ticked = guest.lastTick();
+    xl('save', '-c', guest.name, '/tmp/foreign.xl');
+    const restoreImported = await chain.import('/tmp/foreign.xl', [ticked, guest.lastTick()]);
+    rmSync('/tmp/foreign.xl');
+    await guest.countOn(1);
+    await chain.checkpoint();
+    await chain.closeSession();
+    guest.destroy();
+    await restoreImported();
+    guest.destroy();
+    return { checkpoints: figuresOf(chain.taken) };
+  },
+};
+
 /** Not a test: figures for bench/results. */
 function comparison(memoryMib: number): Scenario {
   const name = `compare-${memoryMib}`;
@@ -394,6 +416,7 @@ await runScenarios(
     smokeScenario('pv-smoke', 'pv'),
     pvScenario('pv-1', 1),
     pvScenario('pv-2', 2),
+    pvForeign,
     ioScenario('pv-io', 'persistent-grants', 1, 'pv'),
     comparison(128),
     comparison(512),
