@@ -37,8 +37,9 @@ import {
   type RemoteDescriptor,
   type TrackedRange,
 } from './arming.js';
+import { discardsAreReported } from './discards.js';
 import { injectSyscall } from './inject.js';
-import { isTracked, scanWritten } from './scan.js';
+import { isTracked, scanWritten, visitUnpopulated } from './scan.js';
 import { SpanFinder } from './span-finder.js';
 import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './support.js';
 import {
@@ -60,6 +61,8 @@ export interface PagemapScanOptions {
   readonly blocks: readonly RamBlock[];
   readonly runtimeDir: string;
   readonly quiet: QuietVm;
+  /** Default: tried out, see `discards.ts`. */
+  readonly discardsAreReported?: boolean;
 }
 
 interface Armed {
@@ -70,6 +73,8 @@ interface Armed {
   readonly token: string;
   readonly holes: readonly (FileHoles | undefined)[];
   readonly finder: SpanFinder;
+  /** See `discards.ts`. */
+  readonly discardsAreReported: boolean;
 }
 
 export class PagemapScanTracker implements DirtyTracker {
@@ -128,7 +133,15 @@ export class PagemapScanTracker implements DirtyTracker {
       const holes = blocks.map((block) => FileHoles.open(process.pid, block));
       const sizeBytes = blocks.reduce((sum, block) => sum + block.sizeBytes, 0);
       const finder = new SpanFinder({ sizeBytes });
-      this.#armed = { pagemap, userfaultfd, remote: { descriptor, inode }, token, holes, finder };
+      this.#armed = {
+        pagemap,
+        userfaultfd,
+        remote: { descriptor, inode },
+        token,
+        holes,
+        finder,
+        discardsAreReported: this.#options.discardsAreReported ?? discardsAreReported(),
+      };
     } catch (error) {
       closeSync(pagemap);
       if (userfaultfd !== undefined) closeSync(userfaultfd);
@@ -159,6 +172,11 @@ export class PagemapScanTracker implements DirtyTracker {
           if (backing === 'anonymous') mark(unpopulated, from, to);
           armed.holes[i]?.visit(from, to, (start, end) => mark(unpopulated, start, end));
         });
+        if (armed.discardsAreReported || backing !== 'anonymous') return;
+        // After the marks were read: what is given back from here on is a hole in the next look as well.
+        visitUnpopulated(armed.pagemap, host, host + region.sizeBytes, (start, end) =>
+          mark(unpopulated, start - host, end - host),
+        );
       });
     } catch (error) {
       // What this scan has cleared so far is nowhere else.
@@ -171,6 +189,11 @@ export class PagemapScanTracker implements DirtyTracker {
     }
     this.#disturbances = quiet.disturbances();
     this.#hasCleared = clears;
+    if (!armed.discardsAreReported) {
+      const discarded = unpopulated.clone();
+      discarded.andNot(this.#absent);
+      written.or(discarded);
+    }
     // What had no memory behind it and was not written since still reads as zero, populated by a read or not.
     this.#absent.andNot(written);
     this.#absent.or(unpopulated);
