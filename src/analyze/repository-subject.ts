@@ -5,6 +5,7 @@ import { sameLayout } from '../hypervisor/memory-layout.js';
 import type { CheckpointReader } from '../repository/checkpoint-reader.js';
 import type { Manifest } from '../repository/manifest.js';
 import type { Repository } from '../repository/repository.js';
+import { packOfRef } from '../repository/record-ref.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { isSampled } from './sampling.js';
 import type { ObservedEpoch, Subject } from './subject.js';
@@ -60,9 +61,11 @@ async function epochOf(
 ): Promise<ObservedEpoch> {
   const [old, young] = [repository.reader(parent), repository.reader(child)];
   const [before, after] = [await old.map(), await young.map()];
+  // What was only regrouped has a new reference and did not change.
+  const isChanged = (page: number): boolean =>
+    before.refOf(page) !== after.refOf(page) && packOfRef(after.refOf(page)) !== child.regrouped?.pack;
   const changed: number[] = [];
-  for (let page = 0; page < after.pageSpan; page++)
-    if (before.refOf(page) !== after.refOf(page)) changed.push(page);
+  for (let page = 0; page < after.pageSpan; page++) if (isChanged(page)) changed.push(page);
   let oneIn = 1;
   while (changed.filter((page) => isSampled(page, oneIn)).length > maxContentPages) oneIn *= 2;
   const contentPages = Uint32Array.from(changed.filter((page) => isSampled(page, oneIn)));

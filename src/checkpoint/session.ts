@@ -64,6 +64,8 @@ export interface SessionOptions {
   readonly freezeLimitMs?: number | undefined;
   /** See `AttachOptions.guestAgent`. */
   readonly guestAgent?: string | undefined;
+  /** Keep the records of a long chain together, at some cost in time and space every few checkpoints; default true. */
+  readonly regroup?: boolean | undefined;
   readonly runtimeDir?: string | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -197,6 +199,7 @@ export class CheckpointSession {
       layout,
       map: state.map,
       level: this.#options.compressionLevel ?? DEFAULT_COMPRESSION_LEVEL,
+      regroupFrom: (this.#options.regroup ?? true) ? state.reader : undefined,
       onPoint: (point) => {
         const name = FAULT_POINT_OF_WRITER[point];
         if (name !== undefined) faultPoint(name);
@@ -260,7 +263,7 @@ export class CheckpointSession {
       throw error;
     }
     // From here on the checkpoint is there, whatever happens: nothing below may fail it.
-    const warnings = [...figures.warnings];
+    const warnings = [...figures.warnings, ...writer.warnings];
     state.carried = false;
     state.parentId = manifest.id;
     try {
@@ -281,6 +284,9 @@ export class CheckpointSession {
       parentId: manifest.parentId,
       totalMs,
       storedBytes: writer.storedBytes,
+      regroupedPages: writer.regrouped.pages,
+      regroupedBytes: writer.regrouped.storedBytes,
+      regroupMs: writer.regrouped.ms,
     };
   }
 

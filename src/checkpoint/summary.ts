@@ -36,12 +36,21 @@ export interface CheckpointSummary {
   readonly rawBytes: number;
   /** Bytes this checkpoint added to the repository, manifest included. */
   readonly storedBytes: number;
+  /** Pages that did not change and were stored once more, to keep the chain quick to read (docs/format.md, regrouping). */
+  readonly regroupedPages: number;
+  /** Part of `storedBytes`. */
+  readonly regroupedBytes: number;
+  /** Part of `totalMs`; the VM runs meanwhile. */
+  readonly regroupMs: number;
   readonly deviceStateBytes: number;
   readonly diskSnapshots: number;
   readonly warnings: readonly string[];
 }
 
-export type SummaryFigures = Omit<CheckpointSummary, 'checkpointId' | 'parentId' | 'totalMs' | 'storedBytes'>;
+export type SummaryFigures = Omit<
+  CheckpointSummary,
+  'checkpointId' | 'parentId' | 'totalMs' | 'storedBytes' | 'regroupedPages' | 'regroupedBytes' | 'regroupMs'
+>;
 
 /** The part of a summary that is known before the commit, and goes into the manifest. */
 export function summaryFigures(facts: {

@@ -113,6 +113,30 @@ export class ChainReader {
     return bottoms;
   }
 
+  /**
+   * As `readPagesByRef`, and beside each page what lies at the bottom of its deltas (see `readBottoms`), from one pass.
+   * @param bottomsInto 4096 bytes a ref
+   */
+  async readWithBottoms(
+    refs: Float64Array,
+    into: Uint8Array,
+    bottomsInto: Uint8Array,
+    options: CallOptions = {},
+  ): Promise<Bottoms> {
+    const bottoms = { refs: new Float64Array(refs.length), deltas: new Uint8Array(refs.length) };
+    for (let from = 0; from < refs.length; from += this.#windowPages) {
+      const to = Math.min(refs.length, from + this.#windowPages);
+      const [fromByte, toByte] = [from * PAGE_SIZE_BYTES, to * PAGE_SIZE_BYTES];
+      const nested = { ...options, patches: MAX_DELTA_DEPTH };
+      await this.#readWindow(refs.subarray(from, to), into.subarray(fromByte, toByte), nested, {
+        refs: bottoms.refs.subarray(from, to),
+        deltas: bottoms.deltas.subarray(from, to),
+        into: bottomsInto.subarray(fromByte, toByte),
+      });
+    }
+    return bottoms;
+  }
+
   /** One decoded frame; shared with the cache, do not change it. @throws as `readPagesByRef` */
   async frame(packSeq: number, frame: number, options: CallOptions = {}): Promise<PageRecords> {
     const key = frameKey(packSeq, frame);
@@ -120,7 +144,7 @@ export class ChainReader {
     if (cached !== undefined) return cached;
     const span = { key, pack: packSeq, frame, from: 0, to: 0 };
     const nested = { ...options, patches: MAX_DELTA_DEPTH };
-    for await (const [, , records] of this.#fetch(packSeq, [span], nested)) return records;
+    for await (const [, , records] of this.#fetch([span], nested)) return records;
     throw damaged(this.#keys.pack(packSeq), 'frame is missing', { frame });
   }
 
@@ -132,39 +156,61 @@ export class ChainReader {
     throw damaged(this.#keys.pack(packSeq), 'frame is missing', { frame });
   }
 
-  /** @param bottoms when given: take them, and leave the deltas out */
+  /** @param bottoms when given: take them, and leave the deltas out unless they have a place of their own */
   async #readWindow(
     refs: Float64Array,
     into: Uint8Array,
     options: NestedOptions,
-    bottoms?: Bottoms,
+    bottoms?: Window['bottoms'],
   ): Promise<void> {
-    const stash = new DeltaStash();
-    let wanted = this.#sortByRef(
-      refs,
-      Uint32Array.from(refs, (_, slot) => slot).filter((slot) => refs[slot] !== ZERO_REF),
-    );
+    const window: Window = {
+      into,
+      deltas: bottoms === undefined || bottoms.into !== undefined ? new DeltaStash() : undefined,
+      bottoms,
+      bottomDeltas: new DeltaStash(),
+    };
     for (let slot = 0; slot < refs.length; slot++) {
       if (refs[slot] === ZERO_REF) into.fill(0, slot * PAGE_SIZE_BYTES, (slot + 1) * PAGE_SIZE_BYTES);
     }
+    const wanted = this.#sortByRef(
+      refs,
+      Uint32Array.from(refs, (_, slot) => slot).filter((slot) => refs[slot] !== ZERO_REF),
+    );
+    // Only at the top: below, it would multiply with each patch frame.
+    if (options.patches === MAX_DELTA_DEPTH) {
+      const settled = await Promise.allSettled(
+        splitLargestPack(wanted).map((part) => this.#followDown(part, window, options)),
+      );
+      for (const one of settled) if (one.status === 'rejected') throw one.reason;
+    } else await this.#followDown(wanted, window, options);
+    const onMalformed = (ref: RecordRef, reason: string): Error => this.#damagedRecord(ref, reason);
+    if (bottoms?.into !== undefined) bottoms.into.set(into);
+    window.bottomDeltas.apply(this.#kernels(), bottoms?.into ?? into, onMalformed);
+    window.deltas?.apply(this.#kernels(), into, onMalformed);
+  }
+
+  /** All records of some slots, then all their bases, and so on down to the whole pages. */
+  async #followDown(start: Wanted, window: Window, options: NestedOptions): Promise<void> {
+    const { into, deltas, bottoms, bottomDeltas } = window;
+    let wanted = start;
     for (let level = 0; wanted.slots.length > 0; level++) {
       if (level > MAX_DELTA_DEPTH) {
         throw this.#damagedRecord(wanted.refs[0]!, `more than ${MAX_DELTA_DEPTH} deltas lead to this record`);
       }
-      const nextRefs = new Float64Array(refs.length);
+      const nextRefs = new Float64Array(into.length / PAGE_SIZE_BYTES);
       const nextSlots: number[] = [];
       for await (const [from, to, frame] of this.#framesOf(wanted, options)) {
         for (let i = from; i < to; i++) {
           const slot = wanted.slots[i]!;
           const ref = wanted.refs[i]!;
-          const base = this.#takeRecord(frame, ref, slot, into, bottoms === undefined ? stash : undefined);
+          const base = this.#takeRecord(frame, ref, slot, into, deltas);
           if (base === ZERO_REF) {
             if (bottoms !== undefined) {
               bottoms.refs[slot] = ref;
               bottoms.deltas[slot] = level;
               // One on the zero page still has to be applied.
               const record = recordOfRef(ref);
-              if (frame.codecs[record] !== CODEC_RAW) stash.push(slot, ref, frame, record);
+              if (frame.codecs[record] !== CODEC_RAW) bottomDeltas.push(slot, ref, frame, record);
             }
             continue;
           }
@@ -174,7 +220,6 @@ export class ChainReader {
       }
       wanted = this.#sortByRef(nextRefs, Uint32Array.from(nextSlots));
     }
-    stash.apply(this.#kernels(), into, (ref, reason) => this.#damagedRecord(ref, reason));
   }
 
   /** Writes a whole page to its slot, or sets a delta aside. @returns the record needed next, 0 when there is none */
@@ -217,28 +262,14 @@ export class ChainReader {
       else missing.push({ key, pack: packOfRef(refs[from]!), frame: frameOfRef(refs[from]!), from, to });
       from = to;
     }
-    const byPack: FrameSpan[][] = [];
-    for (const span of missing) {
-      const last = byPack.at(-1);
-      if (last?.[0]!.pack === span.pack) last.push(span);
-      else byPack.push([span]);
-    }
-    for (const [i, spans] of byPack.entries()) {
-      for (const ahead of byPack.slice(i, i + OPENS_AHEAD)) {
-        // Its failure is met when its turn comes, or not at all after another one's.
-        this.packs.open(ahead[0]!.pack, options).catch(() => undefined);
-      }
-      yield* this.#fetch(spans[0]!.pack, spans, options);
-    }
+    yield* this.#fetch(missing, options);
   }
 
-  /** Reads and decodes frames of one pack, a few of them at the same time. */
+  /** Reads and decodes frames, a few of them at the same time, also of different packs. @param spans in ascending order */
   async *#fetch(
-    pack: number,
     spans: readonly FrameSpan[],
     options: NestedOptions,
   ): AsyncGenerator<readonly [number, number, PageRecords]> {
-    const numbers = spans.map(({ frame }) => frame);
     const inFlight: (() => Promise<PageRecords>)[] = [];
     let done = 0;
     const next = async (): Promise<readonly [number, number, PageRecords]> => {
@@ -247,17 +278,33 @@ export class ChainReader {
       this.#cache.put(span.key, frame);
       return [span.from, span.to, frame];
     };
-    for await (const stored of this.packs.frames(pack, numbers, options)) {
-      if (stored.entry.kind === FRAME_KIND_PATCH) {
-        // Not before its turn: it reads frames of its own, and so on downwards.
-        inFlight.push(() => this.#decodePatch(pack, stored, options));
-      } else {
-        const decoding = decodeFrameAsync(stored.bytes, stored);
+    const byPack = groupByPack(spans);
+    for (const [i, some] of byPack.entries()) {
+      for (const ahead of byPack.slice(i, i + OPENS_AHEAD)) {
         // Its failure is met when its turn comes, or not at all after another one's.
-        decoding.catch(() => undefined);
-        inFlight.push(() => decoding);
+        this.packs.open(ahead[0]!.pack, options).catch(() => undefined);
       }
-      if (inFlight.length === DECODES_IN_FLIGHT) yield await next();
+      const { pack } = some[0]!;
+      const numbers = some.map(({ frame }) => frame);
+      for await (const stored of this.packs.frames(pack, numbers, options)) {
+        if (stored.entry.kind === FRAME_KIND_PATCH) {
+          // It reads frames of its own, and so on downwards: only the topmost ones at the same time, the others in their turn.
+          if (options.patches < MAX_DELTA_DEPTH) {
+            inFlight.push(() => this.#decodePatch(pack, stored, options));
+            if (inFlight.length === DECODES_IN_FLIGHT) yield await next();
+            continue;
+          }
+          const decoding = this.#decodePatch(pack, stored, options);
+          decoding.catch(() => undefined);
+          inFlight.push(() => decoding);
+        } else {
+          const decoding = decodeFrameAsync(stored.bytes, stored);
+          // Its failure is met when its turn comes, or not at all after another one's.
+          decoding.catch(() => undefined);
+          inFlight.push(() => decoding);
+        }
+        if (inFlight.length === DECODES_IN_FLIGHT) yield await next();
+      }
     }
     while (inFlight.length > 0) yield await next();
   }
@@ -299,6 +346,16 @@ export interface Bottoms {
   readonly deltas: Uint8Array;
 }
 
+/** Pages being read together. */
+interface Window {
+  readonly into: Uint8Array;
+  /** Undefined when only the bottoms are asked for. */
+  readonly deltas: DeltaStash | undefined;
+  readonly bottoms: (Bottoms & { readonly into?: Uint8Array }) | undefined;
+  /** Bottoms that are deltas on the zero page. */
+  readonly bottomDeltas: DeltaStash;
+}
+
 /** `patches`: patch frames that may still be met on the way down. */
 interface NestedOptions extends CallOptions {
   readonly patches: number;
@@ -310,4 +367,39 @@ interface FrameSpan {
   readonly frame: number;
   readonly from: number;
   readonly to: number;
+}
+
+function groupByPack(spans: readonly FrameSpan[]): readonly (readonly FrameSpan[])[] {
+  const groups: FrameSpan[][] = [];
+  for (const span of spans) {
+    const last = groups.at(-1);
+    if (last?.[0]!.pack === span.pack) last.push(span);
+    else groups.push([span]);
+  }
+  return groups;
+}
+
+/**
+ * The slots whose record lies in the pack that most of them lie in, and the others. Read side by side: one part, commonly the base,
+ * is many frames that are read one after the other, and the other a few that lead from one to the next.
+ */
+function splitLargestPack({ slots, refs }: Wanted): readonly Wanted[] {
+  let largest = [0, 0] as readonly [number, number];
+  for (let from = 0; from < refs.length;) {
+    const pack = packOfRef(refs[from]!);
+    let to = from + 1;
+    while (to < refs.length && packOfRef(refs[to]!) === pack) to++;
+    if (to - from > largest[1] - largest[0]) largest = [from, to];
+    from = to;
+  }
+  const [from, to] = largest;
+  if (to - from === refs.length) return [{ slots, refs }];
+  const others = [...slots.keys()].filter((i) => i < from || i >= to);
+  return [
+    {
+      slots: Uint32Array.from(others, (i) => slots[i]!),
+      refs: Float64Array.from(others, (i) => refs[i]!),
+    },
+    { slots: slots.subarray(from, to), refs: refs.subarray(from, to) },
+  ];
 }

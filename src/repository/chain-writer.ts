@@ -33,6 +33,8 @@ export interface BeginOptions {
   readonly onPoint?: (point: WritePoint) => void;
   /** Size at which a pack is closed and another begun; default 1 GiB. */
   readonly packTargetBytes?: number;
+  /** Regroup scattered records where it is due, read through this reader of the chain; default: do not. */
+  readonly regroupFrom?: ChainReader | undefined;
 }
 
 export class ChainWriter {
@@ -42,6 +44,8 @@ export class ChainWriter {
   readonly #lock: ChainLock;
   readonly #signal: AbortSignal | undefined;
   #latest: Manifest | null;
+  /** What each increment added, oldest first; of checkpoints that can be read. */
+  readonly #stored: number[];
   /** Highest sequence numbers in use, by this writer or anything found in the chain, orphans included. */
   readonly #last: { pack: number; index: number; checkpoint: number };
   #active: CheckpointWriter | undefined;
@@ -55,7 +59,7 @@ export class ChainWriter {
       readonly repositoryId: string;
       readonly keys: ChainKeys;
       readonly lock: ChainLock;
-      readonly latest: Manifest | null;
+      readonly manifests: readonly Manifest[];
       readonly last: { pack: number; index: number; checkpoint: number };
       readonly signal: AbortSignal | undefined;
     },
@@ -65,7 +69,8 @@ export class ChainWriter {
     this.#keys = parts.keys;
     this.#lock = parts.lock;
     this.#signal = parts.signal;
-    this.#latest = parts.latest;
+    this.#latest = parts.manifests.at(-1) ?? null;
+    this.#stored = parts.manifests.flatMap(storedByIncrement);
     this.#last = parts.last;
   }
 
@@ -90,8 +95,7 @@ export class ChainWriter {
         index: await highest(keys.index),
         checkpoint: await highest(keys.checkpoints),
       };
-      const latest = manifests.at(-1) ?? null;
-      return new ChainWriter(vmName, damaged, { backend, repositoryId, keys, lock, latest, last, signal });
+      return new ChainWriter(vmName, damaged, { backend, repositoryId, keys, lock, manifests, last, signal });
     } catch (error) {
       await lock.release().catch(() => undefined);
       throw error;
@@ -148,10 +152,13 @@ export class ChainWriter {
         signal: this.#signal,
         nextPackSeq: () => this.#nextPackSeq(),
         nextIndexSeq: () => ++this.#last.index,
+        storedLately: (count) => this.#stored.slice(-count),
         checkLock: () => this.#checkLock(),
         done: (manifest) => {
           this.#active = undefined;
-          if (manifest !== null) this.#latest = manifest;
+          if (manifest === null) return;
+          this.#latest = manifest;
+          this.#stored.push(...storedByIncrement(manifest));
         },
       },
     );
@@ -193,4 +200,8 @@ export class ChainWriter {
       },
     );
   }
+}
+
+function storedByIncrement({ kind, storedBytes }: Manifest): readonly number[] {
+  return kind === 'base' ? [] : [storedBytes];
 }

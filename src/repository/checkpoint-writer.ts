@@ -5,16 +5,19 @@
  * Frames may come from several callers at once: each is given its addresses at the moment of the call.
  */
 
+import { performance } from 'node:perf_hooks';
+
 import { CODEC_RUNS } from '../codec/codec-ids.js';
-import { isCheckpointError } from '../errors.js';
+import { describeError, isCheckpointError } from '../errors.js';
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
 import type { DiskSnapshot, FrozenGuest, VmIdentity } from '../hypervisor/vm.js';
 import type { CallOptions, StorageBackend } from '../storage/backend.js';
 import type { JsonObject } from '../types.js';
 import type { ChainKeys } from './chain-keys.js';
+import type { ChainReader } from './chain-reader.js';
 import { encodeBlobFrame, FRAME_KIND_BLOB, type EncodedFrame } from './frame.js';
 import { encodeSegment, entriesOf } from './index-segment.js';
-import { planSegment } from './segment-plan.js';
+import { planSegment, type SegmentPlan } from './segment-plan.js';
 import {
   encodeManifest,
   type CheckpointKind,
@@ -26,6 +29,8 @@ import {
 import { PACK_TARGET_BYTES } from './pack-format.js';
 import { PackWriter } from './pack-writer.js';
 import type { PageMap } from './page-map.js';
+import { regroup } from './regroup.js';
+import { budgetOf, pagesToRegroup, WHOLE_REGROUP_RISE } from './regroup-policy.js';
 import {
   makeRef,
   MAX_DELTA_DEPTH,
@@ -54,6 +59,8 @@ export interface CheckpointWriterOptions {
   /** Called between the steps of `commit`; what it throws fails the commit. For fault injection. */
   readonly onPoint?: ((point: WritePoint) => void) | undefined;
   readonly packTargetBytes?: number | undefined;
+  /** Reads committed records of the chain. When given, scattered records are regrouped where it is due. */
+  readonly regroupFrom?: ChainReader | undefined;
 }
 
 /** What the chain gives its writers. */
@@ -68,6 +75,8 @@ export interface CheckpointWriterDeps {
   readonly signal: AbortSignal | undefined;
   nextPackSeq(): number;
   nextIndexSeq(): number;
+  /** What each of the newest increments added to the chain, at most so many, in bytes. */
+  storedLately(count: number): readonly number[];
   /** @throws REPO_LOCKED when the lock is gone */
   checkLock(): Promise<void>;
   /** Called once the writer will not be used any more; with the manifest when it is committed. */
@@ -85,6 +94,26 @@ export interface CommitFields {
   readonly runState?: string;
   /** Waited for before the manifest is written; when it fails, the commit does. */
   readonly allowed?: Promise<void>;
+}
+
+/** What regrouping did. */
+export interface RegroupFigures {
+  readonly pages: number;
+  readonly storedBytes: number;
+  readonly ms: number;
+}
+
+const NOTHING_REGROUPED: RegroupFigures = { pages: 0, storedBytes: 0, ms: 0 };
+
+/** Regrouped records that are durable, and what the map said of their pages before. */
+interface RegroupedPack {
+  readonly entry: PackEntry;
+  readonly pages: readonly number[];
+  readonly refs: readonly RecordRef[];
+  readonly depths: readonly number[];
+  /** Objects and bytes written before it. */
+  readonly writtenBefore: number;
+  readonly storedBefore: number;
 }
 
 export class CheckpointWriter {
@@ -106,6 +135,8 @@ export class CheckpointWriter {
   #storedBytes = 0;
   #recordCount = 0;
   #rawBytes = 0;
+  #regroupFigures = NOTHING_REGROUPED;
+  readonly #warnings: string[] = [];
 
   constructor(options: CheckpointWriterOptions, deps: CheckpointWriterDeps) {
     this.id = deps.id;
@@ -127,6 +158,15 @@ export class CheckpointWriter {
   /** Bytes of the frames before compression. */
   get rawBytes(): number {
     return this.#rawBytes;
+  }
+
+  get regrouped(): RegroupFigures {
+    return this.#regroupFigures;
+  }
+
+  /** What went wrong without failing the checkpoint. */
+  get warnings(): readonly string[] {
+    return this.#warnings;
   }
 
   /** True for a record that was durable before this checkpoint began, and so can be read. */
@@ -180,16 +220,54 @@ export class CheckpointWriter {
   async commit(fields: CommitFields): Promise<Manifest> {
     this.#mustBeOpen();
     this.#state = 'committing';
-    const { map, layout, kind, parent, onPoint } = this.#options;
+    const { map, onPoint } = this.#options;
     onPoint?.('before-pack');
     this.#closePack();
     const packs = await Promise.all(this.#closing);
     onPoint?.('pack-durable');
-    const segments = await this.#writeIndex();
-    onPoint?.('index-durable');
-    await fields.allowed;
+    const plan = await this.#planSegment();
+    const regrouped = await this.#regroup(plan);
+    const manifest = await this.#publish(fields, plan, packs, regrouped);
+    this.#state = 'committed';
+    map.commit();
+    this.#deps.done(manifest);
+    onPoint?.('after-manifest');
+    return manifest;
+  }
+
+  /** Index and manifest. When there is no room for them, what was regrouped gives way. */
+  async #publish(
+    fields: CommitFields,
+    plan: SegmentPlan,
+    packs: readonly PackEntry[],
+    regrouped: RegroupedPack | undefined,
+  ): Promise<Manifest> {
+    const { onPoint } = this.#options;
+    try {
+      const segments = await this.#writeIndex(plan);
+      onPoint?.('index-durable');
+      await fields.allowed;
+      const manifest = this.#manifest(fields, segments, packs, regrouped);
+      await this.#deps.checkLock();
+      onPoint?.('before-manifest');
+      this.#storedBytes += await this.#saveManifest(manifest);
+      return manifest;
+    } catch (error) {
+      if (regrouped === undefined || !isCheckpointError(error, 'STORAGE_FULL')) throw error;
+      await this.#takeBack(regrouped, error);
+      return this.#publish(fields, plan, packs, undefined);
+    }
+  }
+
+  #manifest(
+    fields: CommitFields,
+    segments: readonly SegmentEntry[],
+    packs: readonly PackEntry[],
+    regrouped: RegroupedPack | undefined,
+  ): Manifest {
+    const { map, layout, kind, parent } = this.#options;
     const { id, seq, vmName, keys } = this.#deps;
-    const manifest: Manifest = {
+    return {
       id,
       seq,
       chain: keys.chain,
@@ -202,7 +280,10 @@ export class CheckpointWriter {
       machine: fields.machine,
       layout,
       runState: fields.runState ?? '',
-      packs,
+      packs: regrouped === undefined ? packs : [...packs, regrouped.entry],
+      ...(regrouped === undefined
+        ? {}
+        : { regrouped: { pack: regrouped.entry.seq, pageCount: regrouped.pages.length } }),
       segments,
       deviceState: this.#deviceState,
       disks: fields.disks,
@@ -211,14 +292,6 @@ export class CheckpointWriter {
       storedBytes: this.#storedBytes,
       stats: fields.stats,
     };
-    await this.#deps.checkLock();
-    onPoint?.('before-manifest');
-    this.#storedBytes += await this.#saveManifest(manifest);
-    this.#state = 'committed';
-    map.commit();
-    this.#deps.done(manifest);
-    onPoint?.('after-manifest');
-    return manifest;
   }
 
   /**
@@ -314,11 +387,98 @@ export class CheckpointWriter {
     }
   }
 
-  async #writeIndex(): Promise<readonly SegmentEntry[]> {
-    const { map, parent, layout, level } = this.#options;
-    const { backend, keys, repositoryId, owner } = this.#deps;
+  #planSegment(): Promise<SegmentPlan> {
+    const { map, parent, layout } = this.#options;
+    const { backend, keys, repositoryId } = this.#deps;
     const source = { backend, repositoryId, chain: keys.chain, pageSpan: layout.pageSpan };
-    const plan = await planSegment(map, parent, layout, source, this.#call);
+    return planSegment(map, parent, layout, source, this.#call);
+  }
+
+  /**
+   * Brings scattered records together, in a pack of its own. Whatever goes wrong, the checkpoint is as good without: the map is
+   * changed only once the pack is durable.
+   */
+  async #regroup(plan: SegmentPlan): Promise<RegroupedPack | undefined> {
+    const { map, level, regroupFrom } = this.#options;
+    if (regroupFrom === undefined) return undefined;
+    const started = performance.now();
+    const pages = pagesToRegroup(map, plan);
+    if (pages.length === 0) return undefined;
+    const seq = this.#deps.nextPackSeq();
+    const { keys, owner, backend } = this.#deps;
+    const key = keys.pack(seq);
+    const pack = new PackWriter(key, seq, owner, backend, this.#call);
+    const [writtenBefore, storedBefore] = [this.#written.length, this.#storedBytes];
+    this.#written.push(key);
+    try {
+      const {
+        pages: moved,
+        refs,
+        depths,
+      } = await regroup(
+        {
+          pages,
+          map,
+          budgetBytes: budgetOf(plan, (count) => this.#deps.storedLately(count)),
+          dense: plan.rise >= WHOLE_REGROUP_RISE,
+          level,
+          reader: regroupFrom,
+          append: async (frame) => {
+            const number = pack.append(frame.bytes, frame.kind, frame.pages.length);
+            await pack.drained();
+            return Array.from(frame.pages, (_, i) => makeRef(seq, number, i));
+          },
+        },
+        this.#call,
+      );
+      if (moved.length === 0) {
+        await pack.abort();
+        return undefined;
+      }
+      const entry = await pack.finish();
+      const before = moved.map((page) => map.get(page));
+      moved.forEach((page, i) => map.set(page, refs[i]!, depths[i]!));
+      this.#storedBytes += entry.sizeBytes;
+      this.#regroupFigures = {
+        pages: moved.length,
+        storedBytes: entry.sizeBytes,
+        ms: performance.now() - started,
+      };
+      return {
+        entry,
+        pages: moved,
+        refs: before.map(({ ref }) => ref),
+        depths: before.map(({ depth }) => depth),
+        writtenBefore,
+        storedBefore,
+      };
+    } catch (error) {
+      await pack.abort();
+      await removed(backend, key);
+      this.#warnNotRegrouped(error);
+      return undefined;
+    }
+  }
+
+  /** The pages stay where they were; the pack and the segment that refers to it go. */
+  async #takeBack(regrouped: RegroupedPack, cause: unknown): Promise<void> {
+    const { map } = this.#options;
+    regrouped.pages.forEach((page, i) => map.set(page, regrouped.refs[i]!, regrouped.depths[i]!));
+    for (const key of this.#written.splice(regrouped.writtenBefore)) await removed(this.#deps.backend, key);
+    this.#storedBytes = regrouped.storedBefore;
+    this.#regroupFigures = NOTHING_REGROUPED;
+    this.#warnNotRegrouped(cause);
+  }
+
+  #warnNotRegrouped(error: unknown): void {
+    this.#warnings.push(
+      `scattered records were left where they are, so reading gets slower as the chain grows: ${describeError(error)}`,
+    );
+  }
+
+  async #writeIndex(plan: SegmentPlan): Promise<readonly SegmentEntry[]> {
+    const { map, level } = this.#options;
+    const { backend, keys, owner } = this.#deps;
     if (plan.pages === null) return plan.kept;
     const seq = this.#deps.nextIndexSeq();
     const bytes = encodeSegment({ seq, level: plan.level, owner }, entriesOf(map, plan.pages), level);

@@ -26,6 +26,9 @@ const DATA_LENGTHS_AT = CONTROL_LENGTHS_AT + BATCH_RECORDS * 2;
 const POINTERS_AT = DATA_LENGTHS_AT + BATCH_RECORDS * 2;
 const CONTROL_AT = POINTERS_AT + BATCH_RECORDS * 4;
 
+/** Room made with the first delta: most windows have none. */
+const FIRST_BYTES = 64 * 1024;
+
 interface Delta {
   readonly ref: RecordRef;
   /** Into the stash's bytes: control, then data. */
@@ -44,7 +47,7 @@ interface Placed {
 
 export class DeltaStash {
   readonly #heads = new Map<number, Delta>();
-  #bytes = new Uint8Array(64 * 1024);
+  #bytes = new Uint8Array(0);
   #used = 0;
 
   push(slot: number, ref: RecordRef, frame: PageRecords, record: number): void {
@@ -128,7 +131,7 @@ export class DeltaStash {
   }
 
   #grow(): void {
-    const bytes = new Uint8Array(Math.max(this.#bytes.length * 2, this.#used));
+    const bytes = new Uint8Array(Math.max(FIRST_BYTES, this.#bytes.length * 2, this.#used));
     bytes.set(this.#bytes);
     this.#bytes = bytes;
   }

@@ -19,6 +19,8 @@ export const MAX_SEGMENTS = (MERGE_FACTOR - 1) * MAX_LEVELS + 1;
 
 export interface IndexPlan {
   readonly level: number;
+  /** Levels whose segments are taken over: the new one covers the last 8^rise checkpoints. 0 when it is the first bottom, or pages have moved. */
+  readonly rise: number;
   /** Segments of the parent whose entries the new one takes over; empty for a bottom, which takes everything. */
   readonly merged: readonly SegmentEntry[];
   /** Segments of the parent that stay, newest first. */
@@ -35,7 +37,7 @@ export function planIndex(
   changedCount: number,
   sameNumbers: boolean,
 ): IndexPlan {
-  const newBottom: IndexPlan = { level: BOTTOM_LEVEL, merged: [], kept: [] };
+  const newBottom: IndexPlan = { level: BOTTOM_LEVEL, rise: 0, merged: [], kept: [] };
   const bottom = segments.find((segment) => segment.level === BOTTOM_LEVEL);
   if (bottom === undefined || !sameNumbers) return newBottom;
   let level = 0;
@@ -47,6 +49,6 @@ export function planIndex(
     level++;
   }
   const entryCount = merged.reduce((sum, segment) => sum + segment.entryCount, changedCount);
-  if (level === MAX_LEVELS || entryCount * 2 > bottom.entryCount) return newBottom;
-  return { level, merged, kept: segments.filter((segment) => !merged.includes(segment)) };
+  if (level === MAX_LEVELS || entryCount * 2 > bottom.entryCount) return { ...newBottom, rise: level };
+  return { level, rise: level, merged, kept: segments.filter((segment) => !merged.includes(segment)) };
 }

@@ -10,6 +10,9 @@ import { PageMap } from './page-map.js';
 import { MAX_SEGMENTS } from './index-policy.js';
 import { sha256Hex } from './sealed-json.js';
 
+/** Segments fetched together: there are some twenty in a long chain. */
+const LOADS_AT_A_TIME = 8;
+
 export interface SegmentSource {
   readonly backend: StorageBackend;
   readonly repositoryId: string;
@@ -55,9 +58,12 @@ export async function loadMap(
     throw damaged(manifestKey(manifest), 'more index segments than the format allows');
   const map = new PageMap(layout.pageSpan);
   const source = { backend, repositoryId, chain, pageSpan: layout.pageSpan };
-  for (const entry of [...segments].reverse()) {
-    const { pages, refs, depths } = await loadSegment(source, entry, options);
-    for (let i = 0; i < pages.length; i++) map.set(pages[i]!, refs[i]!, depths[i]!);
+  const oldestFirst = [...segments].reverse();
+  for (let from = 0; from < oldestFirst.length; from += LOADS_AT_A_TIME) {
+    const some = oldestFirst.slice(from, from + LOADS_AT_A_TIME);
+    const loaded = await Promise.all(some.map((entry) => loadSegment(source, entry, options)));
+    for (const { pages, refs, depths } of loaded)
+      for (let i = 0; i < pages.length; i++) map.set(pages[i]!, refs[i]!, depths[i]!);
   }
   map.commit();
   return map;

@@ -48,6 +48,13 @@ export interface DeviceStateEntry {
   readonly sha256: string;
 }
 
+/** Records of pages that did not change, written once more next to each other. */
+export interface RegroupedEntry {
+  /** Number of the pack; it is in `packs` and holds nothing else. */
+  readonly pack: number;
+  readonly pageCount: number;
+}
+
 export interface Manifest {
   readonly id: string;
   readonly seq: number;
@@ -66,6 +73,8 @@ export interface Manifest {
   /** In which the VM was found and left; empty when nobody said. */
   readonly runState: string;
   readonly packs: readonly PackEntry[];
+  /** Absent when the checkpoint regrouped no pages. */
+  readonly regrouped?: RegroupedEntry;
   /** Newest first. */
   readonly segments: readonly SegmentEntry[];
   readonly deviceState: DeviceStateEntry | null;
@@ -131,6 +140,7 @@ export function decodeManifest(key: string, chain: string, bytes: Uint8Array): M
     layout: readLayout(json),
     runState: json.text('runState'),
     packs: json.list('packs', readPack),
+    ...(json.has('regrouped') ? { regrouped: readRegrouped(json.fields('regrouped')) } : {}),
     segments: json.list('segments', readSegment),
     deviceState: readDeviceState(json.fieldsOrNull('deviceState')),
     disks: json.list('disks', readDisk),
@@ -176,6 +186,10 @@ function readPack(json: JsonFields): PackEntry {
     frameCount: json.count('frameCount', MAX_FRAMES_PER_PACK, 1),
     directorySha256: json.matching('directorySha256', HEX_32),
   };
+}
+
+function readRegrouped(json: JsonFields): RegroupedEntry {
+  return { pack: json.count('pack', MAX_PACK_SEQ, 1), pageCount: json.count('pageCount', MAX_PAGE_SPAN) };
 }
 
 function readSegment(json: JsonFields): SegmentEntry {

@@ -30,9 +30,16 @@ const MAX_FETCH_BYTES = 2 * 1024 * 1024;
 const FETCHES_AHEAD = 4;
 /** Of a pack that is opened, that much of its end is fetched at once: trailer and the directory of some 680 frames. */
 const END_BYTES = 16 * 1024;
+/** A pack up to this size is fetched as a whole: one call instead of three and more. Packs of short increments are smaller. */
+const WHOLE_PACK_BYTES = 256 * 1024;
+/** Whole packs kept for further frames. */
+const KEPT_BYTES = 16 * 1024 * 1024;
 
 export class PackReader {
   readonly #packs = new Map<number, Promise<OpenPack>>();
+  /** Whole packs by number, least recently opened first. */
+  readonly #whole = new Map<number, Uint8Array>();
+  #wholeBytes = 0;
 
   constructor(
     private readonly backend: StorageBackend,
@@ -80,7 +87,7 @@ export class PackReader {
       while (ahead.length < FETCHES_AHEAD) {
         const { value: span } = spans.next();
         if (span === undefined) break;
-        const loading = load(this.backend, pack.key, span.offset, span.lengthBytes, options);
+        const loading = this.#load(pack, span, options);
         // Its failure is met when its turn comes, or not at all after another one's.
         loading.catch(() => undefined);
         ahead.push({ span, loading });
@@ -110,11 +117,7 @@ export class PackReader {
       throw error;
     }
     if (sizeBytes < PACK_HEADER_BYTES + PACK_TRAILER_BYTES) throw damaged(key, 'pack is cut off');
-    const tailFrom = Math.max(PACK_HEADER_BYTES, sizeBytes - END_BYTES);
-    const [header, tail] = await Promise.all([
-      load(this.backend, key, 0, PACK_HEADER_BYTES, options),
-      load(this.backend, key, tailFrom, sizeBytes - tailFrom, options),
-    ]);
+    const [header, tail] = await this.#loadEnds(seq, key, sizeBytes, options);
     checkPackHeader(key, header, seq, this.owner);
     const trailer = locateDirectory(key, tail.subarray(-PACK_TRAILER_BYTES), seq, sizeBytes);
     const endBytes = trailer.frameCount * DIRECTORY_ENTRY_BYTES + PACK_TRAILER_BYTES;
@@ -124,6 +127,41 @@ export class PackReader {
         : await load(this.backend, key, trailer.directoryOffset, endBytes, options);
     const { frames, sha256 } = decodeDirectory(key, header, end, trailer);
     return { key, seq, sizeBytes, frames, directorySha256: sha256 };
+  }
+
+  /** Header, and as much of the end as is likely to hold the directory. */
+  async #loadEnds(
+    seq: number,
+    key: string,
+    sizeBytes: number,
+    options: CallOptions,
+  ): Promise<readonly [Uint8Array, Uint8Array]> {
+    if (sizeBytes <= WHOLE_PACK_BYTES) {
+      const bytes = await load(this.backend, key, 0, sizeBytes, options);
+      this.#keep(seq, bytes);
+      return [bytes.subarray(0, PACK_HEADER_BYTES), bytes.subarray(PACK_HEADER_BYTES)];
+    }
+    const tailFrom = Math.max(PACK_HEADER_BYTES, sizeBytes - END_BYTES);
+    return Promise.all([
+      load(this.backend, key, 0, PACK_HEADER_BYTES, options),
+      load(this.backend, key, tailFrom, sizeBytes - tailFrom, options),
+    ]);
+  }
+
+  #keep(seq: number, bytes: Uint8Array): void {
+    this.#whole.set(seq, bytes);
+    this.#wholeBytes += bytes.length;
+    for (const [oldest, old] of this.#whole) {
+      if (this.#wholeBytes <= KEPT_BYTES) break;
+      this.#whole.delete(oldest);
+      this.#wholeBytes -= old.length;
+    }
+  }
+
+  #load(pack: OpenPack, { offset, lengthBytes }: Span, options: CallOptions): Promise<Uint8Array> {
+    const whole = this.#whole.get(pack.seq);
+    if (whole !== undefined) return Promise.resolve(whole.subarray(offset, offset + lengthBytes));
+    return load(this.backend, pack.key, offset, lengthBytes, options);
   }
 }
 

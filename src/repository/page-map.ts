@@ -50,6 +50,10 @@ export class PageMap {
     this.depths[page] = depth;
   }
 
+  isChanged(page: number): boolean {
+    return (this.#changed[this.#checked(page) >>> 3]! & (1 << (page & 7))) !== 0;
+  }
+
   /** Pages changed since the last commit or rollback, ascending. Caller owns the result. */
   changedPages(): Uint32Array {
     const pages = new Uint32Array(this.#changedCount);

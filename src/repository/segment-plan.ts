@@ -10,6 +10,8 @@ import { ZERO_REF } from './record-ref.js';
 
 export interface SegmentPlan {
   readonly level: number;
+  /** See `IndexPlan`. */
+  readonly rise: number;
   /** Ascending; null when no segment is needed. */
   readonly pages: Uint32Array | null;
   /** Segments of the parent that stay, newest first. */
@@ -29,7 +31,7 @@ export async function planSegment(
 ): Promise<SegmentPlan> {
   const changed = map.changedPages();
   const sameNumbers = parent !== null && sameLayout(parent.layout, layout);
-  if (sameNumbers && changed.length === 0) return { level: 0, pages: null, kept: parent.segments };
+  if (sameNumbers && changed.length === 0) return { level: 0, rise: 0, pages: null, kept: parent.segments };
   const plan = planIndex(parent?.segments ?? [], changed.length, sameNumbers);
   if (plan.level === BOTTOM_LEVEL) return { ...plan, pages: pagesWithRecord(map) };
   if (plan.merged.length === 0) return { ...plan, pages: changed };

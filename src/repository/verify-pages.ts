@@ -135,11 +135,20 @@ function compareDigests(table: RecordTable, { kernels, onProblem }: PagesCheck):
 
 /** The frame digest of docs/format.md over decoded pages. */
 export function digestOf(kernels: Kernels, pages: Uint8Array): bigint {
-  const hashes = new BigUint64Array(pages.length / PAGE_SIZE_BYTES);
-  hashes.forEach((_, i) => {
-    hashes[i] = hashOf(kernels, pages.subarray(i * PAGE_SIZE_BYTES, (i + 1) * PAGE_SIZE_BYTES));
-  });
-  return digestOfHashes(kernels, hashes);
+  return digestOfPages(
+    kernels,
+    Array.from({ length: pages.length / PAGE_SIZE_BYTES }, (_, i) =>
+      pages.subarray(i * PAGE_SIZE_BYTES, (i + 1) * PAGE_SIZE_BYTES),
+    ),
+  );
+}
+
+/** As `digestOf`, of pages that need not lie together. */
+export function digestOfPages(kernels: Kernels, pages: readonly Uint8Array[]): bigint {
+  return digestOfHashes(
+    kernels,
+    BigUint64Array.from(pages, (page) => hashOf(kernels, page)),
+  );
 }
 
 function hashOf(kernels: Kernels, page: Uint8Array): bigint {
