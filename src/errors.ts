@@ -25,6 +25,7 @@ export const ERROR_CODES = [
   'REPO_LOCKED',
   'CHECKPOINT_NOT_FOUND',
   'CHECKPOINT_AMBIGUOUS',
+  'CHECKPOINT_GONE',
   'CHAIN_WRONG_VM',
   // codec, bitmap, kernels
   'CODEC_MALFORMED',

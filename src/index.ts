@@ -18,6 +18,9 @@ export { CheckpointError, isCheckpointError, type ErrorCode } from './errors.js'
 export type { Hypervisor, RestoreRequest, RestoreResult } from './hypervisor/hypervisor.js';
 export { HypervisorRegistry } from './hypervisor/hypervisor.js';
 export type { Vm, VmReport } from './hypervisor/vm.js';
+export { Calendar, parseDuration } from './repository/calendar.js';
+export { forget, type ForgetChoice, type ForgetOptions, type ForgetResult } from './repository/forget.js';
+export type { KeepPolicy } from './repository/keep-policy.js';
 export type { Manifest } from './repository/manifest.js';
 export { Repository } from './repository/repository.js';
 export { verify } from './repository/verify.js';

@@ -144,13 +144,9 @@ export async function dropDiskSnapshots(monitor: Monitor, snapshots: readonly Di
     }
   }
   if (left.length === 0) return;
-  throw new CheckpointError(
-    'DISK_SNAPSHOT_FAILED',
-    `left behind by a failed checkpoint: ${left.join('; ')}`,
-    {
-      hint: 'qemu-img snapshot -d removes a snapshot of a stopped VM; block-commit merges an overlay of a running one',
-    },
-  );
+  throw new CheckpointError('DISK_SNAPSHOT_FAILED', `snapshots that stay: ${left.join('; ')}`, {
+    hint: 'qemu-img snapshot -d removes a snapshot of a stopped VM; block-commit merges an overlay of a running one',
+  });
 }
 
 function plan(disk: VmDisk, name: string, mode: DiskSnapshotMode): DiskSnapshot {

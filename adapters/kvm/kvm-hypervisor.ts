@@ -2,6 +2,7 @@
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { attachKvm } from './attach.js';
+import { dropStoredSnapshots } from './drop-stored-snapshots.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
 import { IMPORT_FORMATS, importMigration } from './import.js';
 import { restoreCheckpoint } from './restore.js';
@@ -12,6 +13,7 @@ export const kvmHypervisor: Hypervisor = {
   exportFormats: EXPORT_FORMATS,
   importFormats: IMPORT_FORMATS,
   importFrom: importMigration,
+  dropDiskSnapshots: dropStoredSnapshots,
   attach: attachKvm,
   restore: restoreCheckpoint,
   exportTo: exportCheckpoint,

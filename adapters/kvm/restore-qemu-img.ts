@@ -41,6 +41,11 @@ export async function applySnapshot(path: string, name: string): Promise<void> {
   await qemuImg(['snapshot', '-a', name, path], `rolling ${path} back to the snapshot ${name}`);
 }
 
+/** Removes an internal snapshot. QEMU locks its images, so that of a running VM stays as it is. @throws RESTORE_TARGET_BUSY, RESTORE_FAILED */
+export async function deleteSnapshot(path: string, name: string): Promise<void> {
+  await qemuImg(['snapshot', '-d', name, path], `deleting the snapshot ${name} of ${path}`);
+}
+
 /** Makes `overlay`, over what stands there. @throws RESTORE_FAILED */
 export async function createOverlay(overlay: string, base: string, baseFormat: string): Promise<void> {
   await qemuImg(

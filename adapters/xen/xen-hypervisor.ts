@@ -2,6 +2,7 @@
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { attachXen } from './attach.js';
+import { dropVolumeSnapshots } from './drop-volume-snapshots.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
 import { IMPORT_FORMATS, importSaveFile } from './import.js';
 import { restoreCheckpoint } from './restore.js';
@@ -12,6 +13,7 @@ export const xenHypervisor: Hypervisor = {
   exportFormats: EXPORT_FORMATS,
   importFormats: IMPORT_FORMATS,
   importFrom: importSaveFile,
+  dropDiskSnapshots: dropVolumeSnapshots,
   attach: attachXen,
   restore: restoreCheckpoint,
   exportTo: exportCheckpoint,

@@ -9,7 +9,7 @@ export const EXIT = {
   ok: 0,
   failure: 1,
   usage: 2,
-  /** Done in part: a watcher some of whose checkpoints failed. */
+  /** Done in part: a watcher some of whose checkpoints failed, disk snapshots that could not be removed. */
   incomplete: 3,
   repositoryMissing: 10,
   locked: 11,

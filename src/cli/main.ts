@@ -8,6 +8,7 @@ import { checkpointCommand } from './commands/checkpoint.js';
 import { diffCommand } from './commands/diff.js';
 import { doctorCommand } from './commands/doctor.js';
 import { exportCommand } from './commands/export.js';
+import { forgetCommand, pruneCommand } from './commands/forget.js';
 import { importCommand } from './commands/import.js';
 import { initCommand } from './commands/init.js';
 import { listCommand } from './commands/list.js';
@@ -39,6 +40,8 @@ for (const subcommand of [
   diffCommand(),
   analyzeCommand(),
   verifyCommand(),
+  forgetCommand(),
+  pruneCommand(),
   restoreCommand(),
   exportCommand(),
   importCommand(),

@@ -85,6 +85,13 @@ export interface Hypervisor {
   attach(address: string, options: AttachOptions): Promise<Vm>;
   /** @throws RESTORE_TARGET_BUSY, RESTORE_FAILED, VM_UNSUPPORTED, STREAM_MALFORMED */
   restore(source: CheckpointSource, request: RestoreRequest): Promise<RestoreResult>;
+  /**
+   * Removes snapshots of disks (`internal`, `lvm`) of a VM that does not run; one that is gone already is no failure. Absent where no VM
+   * has any.
+   * @param machine `Vm.machine` as it was recorded
+   * @throws DISK_SNAPSHOT_FAILED naming what stays behind, for example because somebody has the image open
+   */
+  dropDiskSnapshots?(machine: JsonObject, snapshots: readonly DiskSnapshot[]): Promise<void>;
   /** Formats of `importFrom`; none when it is not there. */
   readonly importFormats?: readonly string[];
   /** Reads a machine from a file. @throws STREAM_MALFORMED, VM_UNSUPPORTED for one that Cairn could not restore */

@@ -64,6 +64,14 @@ export class ChainLock {
     }
   }
 
+  /** @throws REPO_LOCKED when somebody has removed the lock by force */
+  async mustBeHeld(chain: string, options: CallOptions): Promise<void> {
+    if (await this.isHeld(options)) return;
+    throw new CheckpointError('REPO_LOCKED', `the lock of chain ${chain} was removed while it was in use`, {
+      hint: 'make sure that no other cairn writes to this chain, then try again',
+    });
+  }
+
   async release(): Promise<void> {
     await removeIfPresent(this.backend, this.key);
   }

@@ -11,6 +11,7 @@ import { sharedKernels } from '../kernels/shared-kernels.js';
 import { Scratch } from '../scratch.js';
 import type { CallOptions, StorageBackend } from '../storage/backend.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
+import { isBlankRecord } from './blank-record.js';
 import { ChainKeys, ownerTag } from './chain-keys.js';
 import { damaged } from './damage.js';
 import { DeltaStash } from './delta-stash.js';
@@ -37,6 +38,8 @@ export interface ChainReaderOptions {
   readonly kernels?: Kernels;
   /** Pages resolved together. More costs memory (5 to 10 KiB each) and saves decoding where pages are scattered. */
   readonly windowPages?: number;
+  /** Give zero pages for records that were blanked because nobody needed them, instead of failing. Default false. */
+  readonly givesBlank?: boolean;
 }
 
 export const DEFAULT_READER_CACHE_BYTES = 64 * 1024 * 1024;
@@ -60,6 +63,7 @@ export class ChainReader {
   readonly #kernels: () => Kernels;
   readonly #windowPages: number;
   readonly #scratch = new Scratch();
+  readonly #givesBlank: boolean;
 
   constructor(
     backend: StorageBackend,
@@ -71,6 +75,7 @@ export class ChainReader {
     this.packs = new PackReader(backend, this.#keys, ownerTag(repositoryId, chain));
     this.#cache = new FrameCache(options.cacheBytes ?? DEFAULT_READER_CACHE_BYTES);
     this.#windowPages = options.windowPages ?? WINDOW_PAGES;
+    this.#givesBlank = options.givesBlank ?? false;
     this.#kernels = () => options.kernels ?? sharedKernels();
   }
 
@@ -237,6 +242,8 @@ export class ChainReader {
       into.set(frame.body.subarray(frame.dataOffsets[record], frame.dataOffsets[record + 1]), at);
       return ZERO_REF;
     }
+    if (!this.#givesBlank && isBlankRecord(frame, record))
+      throw this.#damagedRecord(ref, 'this record was given up, because no checkpoint needed it');
     const base = frame.baseRefs[record]!;
     // Strictly backwards, which also rules out a circle.
     if (base !== ZERO_REF && frameKeyOfRef(base) >= frameKeyOfRef(ref)) {

@@ -153,7 +153,7 @@ export class ChainWriter {
         nextPackSeq: () => this.#nextPackSeq(),
         nextIndexSeq: () => ++this.#last.index,
         storedLately: (count) => this.#stored.slice(-count),
-        checkLock: () => this.#checkLock(),
+        checkLock: () => this.#lock.mustBeHeld(this.chain, { signal: this.#signal }),
         done: (manifest) => {
           this.#active = undefined;
           if (manifest === null) return;
@@ -188,17 +188,6 @@ export class ChainWriter {
       );
     }
     return ++this.#last.pack;
-  }
-
-  async #checkLock(): Promise<void> {
-    if (await this.#lock.isHeld({ signal: this.#signal })) return;
-    throw new CheckpointError(
-      'REPO_LOCKED',
-      `the lock of chain ${this.chain} was removed while it was in use`,
-      {
-        hint: 'make sure that no other cairn writes to this chain, then try again',
-      },
-    );
   }
 }
 

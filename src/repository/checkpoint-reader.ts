@@ -1,4 +1,7 @@
-/** One checkpoint as it is read back: its pages, its device state, and what the manifest says. Hides the parent chain. */
+/**
+ * One checkpoint as it is read back: its pages, its device state, and what the manifest says. Hides the parent chain. All reading may
+ * end with CHECKPOINT_GONE: the checkpoint was forgotten meanwhile.
+ */
 
 import type { CheckpointSource, PageChunk } from '../hypervisor/hypervisor.js';
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
@@ -9,6 +12,7 @@ import { PAGE_SIZE_BYTES, type JsonObject } from '../types.js';
 import { ChainKeys } from './chain-keys.js';
 import { ChainReader, WINDOW_PAGES, type ChainReaderOptions } from './chain-reader.js';
 import { damaged } from './damage.js';
+import { orGone } from './gone.js';
 import { loadMap } from './load-map.js';
 import type { Manifest } from './manifest.js';
 import type { PageMap } from './page-map.js';
@@ -55,7 +59,9 @@ export class CheckpointReader implements CheckpointSource {
   /** Where each page lies. Shared: do not change it. @throws REPO_DAMAGED */
   map(options: CallOptions = {}): Promise<PageMap> {
     if (this.#map === undefined) {
-      const loading = loadMap(this.backend, this.repositoryId, this.manifest, options);
+      const loading = this.#orGone(options, () =>
+        loadMap(this.backend, this.repositoryId, this.manifest, options),
+      );
       this.#map = loading;
       // A failure may pass: the next call tries again.
       loading.catch(() => (this.#map = undefined));
@@ -71,16 +77,20 @@ export class CheckpointReader implements CheckpointSource {
   async readPages(pages: Uint32Array, into: Uint8Array, options: CallOptions = {}): Promise<void> {
     const map = await this.map(options);
     const refs = Float64Array.from(pages, (page) => map.refOf(page));
-    await this.#chain.readPagesByRef(refs, into, options);
+    await this.readPagesByRef(refs, into, options);
   }
 
   /** See `ChainReader.readPagesByRef`. */
   readPagesByRef(refs: Float64Array, into: Uint8Array, options: CallOptions = {}): Promise<void> {
-    return this.#chain.readPagesByRef(refs, into, options);
+    return this.#orGone(options, () => this.#chain.readPagesByRef(refs, into, options));
   }
 
   /** Empty when the checkpoint has none. @throws REPO_DAMAGED, and what the backend throws */
-  async deviceState(options: CallOptions = {}): Promise<Uint8Array> {
+  deviceState(options: CallOptions = {}): Promise<Uint8Array> {
+    return this.#orGone(options, () => this.#deviceState(options));
+  }
+
+  async #deviceState(options: CallOptions): Promise<Uint8Array> {
     const entry = this.manifest.deviceState;
     if (entry === null) return new Uint8Array(0);
     const bytes = await this.#chain.readBlob(entry.pack, entry.frame, options);
@@ -117,6 +127,10 @@ export class CheckpointReader implements CheckpointSource {
     if (ahead !== undefined) yield* chunksOf(map, await ahead, signal);
   }
 
+  #orGone<T>(options: CallOptions, work: () => Promise<T>): Promise<T> {
+    return orGone(this.backend, this.manifest, options, work);
+  }
+
   async #readWindow(
     map: PageMap,
     firstPage: number,
@@ -126,7 +140,7 @@ export class CheckpointReader implements CheckpointSource {
   ): Promise<Window> {
     const refs = map.refs.subarray(firstPage, endPage).filter((ref: RecordRef) => ref !== ZERO_REF);
     const bytes = buffer.subarray(0, refs.length * PAGE_SIZE_BYTES);
-    await this.#chain.readPagesByRef(refs, bytes, options);
+    await this.readPagesByRef(refs, bytes, options);
     return { firstPage, endPage, bytes };
   }
 }

@@ -1,5 +1,6 @@
 /** Finds and reads the manifests of a chain. One that is damaged does not hide the others. */
 
+import { isCheckpointError } from '../errors.js';
 import type { CallOptions, StorageBackend, StoredObject } from '../storage/backend.js';
 import { idOfKey, seqOfKey, type ChainKeys } from './chain-keys.js';
 import { asDamagedObject, damaged, type DamagedObject } from './damage.js';
@@ -45,6 +46,8 @@ export async function loadManifests(
     try {
       manifests.push(await loadManifest(backend, keys, object, options));
     } catch (error) {
+      // Forgotten since it was listed.
+      if (isCheckpointError(error, 'STORAGE_NOT_FOUND')) continue;
       damagedObjects.push(asDamagedObject(object.key, error));
     }
   }

@@ -80,7 +80,29 @@ export class PackReader {
     frames: readonly number[],
     options: CallOptions = {},
   ): AsyncGenerator<StoredFrame> {
-    const pack = await this.open(seq, options);
+    for (let done = 0; ;) {
+      const pack = await this.open(seq, options);
+      try {
+        for await (const stored of this.#framesOf(pack, frames.slice(done), options)) {
+          done++;
+          yield stored;
+        }
+        return;
+      } catch (error) {
+        if (!isCheckpointError(error, 'REPO_DAMAGED')) throw error;
+        // It may have been thinned since it was opened: then its frames lie elsewhere.
+        this.#packs.delete(seq);
+        const now = await this.open(seq, options);
+        if (now.directorySha256 === pack.directorySha256) throw error;
+      }
+    }
+  }
+
+  async *#framesOf(
+    pack: OpenPack,
+    frames: readonly number[],
+    options: CallOptions,
+  ): AsyncGenerator<StoredFrame> {
     const spans = spansOf(pack, frames);
     const ahead: Fetch[] = [];
     for (;;) {
@@ -109,13 +131,29 @@ export class PackReader {
 
   async #open(seq: number, options: CallOptions): Promise<OpenPack> {
     const key = this.keys.pack(seq);
-    let sizeBytes: number;
+    const sizeBytes = await this.#sizeOf(key, options);
     try {
-      ({ sizeBytes } = await this.backend.stat(key, options));
+      return await this.#openAt(seq, sizeBytes, options);
+    } catch (error) {
+      if (!isCheckpointError(error, 'REPO_DAMAGED')) throw error;
+      // It may have been thinned in between.
+      const now = await this.#sizeOf(key, options);
+      if (now === sizeBytes) throw error;
+      return this.#openAt(seq, now, options);
+    }
+  }
+
+  async #sizeOf(key: string, options: CallOptions): Promise<number> {
+    try {
+      return (await this.backend.stat(key, options)).sizeBytes;
     } catch (error) {
       if (isCheckpointError(error, 'STORAGE_NOT_FOUND')) throw damaged(key, 'pack is missing', {}, error);
       throw error;
     }
+  }
+
+  async #openAt(seq: number, sizeBytes: number, options: CallOptions): Promise<OpenPack> {
+    const key = this.keys.pack(seq);
     if (sizeBytes < PACK_HEADER_BYTES + PACK_TRAILER_BYTES) throw damaged(key, 'pack is cut off');
     const [header, tail] = await this.#loadEnds(seq, key, sizeBytes, options);
     checkPackHeader(key, header, seq, this.owner);

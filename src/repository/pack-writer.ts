@@ -34,7 +34,7 @@ export class PackWriter {
     readonly key: string,
     readonly seq: number,
     owner: Uint8Array,
-    backend: StorageBackend,
+    backend: Pick<StorageBackend, 'save'>,
     options: CallOptions,
   ) {
     this.#header = encodePackHeader(seq, owner);

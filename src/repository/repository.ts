@@ -12,12 +12,14 @@ import { ChainWriter } from './chain-writer.js';
 import { CheckpointReader } from './checkpoint-reader.js';
 import { asDamagedObject, damaged, type DamagedObject } from './damage.js';
 import { checkVersion, FORMAT_NAME, FORMAT_VERSION } from './format-version.js';
+import { checkpointGone, orGone } from './gone.js';
 import { JsonFields } from './json-fields.js';
 import { loadMap } from './load-map.js';
 import { loadManifest, loadManifests, type CheckpointList } from './manifest-store.js';
 import type { Manifest } from './manifest.js';
 import type { PageMap } from './page-map.js';
 import { openSealedJson, sealJson } from './sealed-json.js';
+import type { SweepSource } from './sweep-plan.js';
 import { loadVmRecord, type VmRecord } from './vm-record.js';
 
 export interface ChainInfo {
@@ -128,9 +130,26 @@ export class Repository {
 
   /**
    * One checkpoint, by the first digits of its id (at least 4) or as `latest` of its chain.
-   * @throws CHECKPOINT_NOT_FOUND, CHECKPOINT_AMBIGUOUS, REPO_DAMAGED, REPO_VERSION, and what the backend throws
+   * @throws CHECKPOINT_NOT_FOUND, CHECKPOINT_AMBIGUOUS, CHECKPOINT_GONE, REPO_DAMAGED, REPO_VERSION, and what the backend throws
    */
   async find(prefixOrLatest: string, chain?: string, options: CallOptions = {}): Promise<Manifest> {
+    const { keys, object } = await this.locate(prefixOrLatest, chain, options);
+    try {
+      return await loadManifest(this.backend, keys, object, options);
+    } catch (error) {
+      throw isCheckpointError(error, 'STORAGE_NOT_FOUND') ? checkpointGone(object.key, error) : error;
+    }
+  }
+
+  /**
+   * Where the manifest of a checkpoint lies, whether it can be read or not; otherwise as `find`.
+   * @throws CHECKPOINT_NOT_FOUND, CHECKPOINT_AMBIGUOUS, and what the backend throws
+   */
+  async locate(
+    prefixOrLatest: string,
+    chain?: string,
+    options: CallOptions = {},
+  ): Promise<{ readonly keys: ChainKeys; readonly object: StoredObject }> {
     const isLatest = prefixOrLatest === LATEST;
     if (!isLatest && !/^[0-9a-f]{4,16}$/.test(prefixOrLatest)) {
       throw new CheckpointError('CHECKPOINT_NOT_FOUND', `"${prefixOrLatest}" is not the id of a checkpoint`, {
@@ -165,7 +184,7 @@ export class Repository {
         },
       );
     }
-    return loadManifest(this.backend, first.keys, first.object, options);
+    return first;
   }
 
   /**
@@ -193,9 +212,15 @@ export class Repository {
     return new CheckpointReader(this.backend, this.id, manifest, options);
   }
 
-  /** The committed page map of a checkpoint; caller owns it. @throws REPO_DAMAGED */
+  /** The committed page map of a checkpoint; caller owns it. @throws REPO_DAMAGED, CHECKPOINT_GONE */
   loadMap(manifest: Manifest, options: CallOptions = {}): Promise<PageMap> {
-    return loadMap(this.backend, this.id, manifest, options);
+    return orGone(this.backend, manifest, options, () => loadMap(this.backend, this.id, manifest, options));
+  }
+
+  /** For `forget`: the chains that go by this name, or all. */
+  async sweepSources(chain?: string, options: CallOptions = {}): Promise<readonly SweepSource[]> {
+    const all = await this.#chainsFor(chain, options);
+    return all.map((keys) => ({ backend: this.backend, repositoryId: this.id, keys }));
   }
 
   close(): Promise<void> {

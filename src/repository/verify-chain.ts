@@ -11,11 +11,12 @@ import { decodeLock } from './chain-lock.js';
 import { ChainReader } from './chain-reader.js';
 import { CheckpointReader } from './checkpoint-reader.js';
 import { damaged, type DamagedObject } from './damage.js';
+import { checkpointGone, isAbsent } from './gone.js';
 import type { IndexEntries } from './index-segment.js';
 import { MAX_SEGMENTS } from './index-policy.js';
 import { loadMap, loadSegment } from './load-map.js';
 import { loadManifests } from './manifest-store.js';
-import { manifestKey, type Manifest, type SegmentEntry } from './manifest.js';
+import { manifestKey, type Manifest, type PackEntry, type SegmentEntry } from './manifest.js';
 import { packOfRef, ZERO_REF } from './record-ref.js';
 import { BROKEN, type RecordTable } from './record-table.js';
 import { verifyPack, verifyPacksAgain, type PackCheck } from './verify-pack.js';
@@ -55,6 +56,12 @@ export class ChainVerifier {
   readonly #tables = new Map<number, RecordTable>();
   readonly #layoutOfPack = new Map<number, MemoryLayout>();
   readonly #affected = new Set<string>();
+  /** Packs whose turn has come. */
+  readonly #begun = new Set<number>();
+  /** Packs that segments refer to and that are not there: right when they were forgotten and no map leads to them any more. */
+  readonly #missing = new Map<number, unknown>();
+  /** Entries of segments that do not fit their records, by reference: right likewise. */
+  readonly #misfits = new Map<number, { readonly key: string; readonly error: unknown }>();
   #problemCount = 0;
 
   constructor(deps: ChainVerifierDeps) {
@@ -62,6 +69,7 @@ export class ChainVerifier {
     this.#call = { signal: deps.signal };
     this.#reader = new ChainReader(deps.backend, deps.repositoryId, deps.keys.chain, {
       windowPages: VERIFY_WINDOW_PAGES,
+      givesBlank: true,
     });
   }
 
@@ -76,8 +84,12 @@ export class ChainVerifier {
     await this.#checkPacks(manifests, referred);
     await this.#checkPages();
     await this.#compareSegments(segments);
+    await this.#checkUsedEntries(manifests);
     for (const manifest of manifests) await this.#checkDeviceState(manifest);
-    if (this.#problemCount > 0) await this.#findAffected(manifests);
+    if (this.#problemCount > 0) {
+      await this.#mustStillBeThere(manifests);
+      await this.#findAffected(manifests);
+    }
     let records = 0;
     for (const table of this.#tables.values()) records += table.pages.length;
     const orphans = this.#deps.objects
@@ -146,27 +158,37 @@ export class ChainVerifier {
   }
 
   async #checkPacks(manifests: readonly Manifest[], referred: ReadonlySet<number>): Promise<void> {
-    const { keys } = this.#deps;
+    const { keys, objects } = this.#deps;
     const listed = new Map(
       manifests.flatMap((manifest) => manifest.packs.map((pack) => [pack.seq, pack] as const)),
     );
+    const present = new Set(objects.map(({ key }) => key));
     const all = [...new Set([...listed.keys(), ...referred])].sort((a, b) => a - b);
     for (const seq of all) {
-      await this.#attempt(keys.pack(seq), async () => {
-        const entry = listed.get(seq);
-        const { packs } = this.#reader;
-        const pack = await (entry === undefined
-          ? packs.open(seq, this.#call)
-          : packs.openListed(entry, this.#call));
-        await verifyPack(pack, this.#packCheck(), this.#call);
-      });
+      const key = keys.pack(seq);
+      if (listed.has(seq) || present.has(key)) await this.#checkPack(seq, listed.get(seq));
+      else this.#missing.set(seq, damaged(key, 'pack is missing'));
     }
+  }
+
+  async #checkPack(seq: number, entry?: PackEntry): Promise<void> {
+    if (this.#begun.has(seq)) return;
+    this.#begun.add(seq);
+    await this.#attempt(this.#deps.keys.pack(seq), async () => {
+      const { packs } = this.#reader;
+      const pack = await (entry === undefined
+        ? packs.open(seq, this.#call)
+        : packs.openListed(entry, this.#call));
+      await verifyPack(pack, this.#packCheck(), this.#call);
+    });
   }
 
   #packCheck(): PackCheck {
     return {
       packs: this.#reader.packs,
       tables: this.#tables,
+      // Bases may lie in packs that nothing else leads to, once the checkpoints that wrote them are forgotten.
+      onBasePack: (seq) => this.#checkPack(seq),
       onProblem: (key, error) => this.#reportError(key, error),
       // Half of the work; the pages are the other.
       onBytes: (sizeBytes) => this.#deps.onBytes(sizeBytes / 2),
@@ -174,14 +196,15 @@ export class ChainVerifier {
   }
 
   async #checkPages(): Promise<void> {
-    const tables = [...this.#tables.values()];
+    const byNumber = new Map([...this.#tables].sort(([a], [b]) => a - b));
+    const tables = [...byNumber.values()];
     const packBytes = sum(tables.flatMap(({ pack }) => pack.frames.map(({ lengthBytes }) => lengthBytes)));
     const recordCount = sum(tables.map(({ pages }) => pages.length));
     const isWorse = await verifyPages(
       {
         reader: this.#reader,
         kernels: this.#kernels,
-        tables: this.#tables,
+        tables: byNumber,
         onProblem: (key, error) => this.#reportError(key, error),
         onRecords: (count) => this.#deps.onBytes((packBytes / 2 / recordCount) * count),
       },
@@ -194,9 +217,7 @@ export class ChainVerifier {
     for (const { entry, manifest } of segments.values()) {
       const entries = await this.#segment(entry, manifest, false);
       if (entries === undefined) continue;
-      await this.#attempt(this.#deps.keys.segment(entry.seq), () => {
-        this.#compareEntries(this.#deps.keys.segment(entry.seq), entries, manifest.layout);
-      });
+      this.#compareEntries(this.#deps.keys.segment(entry.seq), entries, manifest.layout);
     }
   }
 
@@ -208,15 +229,43 @@ export class ChainVerifier {
       // The pack is missing or unreadable, which is reported already.
       if (table === undefined) continue;
       const at = table.find(ref);
-      if (at === undefined)
-        throw damaged(key, 'refers to a record that the pack does not have', { entry: i });
-      const depth = table.depths[at]!;
+      const depth = at === undefined ? 0 : table.depths[at]!;
       if (depth === BROKEN) continue;
-      if (depth !== depths[i]) throw damaged(key, 'depth differs from that of the record', { entry: i });
       const from = this.#layoutOfPack.get(packOfRef(ref));
-      if (from !== undefined && !isSamePage(from, table.pages[at]!, layout, pages[i]!)) {
-        throw damaged(key, 'refers to a record of another page', { entry: i });
-      }
+      let what: string;
+      if (at === undefined) what = 'refers to a record that the pack does not have';
+      else if (depth !== depths[i]) what = 'depth differs from that of the record';
+      else if (from !== undefined && !isSamePage(from, table.pages[at]!, layout, pages[i]!))
+        what = 'refers to a record of another page';
+      else continue;
+      this.#misfits.set(ref, { key, error: damaged(key, what, { entry: i }) });
+    }
+  }
+
+  /** An entry that newer segments override in every checkpoint may lead to what was forgotten; one that counts must not. */
+  async #checkUsedEntries(manifests: readonly Manifest[]): Promise<void> {
+    if (this.#missing.size === 0 && this.#misfits.size === 0) return;
+    const { backend, repositoryId, keys } = this.#deps;
+    for (const manifest of manifests) {
+      const check = async (): Promise<void> => {
+        const { refs } = await loadMap(backend, repositoryId, manifest, this.#call);
+        for (const ref of refs) {
+          if (ref === ZERO_REF) continue;
+          const missing = this.#missing.get(packOfRef(ref));
+          if (missing !== undefined) this.#reportError(keys.pack(packOfRef(ref)), missing);
+          const misfit = this.#misfits.get(ref);
+          if (misfit !== undefined) this.#reportError(misfit.key, misfit.error);
+        }
+      };
+      await this.#attempt(manifestKey(manifest), check, false);
+    }
+  }
+
+  /** @throws CHECKPOINT_GONE: what looks like damage may be what a `forget` was doing meanwhile */
+  async #mustStillBeThere(manifests: readonly Manifest[]): Promise<void> {
+    for (const manifest of manifests) {
+      const key = manifestKey(manifest);
+      if (await isAbsent(this.#deps.backend, key, this.#call)) throw checkpointGone(key, undefined);
     }
   }
 

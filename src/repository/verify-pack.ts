@@ -22,6 +22,8 @@ export interface PackCheck {
   readonly packs: PackReader;
   /** Of all packs up to this one, by number. */
   readonly tables: Map<number, RecordTable>;
+  /** Enters a pack that records of another one are based on, unless it has been. Throws on what is not about damage. */
+  readonly onBasePack: (seq: number) => Promise<void>;
   /** A frame is found bad; the others are still looked at. Throws on what is not about damage. */
   readonly onProblem: (key: string, error: unknown) => void;
   readonly onBytes: (sizeBytes: number) => void;
@@ -64,6 +66,7 @@ async function enterFrames(table: RecordTable, check: PackCheck, options: CallOp
     for (const { frame, records } of inFlight) {
       try {
         const read = await records;
+        if (read !== undefined) await reachBases(read, pack.seq, check);
         if (read !== undefined) enterRecords(table, frame, read, check.tables);
       } catch (error) {
         fail(frame, error);
@@ -121,6 +124,14 @@ function startDecoding(packSeq: number, stored: StoredFrame): Decoding {
     }
     return undefined;
   }
+}
+
+/** Packs before this one that the records are based on. */
+async function reachBases({ baseRefs, sources }: BuiltRecords, own: number, check: PackCheck): Promise<void> {
+  const seqs = new Set<number>();
+  for (const refs of [baseRefs ?? [], sources ?? []])
+    for (const ref of refs) if (ref !== ZERO_REF) seqs.add(packOfRef(ref));
+  for (const seq of seqs) if (seq < own && !check.tables.has(seq)) await check.onBasePack(seq);
 }
 
 /** Page, digest and depth of each record, the last from what it builds on. */

@@ -1,6 +1,6 @@
 /**
- * Where a repository keeps its objects. Small on purpose: an object is created once, whole or not at all, and is
- * never changed; that is what makes a crash at any point harmless (docs/format.md, write order).
+ * Where a repository keeps its objects. Small on purpose: an object is created once, whole or not at all, and never changed in
+ * part; that is what makes a crash at any point harmless (docs/format.md, write order).
  *
  * Keys are relative paths of [A-Za-z0-9._-] segments joined by "/". Every call takes an AbortSignal; an aborted call
  * rejects with INTERRUPTED and leaves no partial object visible.
@@ -43,6 +43,13 @@ export interface StorageBackend {
   stat(key: string, options?: CallOptions): Promise<StoredObject>;
   /** All objects whose key starts with `prefix`, sorted by key. Unfinished saves are not listed. */
   list(prefix: string, options?: CallOptions): Promise<readonly StoredObject[]>;
+  /**
+   * Puts another body in the place of an object, atomically and durably: readers see the old or the new one, whole. The body as in `save`.
+   * Only for what the format allows to be replaced (docs/format.md, forgetting). One writer at a time.
+   * @returns bytes written
+   * @throws STORAGE_NOT_FOUND when there is no such object, STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO; the object is as it was then
+   */
+  replace(key: string, body: ObjectBody, options?: CallOptions): Promise<number>;
   /** @throws STORAGE_NOT_FOUND */
   remove(key: string, options?: CallOptions): Promise<void>;
   close(): Promise<void>;

@@ -47,6 +47,10 @@ export class FaultyBackend implements StorageBackend {
     );
   }
 
+  async replace(key: string, body: ObjectBody, options?: CallOptions): Promise<number> {
+    return this.#call(`replace ${key}`, () => this.inner.replace(key, body, options));
+  }
+
   async load(
     key: string,
     range?: { readonly offsetBytes: number; readonly lengthBytes: number },

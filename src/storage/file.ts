@@ -3,11 +3,22 @@
  *
  * An object appears by link(2) of a finished, synced temporary file in the same folder: link fails when the name is
  * taken, so that of two writers of one key exactly one succeeds and neither replaces the other's object. The folder is
- * synced after that, and so are the folders above that had to be made.
+ * synced after that, and so are the folders above that had to be made. An object is replaced by rename(2) of such a file.
  */
 
 import { constants } from 'node:fs';
-import { access, link, mkdir, open, readdir, rm, stat, unlink, type FileHandle } from 'node:fs/promises';
+import {
+  access,
+  link,
+  mkdir,
+  open,
+  readdir,
+  rename,
+  rm,
+  stat,
+  unlink,
+  type FileHandle,
+} from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 
 import { CheckpointError, isCheckpointError, systemErrorCode } from '../errors.js';
@@ -37,11 +48,32 @@ export class FileBackend implements StorageBackend {
     throwIfInterrupted(signal, `writing ${key}`);
     const folder = dirname(path);
     await this.#system('writing', key, () => this.#makeReady(folder));
-    const temp = join(folder, newTempName());
+    return this.#viaTemp(key, body, signal, (temp) => this.#publish(temp, path, key));
+  }
+
+  async replace(key: string, body: ObjectBody, { signal }: CallOptions = {}): Promise<number> {
+    const path = this.#pathOf(key);
+    await this.stat(key, { signal });
+    return this.#viaTemp(key, body, signal, (temp) =>
+      this.#system('writing', key, async () => {
+        await rename(temp, path);
+        await syncFolder(dirname(path));
+      }),
+    );
+  }
+
+  /** @param publish gives the finished, synced file its name */
+  async #viaTemp(
+    key: string,
+    body: ObjectBody,
+    signal: AbortSignal | undefined,
+    publish: (temp: string) => Promise<void>,
+  ): Promise<number> {
+    const temp = join(dirname(this.#pathOf(key)), newTempName());
     try {
       const sizeBytes = await this.#write(temp, key, body, signal);
       throwIfInterrupted(signal, `writing ${key}`);
-      await this.#publish(temp, path, key);
+      await publish(temp);
       return sizeBytes;
     } finally {
       // The object has a name of its own by now, or the attempt failed. A leftover is harmless.

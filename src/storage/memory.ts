@@ -11,15 +11,16 @@ export class MemoryBackend implements StorageBackend {
 
   async save(key: string, body: ObjectBody, { signal }: CallOptions = {}): Promise<number> {
     assertKey(key);
-    throwIfInterrupted(signal, `writing ${key}`);
-    const chunks: Uint8Array[] = [];
-    for await (const chunk of body instanceof Uint8Array ? [body] : body) {
-      throwIfInterrupted(signal, `writing ${key}`);
-      chunks.push(chunk.slice());
-    }
-    throwIfInterrupted(signal, `writing ${key}`);
+    const bytes = await collect(key, body, signal);
     if (this.#objects.has(key)) throw alreadyExists(key, this.properties.location);
-    const bytes = new Uint8Array(Buffer.concat(chunks));
+    this.#objects.set(key, bytes);
+    return bytes.length;
+  }
+
+  async replace(key: string, body: ObjectBody, { signal }: CallOptions = {}): Promise<number> {
+    this.#find(key);
+    const bytes = await collect(key, body, signal);
+    this.#find(key);
     this.#objects.set(key, bytes);
     return bytes.length;
   }
@@ -71,4 +72,15 @@ export class MemoryBackend implements StorageBackend {
     if (bytes === undefined) throw notFound(key, this.properties.location);
     return bytes;
   }
+}
+
+async function collect(key: string, body: ObjectBody, signal: AbortSignal | undefined): Promise<Uint8Array> {
+  throwIfInterrupted(signal, `writing ${key}`);
+  const chunks: Uint8Array[] = [];
+  for await (const chunk of body instanceof Uint8Array ? [body] : body) {
+    throwIfInterrupted(signal, `writing ${key}`);
+    chunks.push(chunk.slice());
+  }
+  throwIfInterrupted(signal, `writing ${key}`);
+  return new Uint8Array(Buffer.concat(chunks));
 }

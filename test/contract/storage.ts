@@ -60,6 +60,34 @@ export function storageContract(name: string, makeBackend: () => StorageBackend)
       expect(Buffer.from(await backend.load('once')).toString()).toBe('first');
     });
 
+    it('replaces an object whole, and only one that is there', async () => {
+      const backend = makeBackend();
+      await expect(backend.replace('a/b', bytes('x'))).rejects.toMatchObject({ code: 'STORAGE_NOT_FOUND' });
+      expect(await backend.list('')).toEqual([]);
+      await backend.save('a/b', bytes('a longer one'));
+      expect(await backend.replace('a/b', chunks('an', 'other'))).toBe(7);
+      expect(Buffer.from(await backend.load('a/b')).toString()).toBe('another');
+      expect(await backend.list('')).toEqual([{ key: 'a/b', sizeBytes: 7 }]);
+      await expect(backend.save('a/b', bytes('x'))).rejects.toMatchObject({ code: 'STORAGE_EXISTS' });
+    });
+
+    it('leaves an object as it is when its replacement fails', async () => {
+      const backend = makeBackend();
+      await backend.save('a/b', bytes('first'));
+      // eslint-disable-next-line @typescript-eslint/require-await -- as above
+      async function* failing(): AsyncGenerator<Uint8Array> {
+        yield bytes('half');
+        throw new Error('the producer broke');
+      }
+      await expect(backend.replace('a/b', failing())).rejects.toThrow('the producer broke');
+      const aborted = AbortSignal.abort(new Error('enough'));
+      await expect(backend.replace('a/b', bytes('x'), { signal: aborted })).rejects.toMatchObject({
+        code: 'INTERRUPTED',
+      });
+      expect(Buffer.from(await backend.load('a/b')).toString()).toBe('first');
+      expect(await backend.list('')).toEqual([{ key: 'a/b', sizeBytes: 5 }]);
+    });
+
     it('lets exactly one of many that save the same key at once succeed', async () => {
       const backend = makeBackend();
       const saves = Array.from({ length: 12 }, (_, n) => backend.save('race', bytes(`writer ${n}`)));

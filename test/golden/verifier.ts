@@ -82,6 +82,7 @@ class Chain {
   readonly #pages = new Map<bigint, Buffer>();
   readonly #depths = new Map<bigint, number>();
   readonly #blobs = new Map<string, Buffer>();
+  readonly #packs = new Set<number>();
   readonly #prefix: string;
   readonly #owner: Buffer;
 
@@ -109,11 +110,13 @@ class Chain {
       'manifest head',
     );
     must(name === `${hex8(manifest.seq)}-${manifest.id}` && manifest.chain === this.chain, 'manifest name');
-    for (const pack of manifest.packs) this.#pack(pack);
+    for (const pack of manifest.packs) this.#pack(pack.seq, pack);
     const map = this.#map(manifest);
     const regions: Record<string, string> = {};
     let firstPage = 0;
     let deepest = 0;
+    // Some that no manifest lists any more, when checkpoints were forgotten.
+    for (const { ref } of map.values()) if (ref !== 0n) this.#packOf(ref);
     for (const { id, sizeBytes } of manifest.layout) {
       const hash = createHash('sha256');
       for (let page = firstPage; page < firstPage + sizeBytes / PAGE; page++) {
@@ -130,6 +133,7 @@ class Chain {
     for (const { ref } of map.values()) must(ref === 0n, 'record for a page outside all regions');
     must(deepest === manifest.maxDepth, 'maxDepth');
     const state = manifest.deviceState;
+    if (state !== null) this.#pack(state.pack);
     const blob = state === null ? Buffer.alloc(0) : this.#blobs.get(`${state.pack}/${state.frame}`)!;
     if (state !== null)
       must(blob.length === state.sizeBytes && sha256(blob).toString('hex') === state.sha256, 'device state');
@@ -142,8 +146,13 @@ class Chain {
     };
   }
 
+  #packOf(ref: bigint): void {
+    this.#pack(Number(ref >> 29n));
+  }
+
   #pageOf(ref: bigint): Buffer {
     if (ref === 0n) return Buffer.alloc(PAGE);
+    this.#packOf(ref);
     const page = this.#pages.get(ref);
     must(page !== undefined, `record ${ref}`);
     return page!;
@@ -178,29 +187,34 @@ class Chain {
     return map;
   }
 
-  #pack(entry: PackJson): void {
-    const bytes = readFileSync(join(this.folder, this.#prefix, 'packs', hex8(entry.seq)));
-    must(bytes.length === entry.sizeBytes, 'pack size');
+  /** @param listed absent for one that no manifest lists any more */
+  #pack(seq: number, listed?: PackJson): void {
+    if (this.#packs.has(seq)) return;
+    this.#packs.add(seq);
+    const bytes = readFileSync(join(this.folder, this.#prefix, 'packs', hex8(seq)));
+    must(listed === undefined || bytes.length === listed.sizeBytes, 'pack size');
     must(
       bytes.toString('latin1', 0, 8) === 'CAIRNPAK' &&
         bytes.readUInt16LE(8) === 1 &&
         bytes.readUInt16LE(10) === 0,
       'pack magic',
     );
-    must(
-      bytes.readUInt32LE(12) === entry.seq && bytes.subarray(16, 32).equals(this.#owner),
-      'pack seq and owner',
-    );
+    must(bytes.readUInt32LE(12) === seq && bytes.subarray(16, 32).equals(this.#owner), 'pack seq and owner');
     must(sha256(bytes.subarray(0, 32)).equals(bytes.subarray(32, 64)), 'pack header checksum');
     const trailer = bytes.subarray(bytes.length - 64);
     const frameCount = trailer.readUInt32LE(8);
     const directoryAt = Number(trailer.readBigUInt64LE(16));
-    must(trailer.toString('latin1', 0, 8) === 'CAIRNEND' && frameCount === entry.frameCount, 'trailer');
-    must(trailer.readUInt32LE(12) === entry.seq && trailer.readBigUInt64LE(24) === 0n, 'trailer seq');
+    must(
+      trailer.toString('latin1', 0, 8) === 'CAIRNEND' &&
+        (listed === undefined || frameCount === listed.frameCount),
+      'trailer',
+    );
+    must(trailer.readUInt32LE(12) === seq && trailer.readBigUInt64LE(24) === 0n, 'trailer seq');
     must(directoryAt + frameCount * 24 + 64 === bytes.length, 'directory place');
     const checksum = sha256(bytes.subarray(0, 64), bytes.subarray(directoryAt, bytes.length - 32));
     must(
-      checksum.equals(trailer.subarray(32)) && checksum.toString('hex') === entry.directorySha256,
+      checksum.equals(trailer.subarray(32)) &&
+        (listed === undefined || checksum.toString('hex') === listed.directorySha256),
       'directory checksum',
     );
     let at = 64;
@@ -212,7 +226,7 @@ class Chain {
         'directory entry',
       );
       must(listed.subarray(8).equals(stored.subarray(32, 48)), 'directory checksum of frame');
-      this.#frame(entry.seq, frame, stored);
+      this.#frame(seq, frame, stored);
       at += stored.length;
     }
     must(at === directoryAt, 'frames end at the directory');
@@ -264,6 +278,7 @@ class Chain {
     let depth = 0;
     for (const [i, source] of sources.entries()) {
       must(source < first && (i === 0 || source > sources[i - 1]!), 'order of sources');
+      this.#packOf(source);
       depth = Math.max(depth, this.#depths.get(source)! + 1);
     }
     must(depth <= 8, 'depth of a patch');

@@ -44,8 +44,9 @@ describe('verifying a long chain', () => {
     const onProblem = (_key: string, error: unknown): void => {
       throw error;
     };
+    const onBasePack = (): Promise<void> => Promise.resolve();
     for (const { seq } of packs) {
-      const check = { packs: reader.packs, tables, onProblem, onBytes: () => undefined };
+      const check = { packs: reader.packs, tables, onProblem, onBytes: () => undefined, onBasePack };
       await verifyPack(await reader.packs.open(seq), check, {});
     }
     const storedBytes = packs.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);

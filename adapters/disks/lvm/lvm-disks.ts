@@ -93,7 +93,7 @@ export class LvmDisks {
   /** @throws DISK_SNAPSHOT_FAILED naming what stays behind */
   async drop(snapshots: readonly DiskSnapshot[]): Promise<void> {
     const left = await this.#remove(snapshots);
-    if (left.length > 0) throw failed('snapshots of a failed checkpoint cannot be removed', left);
+    if (left.length > 0) throw failed('snapshots cannot be removed', left);
   }
 
   async #afterKill(volume: LogicalVolume): Promise<readonly string[]> {

@@ -1,0 +1,168 @@
+import type { Command } from 'commander';
+
+import {
+  openDiskDropper,
+  snapshotsOf,
+  type DiskDropper,
+  type LeftSnapshot,
+} from '../../checkpoint/forgotten-disks.js';
+import { CheckpointError } from '../../errors.js';
+import { hypervisors } from '../../index.js';
+import { Calendar } from '../../repository/calendar.js';
+import {
+  forget,
+  type ForgetChoice,
+  type ForgetResult,
+  type ForgottenCheckpoint,
+} from '../../repository/forget.js';
+import type { KeepPolicy } from '../../repository/keep-policy.js';
+import type { Repository } from '../../repository/repository.js';
+import type { SweepSource } from '../../repository/sweep-plan.js';
+import { command, run, type CommandContext, type SharedOptions } from '../command.js';
+import { EXIT } from '../exit-codes.js';
+import { forgetFields, forgetText } from '../forget-text.js';
+import { addKeepOptions, keepPolicyOf, type KeepCliOptions } from '../keep-options.js';
+
+interface Options extends SharedOptions, KeepCliOptions {
+  readonly name?: string;
+  readonly dryRun?: boolean;
+  readonly withDisks?: boolean;
+  readonly vm?: string;
+}
+
+/** What to forget of which chain. */
+interface Work {
+  readonly source: SweepSource;
+  readonly choice: ForgetChoice;
+}
+
+export function forgetCommand(): Command {
+  return addKeepOptions(
+    command('forget', 'remove checkpoints, and what only they needed', [
+      'cairn forget --name web1 --keep-last 10 --keep-daily 7 --keep-weekly 5 --dry-run',
+      'cairn forget 3f9a 81c0 --repo /srv/cairn',
+    ]),
+  )
+    .argument('[checkpoints...]', 'ids, the starts of some, or latest; instead of a policy')
+    .option('--name <name>', 'only this chain')
+    .option('--dry-run', 'show what would be removed, and change nothing')
+    .option('--with-disks', 'remove their disk snapshots too: internal ones and those of logical volumes')
+    .option('--vm <address>', 'with --with-disks: address of the VM, when it runs')
+    .action((checkpoints: readonly string[], options: Options) =>
+      run(options, async (context) => {
+        const policy = keepPolicyOf(options);
+        checkChoice(checkpoints, policy);
+        if (options.vm !== undefined && options.withDisks !== true)
+          throw new CheckpointError('USAGE', '--vm is for --with-disks alone');
+        const repository = await context.openRepository();
+        const work =
+          policy === undefined
+            ? await byId(repository, checkpoints, options.name)
+            : (await sourcesOf(repository, options.name)).map((source) => ({
+                source,
+                choice: { policy, calendar: new Calendar() },
+              }));
+        const dryRun = options.dryRun ?? false;
+        if (dryRun || options.withDisks !== true) return forgetAll(work, dryRun, context);
+        const dropper = await openDiskDropper(hypervisors(), options.vm);
+        try {
+          return await forgetAll(work, dryRun, context, dropper);
+        } finally {
+          await dropper.close();
+        }
+      }),
+    );
+}
+
+export function pruneCommand(): Command {
+  return command(
+    'prune',
+    'remove what no checkpoint needs: left by crashes, or by a forget that was cut off',
+    ['cairn prune --repo /srv/cairn'],
+  )
+    .option('--name <name>', 'only this chain')
+    .option('--dry-run', 'show what would be removed, and change nothing')
+    .action((options: Options) =>
+      run(options, async (context) => {
+        const repository = await context.openRepository();
+        const work = (await sourcesOf(repository, options.name)).map((source) => ({
+          source,
+          choice: { manifestKeys: new Set<string>() },
+        }));
+        return forgetAll(work, options.dryRun ?? false, context);
+      }),
+    );
+}
+
+function checkChoice(checkpoints: readonly string[], policy: KeepPolicy | undefined): void {
+  if (checkpoints.length > 0 !== (policy !== undefined)) return;
+  const what = policy === undefined ? 'nothing says what to forget' : 'ids and a policy exclude each other';
+  throw new CheckpointError('USAGE', what, {
+    hint: 'name checkpoints by their ids, or say with --keep-... which are to be kept',
+  });
+}
+
+async function sourcesOf(repository: Repository, name: string | undefined): Promise<readonly SweepSource[]> {
+  const sources = await repository.sweepSources(name);
+  if (name === undefined || sources.length > 0) return sources;
+  throw new CheckpointError('CHECKPOINT_NOT_FOUND', `no checkpoints of ${name}`, {
+    hint: 'see "cairn list"',
+  });
+}
+
+async function byId(
+  repository: Repository,
+  checkpoints: readonly string[],
+  name: string | undefined,
+): Promise<readonly Work[]> {
+  const byChain = new Map<string, Set<string>>();
+  for (const wanted of checkpoints) {
+    const { keys, object } = await repository.locate(wanted, name);
+    byChain.set(keys.chain, (byChain.get(keys.chain) ?? new Set()).add(object.key));
+  }
+  const sources = await repository.sweepSources(name);
+  return sources.flatMap((source) => {
+    const manifestKeys = byChain.get(source.keys.chain);
+    return manifestKeys === undefined ? [] : [{ source, choice: { manifestKeys } }];
+  });
+}
+
+/** One summary a chain. @returns the exit code */
+async function forgetAll(
+  work: readonly Work[],
+  dryRun: boolean,
+  { reporter, signal }: CommandContext,
+  dropper?: DiskDropper,
+): Promise<number | undefined> {
+  let isUndamaged = true;
+  let isWhole = true;
+  for (const { source, choice } of work) {
+    let disks: readonly LeftSnapshot[] = [];
+    const onForgotten = async (removed: readonly ForgottenCheckpoint[]): Promise<void> => {
+      const gone = removed.flatMap(({ manifest }) => manifest ?? []);
+      disks = dropper === undefined ? snapshotsOf(gone) : await dropper.drop(gone);
+    };
+    let result: ForgetResult;
+    try {
+      result = await forget(source, choice, {
+        dryRun,
+        signal,
+        onForgotten,
+        onProgress: (done, total) => reporter.progress({ task: 'forget', done, total, unit: 'bytes' }),
+      });
+    } catch (error) {
+      // Their checkpoints are gone: nothing else would name them any more.
+      for (const { remedy } of disks) reporter.warning(`a disk snapshot stays: ${remedy}`);
+      throw error;
+    }
+    if (dryRun) await onForgotten(result.removed);
+    for (const problem of result.problems) reporter.warning(`kept because of damage: ${problem}`);
+    isUndamaged &&= result.problems.length === 0;
+    isWhole &&= disks.every(({ why }) => why === '');
+    const name = [...result.kept, ...result.removed].find(({ manifest }) => manifest)?.manifest?.vmName;
+    const report = { ...result, name: name ?? result.chain, dryRun, disks };
+    reporter.summary(forgetFields(report), forgetText(report));
+  }
+  if (!isUndamaged) return EXIT.damaged;
+  return isWhole ? undefined : EXIT.incomplete;
+}

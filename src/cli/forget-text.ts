@@ -1,0 +1,74 @@
+/** What was forgotten, for people and for programs. */
+
+import type { LeftSnapshot } from '../checkpoint/forgotten-disks.js';
+import { formatBytes, formatTable } from '../format.js';
+import type { ForgetResult } from '../repository/forget.js';
+import type { Manifest } from '../repository/manifest.js';
+
+export interface ForgetReport extends ForgetResult {
+  /** Of the VM. */
+  readonly name: string;
+  readonly dryRun: boolean;
+  /** Of the checkpoints removed: what is still there. */
+  readonly disks: readonly LeftSnapshot[];
+}
+
+export function forgetText(report: ForgetReport): string {
+  const { name, kept, removed, dryRun } = report;
+  const rows = [
+    ...kept.map(({ manifest, reasons }) => ({
+      manifest,
+      row: [manifest.id, manifest.time, 'keep', reasons.join(', ')],
+    })),
+    ...removed.map(({ id, manifest }) => ({
+      manifest,
+      row: [id, manifest?.time ?? '(damaged)', dryRun ? 'would remove' : 'removed', ''],
+    })),
+  ].sort((a, b) => (a.manifest?.seq ?? 0) - (b.manifest?.seq ?? 0));
+  const { disks } = report;
+  const freed = formatBytes(report.freedBytes);
+  return [
+    `${name}: ${kept.length} kept, ${removed.length} ${dryRun ? 'would be removed' : 'removed'}`,
+    ...(removed.length === 0
+      ? []
+      : [
+          formatTable(
+            ['id', 'time', '', 'reasons'],
+            rows.map(({ row }) => row),
+          ),
+        ]),
+    `${dryRun ? `would free about ${freed}` : `freed ${freed}`} (${report.removedObjects} objects removed, ${report.thinnedPacks} packs thinned)`,
+    ...(disks.length === 0 ? [] : [`disk snapshots that ${dryRun ? 'belong to them' : 'stay'}:`]),
+    ...disks.map(({ remedy, why }) => `  ${remedy}${why === '' ? '' : `   # ${why}`}`),
+  ].join('\n');
+}
+
+/** Fields of the summary of one chain. */
+export function forgetFields(report: ForgetReport): Record<string, unknown> {
+  const { name, chain, kept, removed, dryRun, freedBytes, removedObjects, thinnedPacks, problems, disks } =
+    report;
+  const named = (manifest: Manifest): Record<string, unknown> => ({
+    checkpointId: manifest.id,
+    time: manifest.time,
+  });
+  return {
+    name,
+    chain,
+    dryRun,
+    kept: kept.map(({ manifest, reasons }) => ({ ...named(manifest), reasons })),
+    removed: removed.map(({ id, manifest }) => ({
+      checkpointId: id,
+      time: manifest?.time ?? null,
+    })),
+    freedBytes,
+    removedObjects,
+    thinnedPacks,
+    problems,
+    disks: disks.map(({ checkpointId, snapshot, remedy, why }) => ({
+      checkpointId,
+      ...snapshot,
+      remedy,
+      why,
+    })),
+  };
+}
