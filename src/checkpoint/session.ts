@@ -11,9 +11,12 @@ import type { HypervisorRegistry } from '../hypervisor/hypervisor.js';
 import { sameLayout, type MemoryLayout } from '../hypervisor/memory-layout.js';
 import type { Vm, VmReport } from '../hypervisor/vm.js';
 import type { SharePool } from '../pool/share-pool.js';
+import { Calendar } from '../repository/calendar.js';
 import type { ChainReader } from '../repository/chain-reader.js';
 import type { ChainWriter } from '../repository/chain-writer.js';
 import type { CheckpointWriter } from '../repository/checkpoint-writer.js';
+import type { ForgetResult, ForgottenCheckpoint } from '../repository/forget.js';
+import type { KeepPolicy } from '../repository/keep-policy.js';
 import type { Manifest } from '../repository/manifest.js';
 import { PageMap } from '../repository/page-map.js';
 import type { Repository } from '../repository/repository.js';
@@ -22,6 +25,7 @@ import { chainNameOf } from './chain-name.js';
 import { CheckpointCycle } from './cycle.js';
 import { planDisks, type DiskMode } from './disk-plan.js';
 import { faultPoint, type FaultPoint } from './fault-points.js';
+import { dropThroughVm, snapshotsOf, type LeftSnapshot } from './forgotten-disks.js';
 import { CommandHook, type Hook, type HookContext } from './hooks.js';
 import { collectGarbage, letHeapGrow } from './garbage.js';
 import { Ledger } from './ledger.js';
@@ -288,6 +292,26 @@ export class CheckpointSession {
       regroupedBytes: writer.regrouped.storedBytes,
       regroupMs: writer.regrouped.ms,
     };
+  }
+
+  /**
+   * Between checkpoints: forgets those of the chain that a policy does not keep. The newest one stays, and with it what the tracker counts from.
+   * @param options.withDisks removes their disk snapshots too, where that is possible
+   * @throws see `forget`
+   */
+  async forget(
+    policy: KeepPolicy,
+    options: { readonly withDisks?: boolean; readonly signal?: AbortSignal } = {},
+  ): Promise<ForgetResult & { readonly disks: readonly LeftSnapshot[] }> {
+    let disks: readonly LeftSnapshot[] = [];
+    const onForgotten = async (removed: readonly ForgottenCheckpoint[]): Promise<void> => {
+      const gone = removed.flatMap(({ manifest }) => manifest ?? []);
+      disks = options.withDisks === true ? await dropThroughVm(gone, this.vm) : snapshotsOf(gone);
+    };
+    const { signal } = options;
+    // What the workers and the map keep are versions that the newest checkpoint has, so they stay good.
+    const result = await this.#chain.forget(policy, new Calendar(), { signal, onForgotten });
+    return { ...result, disks };
   }
 
   /** Lets the VM go as it is, with the tracker armed for the next session. */

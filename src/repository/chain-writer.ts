@@ -6,11 +6,14 @@ import { CheckpointError } from '../errors.js';
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
 import type { VmIdentity } from '../hypervisor/vm.js';
 import type { StorageBackend } from '../storage/backend.js';
+import type { Calendar } from './calendar.js';
 import { ChainKeys, chainKey, ownerTag, seqOfKey } from './chain-keys.js';
 import { ChainLock } from './chain-lock.js';
 import { ChainReader, type ChainReaderOptions } from './chain-reader.js';
 import { CheckpointWriter, type WritePoint } from './checkpoint-writer.js';
 import type { DamagedObject } from './damage.js';
+import { forgetHeld, type ForgetOptions, type ForgetResult } from './forget.js';
+import type { KeepPolicy } from './keep-policy.js';
 import { loadMap } from './load-map.js';
 import { loadManifests } from './manifest-store.js';
 import type { CheckpointKind, Manifest } from './manifest.js';
@@ -164,6 +167,21 @@ export class ChainWriter {
     );
     this.#active = writer;
     return writer;
+  }
+
+  /**
+   * Forgets what a policy does not keep; the newest checkpoint stays. Between checkpoints. References to records of
+   * the newest checkpoint, and of others that are kept, stay good. See `forget`.
+   */
+  forget(
+    policy: KeepPolicy,
+    calendar: Calendar,
+    options: Omit<ForgetOptions, 'dryRun'> = {},
+  ): Promise<ForgetResult> {
+    if (this.#active !== undefined) throw new TypeError('a checkpoint of this chain is being written');
+    const source = { backend: this.#backend, repositoryId: this.#repositoryId, keys: this.#keys };
+    const call = { signal: options.signal };
+    return forgetHeld(source, { policy, calendar }, () => this.#lock.mustBeHeld(this.chain, call), options);
   }
 
   /** Aborts what is not committed and gives the lock back. @throws what the backend throws when the lock cannot be removed */

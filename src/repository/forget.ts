@@ -73,23 +73,34 @@ export async function forget(
   }
   const lock = await ChainLock.take(backend, keys, call);
   try {
-    const checkLock = (): Promise<void> => lock.mustBeHeld(keys.chain, call);
-    const plan = await planForget(source, choice, options);
-    for (const key of plan.manifestKeys) {
-      await checkLock();
-      await backend.remove(key, call);
-    }
-    await options.onForgotten?.(plan.removed);
-    const swept = await sweep(source, plan.sweep, { ...call, checkLock });
-    return {
-      ...resultOf(keys.chain, plan),
-      ...swept,
-      freedBytes: plan.manifestBytes + swept.freedBytes,
-      problems: [...plan.sweep.problems, ...swept.problems],
-    };
+    return await forgetHeld(source, choice, () => lock.mustBeHeld(keys.chain, call), options);
   } finally {
     await lock.release();
   }
+}
+
+/** As `forget`, for a caller that has the lock. @param checkLock throws REPO_LOCKED when it is not held any more */
+export async function forgetHeld(
+  source: SweepSource,
+  choice: ForgetChoice,
+  checkLock: () => Promise<void>,
+  options: Omit<ForgetOptions, 'dryRun'>,
+): Promise<ForgetResult> {
+  const { backend, keys } = source;
+  const call = { signal: options.signal };
+  const plan = await planForget(source, choice, options);
+  for (const key of plan.manifestKeys) {
+    await checkLock();
+    await backend.remove(key, call);
+  }
+  await options.onForgotten?.(plan.removed);
+  const swept = await sweep(source, plan.sweep, { ...call, checkLock });
+  return {
+    ...resultOf(keys.chain, plan),
+    ...swept,
+    freedBytes: plan.manifestBytes + swept.freedBytes,
+    problems: [...plan.sweep.problems, ...swept.problems],
+  };
 }
 
 interface ForgetPlan {

@@ -3,7 +3,7 @@
 import type { CallOptions } from '../storage/backend.js';
 import { asDamagedObject, damaged } from './damage.js';
 import type { OpenPack, PackReader } from './pack-reader.js';
-import { frameOfRef, packOfRef, recordOfRef, ZERO_REF } from './record-ref.js';
+import { frameOfRef, makeRef, packOfRef, recordOfRef, ZERO_REF } from './record-ref.js';
 
 /** Of one pack. */
 export class NeededOfPack {
@@ -19,14 +19,14 @@ export class NeededOfPack {
     this.#bits = new Uint8Array(Math.ceil(this.#starts[pack.frames.length]! / 8));
   }
 
-  /** @throws REPO_DAMAGED when there is no such record */
-  add(frame: number, record: number): void {
+  /** @returns false when there is no such record */
+  add(frame: number, record: number): boolean {
     const start = this.#starts[frame];
     const end = this.#starts[frame + 1];
-    if (start === undefined || end === undefined || start + record >= end)
-      throw damaged(this.pack.key, 'a record that the pack does not have is referred to', { frame, record });
+    if (start === undefined || end === undefined || start + record >= end) return false;
     const at = start + record;
     this.#bits[at >>> 3]! |= 1 << (at & 7);
+    return true;
   }
 
   has(frame: number, record: number): boolean {
@@ -67,25 +67,27 @@ export class NeededRecords {
       if (seq !== 0 && !this.#packs.has(seq)) packs.add(seq);
     }
     for (const seq of packs) this.#packs.set(seq, await this.#open(seq, options));
+    let ofLast: NeededOfPack | null | undefined;
+    last = 0;
     for (const ref of refs) {
       if (ref === ZERO_REF) continue;
       const seq = packOfRef(ref);
-      this.#attempt(seq, () => this.#packs.get(seq)?.add(frameOfRef(ref), recordOfRef(ref)));
+      if (seq !== last) ofLast = this.#packs.get(seq);
+      last = seq;
+      if (ofLast?.add(frameOfRef(ref), recordOfRef(ref)) === false) this.#notThere(ofLast.pack, ref);
     }
   }
 
   /** @throws what is not about damage */
   async addBlob(seq: number, frame: number, options: CallOptions): Promise<void> {
     if (!this.#packs.has(seq)) this.#packs.set(seq, await this.#open(seq, options));
-    this.#attempt(seq, () => this.#packs.get(seq)?.add(frame, 0));
+    const needed = this.#packs.get(seq);
+    if (needed?.add(frame, 0) === false) this.#notThere(needed.pack, makeRef(seq, frame, 0));
   }
 
-  #attempt(seq: number, work: () => void): void {
-    try {
-      work();
-    } catch (error) {
-      this.onDamage(seq, asDamagedObject('', error).message);
-    }
+  #notThere({ key, seq }: OpenPack, ref: number): void {
+    const where = { frame: frameOfRef(ref), record: recordOfRef(ref) };
+    this.onDamage(seq, damaged(key, 'a record that the pack does not have is referred to', where).message);
   }
 
   async #open(seq: number, options: CallOptions): Promise<NeededOfPack | null> {

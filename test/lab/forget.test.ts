@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
-import { cairn, runCairn } from './support/cairn-cli.js';
+import { cairn, isSummary, runCairn } from './support/cairn-cli.js';
 import { differingPages, groundTruth } from './support/ground-truth.js';
 import { checkpointAgainstTruth, readCheckpoint } from './support/oracle.js';
 
@@ -85,6 +85,25 @@ describe('forgetting checkpoints of a working guest', () => {
     expect(next.compare_reason).not.toBe('');
     expect(await checkpoint()).toMatchObject({ kind: 'incremental', compare_reason: '' });
     await mustBeAsTaken(ids.slice(-5));
+  });
+
+  it('goes with the watch itself, which goes on being trusted', async () => {
+    const keep = ['--keep-last', '2', '--with-disks'];
+    const args = ['watch', machine.address, '--every', '0.3', '--count', '25', ...keep];
+    const { messages, exitCode } = await runCairn(repo(...args), options);
+    expect(exitCode).toBe(0);
+    const taken = messages.filter(isSummary);
+    expect(taken).toHaveLength(25);
+    expect(taken.map(({ compare_reason }) => compare_reason)).toEqual(taken.map(() => ''));
+    for (const { checkpoint_id: id } of taken) ids.push(String(id));
+    // After ten, after twenty and at the end.
+    const forgets = messages.filter((message) => 'freed_bytes' in message);
+    expect(forgets).toMatchObject([{ problems: [] }, { problems: [] }, { problems: [] }]);
+    for (const id of ids.slice(-2)) memories.set(id, await readCheckpoint(options.repo, id));
+    expect(inDisk()).toEqual(expect.arrayContaining(ids.slice(-2)));
+    for (const id of ids.slice(-25, -2)) expect(inDisk()).not.toContain(id);
+    expect(await checkpoint()).toMatchObject({ kind: 'incremental', compare_reason: '' });
+    await mustBeAsTaken(ids.slice(-3));
   });
 
   it('leaves the last one to be restored, by which the guest goes on, and so does its chain', async () => {

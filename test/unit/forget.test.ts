@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-import { afterEach, describe, expect, it } from '@jest/globals';
+import { afterAll, afterEach, describe, expect, it } from '@jest/globals';
 
 import { ChainKeys } from '../../src/repository/chain-keys.js';
 import { Calendar } from '../../src/repository/calendar.js';
@@ -322,7 +322,8 @@ describe('what is left', () => {
 describe('cairn forget', () => {
   const dir = mkdtempSync(join(tmpdir(), 'cairn-forget-cli-'));
   let count = 0;
-  afterEach(() => rmSync(dir, { recursive: true, force: true }));
+  afterEach(() => rmSync(join(dir, `repo${count - 1}`), { recursive: true, force: true }));
+  afterAll(() => rmSync(dir, { recursive: true }));
 
   async function cairn(
     repo: string,
@@ -379,11 +380,40 @@ describe('cairn forget', () => {
     expect((await cairn(chain.repo, ['prune'])).out).toContain('web1: 2 kept, 0 removed');
   });
 
+  it('lists the disk snapshots that stay, with what removes them, and says which it could not remove', async () => {
+    const chain = await fileChain(3);
+    const [first, second] = ids(chain.all);
+    const remedy = 'qemu-img snapshot -d cairn-1 /srv/web1.qcow2';
+    const listed = await cairn(chain.repo, ['forget', first!]);
+    expect(listed).toMatchObject({ exitCode: 0, out: expect.stringContaining(remedy) });
+    const tried = await cairn(chain.repo, ['forget', second!, '--with-disks', '--json']);
+    const summary = tried.messages.find((message) => message.message_type === 'summary');
+    expect(summary?.disks).toEqual([
+      expect.objectContaining({
+        checkpoint_id: second,
+        mode: 'internal',
+        remedy,
+        why: expect.stringMatching(/./),
+      }),
+    ]);
+    expect(tried.exitCode).toBe(3);
+    await mustBeWhole(chain.backend, chain.all.slice(2));
+  });
+
+  it('removes nothing when the VM whose disks it is to see to cannot be reached', async () => {
+    const chain = await fileChain(2);
+    const vm = ['--with-disks', '--vm', `qmp:${join(dir, 'nowhere')}`];
+    const { exitCode } = await cairn(chain.repo, ['forget', chain.all[0]!.id, ...vm]);
+    expect(exitCode).toBe(21);
+    await mustBeWhole(chain.backend, chain.all);
+  });
+
   it.each([
     ['nothing that says what', []],
     ['ids and a policy', ['3f9a', '--keep-last', '3']],
     ['a policy that keeps nothing', ['--keep-last', '0']],
     ['a length of time that is none', ['--keep-within', 'soon']],
+    ['a VM without disks to see to', ['--keep-last', '1', '--vm', 'qmp:/x']],
   ])('refuses %s', async (_, args) => {
     const chain = await fileChain(2);
     expect((await cairn(chain.repo, ['forget', ...args])).exitCode).toBe(2);

@@ -3,29 +3,35 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
 
 import { CheckpointSession } from '../../checkpoint/session.js';
-import { isCheckpointError, type CheckpointError } from '../../errors.js';
+import { CheckpointError, isCheckpointError } from '../../errors.js';
 import { hypervisors } from '../../index.js';
 import { checkpointText } from '../checkpoint-text.js';
 import { command, run } from '../command.js';
 import { EXIT } from '../exit-codes.js';
+import { addKeepOptions, keepPolicyOf, type KeepCliOptions } from '../keep-options.js';
 import { secondsForTimer, wholeNumber } from '../parse.js';
 import { asCheckpointError } from '../reporter.js';
 import { addSessionOptions, sessionSettings, type SessionCliOptions } from '../session-options.js';
+import { WatchForgetting } from '../watch-forgetting.js';
 
-interface Options extends SessionCliOptions {
+interface Options extends SessionCliOptions, KeepCliOptions {
   readonly every: number;
   readonly count?: number;
+  readonly withDisks?: boolean;
 }
 
 /** After these there is no next checkpoint to wait for. */
 const FATAL = ['VM_GONE', 'VM_UNREACHABLE', 'VM_NOT_RESUMED', 'REPO_DAMAGED', 'WORKER_FAILED'] as const;
 
 export function watchCommand(): Command {
-  return addSessionOptions(
-    command('watch', 'take a checkpoint every so often until stopped (SIGINT or SIGTERM ends it cleanly)', [
-      'cairn watch qmp:/run/web1.qmp --every 10 --repo /srv/cairn',
-      'cairn watch qmp:/run/web1.qmp --every 0.5 --count 100 --json',
-    ]),
+  return addKeepOptions(
+    addSessionOptions(
+      command('watch', 'take a checkpoint every so often until stopped (SIGINT or SIGTERM ends it cleanly)', [
+        'cairn watch qmp:/run/web1.qmp --every 10 --repo /srv/cairn',
+        'cairn watch qmp:/run/web1.qmp --every 0.5 --count 100 --json',
+        'cairn watch qmp:/run/web1.qmp --every 10 --keep-last 30 --keep-hourly 24 --with-disks',
+      ]),
+    ),
   )
     .argument('<vm>', 'address of the VM')
     .option(
@@ -35,8 +41,12 @@ export function watchCommand(): Command {
       60,
     )
     .option('--count <n>', 'stop after that many checkpoints', wholeNumber(1))
+    .option('--with-disks', 'with --keep-...: remove the disk snapshots of forgotten checkpoints too')
     .action((vm: string, options: Options) =>
       run(options, async ({ reporter, signal, openRepository }) => {
+        const policy = keepPolicyOf(options);
+        if (options.withDisks === true && policy === undefined)
+          throw new CheckpointError('USAGE', '--with-disks is for --keep-... alone');
         // The signal ends the waiting, not a checkpoint under way: that one is finished first.
         const session = await CheckpointSession.open({
           ...sessionSettings(options),
@@ -46,6 +56,8 @@ export function watchCommand(): Command {
         });
         let taken = 0;
         let failed = 0;
+        const withDisks = options.withDisks ?? false;
+        const forgetting = new WatchForgetting({ policy, withDisks }, session, reporter);
         try {
           let tracker = '';
           while (!signal.aborted && (options.count === undefined || taken + failed < options.count)) {
@@ -59,6 +71,8 @@ export function watchCommand(): Command {
               tracker = session.trackerKind;
               for (const warning of summary.warnings) reporter.warning(warning);
               reporter.summary({ ...summary }, checkpointText(summary));
+              const isLast = taken + failed === options.count;
+              await forgetting.afterCheckpoint(isLast, signal);
             } catch (error) {
               const known = asCheckpointError(error);
               if (isFatal(known)) throw known;
@@ -72,7 +86,7 @@ export function watchCommand(): Command {
           await session.close();
         }
         reporter.summary({ checkpoints: taken, failed }, `${taken} checkpoints, ${failed} failed`);
-        return failed === 0 ? undefined : EXIT.incomplete;
+        return failed === 0 && forgetting.isWhole ? undefined : EXIT.incomplete;
       }),
     );
 }

@@ -1,0 +1,55 @@
+/** How a watcher applies its policy: not after every checkpoint, since that takes reading much of the chain, but when some have come together. */
+
+import type { CheckpointSession } from '../checkpoint/session.js';
+import { isCheckpointError } from '../errors.js';
+import type { KeepPolicy } from '../repository/keep-policy.js';
+import { forgetFields, forgetText } from './forget-text.js';
+import { asCheckpointError, type Reporter } from './reporter.js';
+
+/** Checkpoints between two times: at least so many, and a tenth of what was kept the last time. */
+const LEAST_BETWEEN = 10;
+const SHARE_BETWEEN = 0.1;
+
+export class WatchForgetting {
+  /** Nothing failed so far. */
+  isWhole = true;
+  readonly #session: CheckpointSession;
+  readonly #policy: KeepPolicy | undefined;
+  readonly #withDisks: boolean;
+  readonly #reporter: Reporter;
+  #waiting = 0;
+  #due = LEAST_BETWEEN;
+
+  constructor(
+    options: { readonly policy: KeepPolicy | undefined; readonly withDisks: boolean },
+    session: CheckpointSession,
+    reporter: Reporter,
+  ) {
+    this.#session = session;
+    this.#policy = options.policy;
+    this.#withDisks = options.withDisks;
+    this.#reporter = reporter;
+  }
+
+  /** A failure is reported and does not end the watch: the next time goes on where this one ended. */
+  async afterCheckpoint(isLast: boolean, signal: AbortSignal): Promise<void> {
+    if (this.#policy === undefined || signal.aborted) return;
+    this.#waiting++;
+    if (this.#waiting < this.#due && !isLast) return;
+    this.#waiting = 0;
+    try {
+      const result = await this.#session.forget(this.#policy, { withDisks: this.#withDisks, signal });
+      this.#due = Math.max(LEAST_BETWEEN, Math.floor(result.kept.length * SHARE_BETWEEN));
+      for (const problem of result.problems) this.#reporter.warning(`kept because of damage: ${problem}`);
+      if (result.problems.length > 0 || (this.#withDisks && result.disks.some(({ why }) => why !== '')))
+        this.isWhole = false;
+      if (result.removed.length === 0) return;
+      const report = { ...result, name: this.#session.vmName, dryRun: false };
+      this.#reporter.summary(forgetFields(report), forgetText(report));
+    } catch (error) {
+      if (isCheckpointError(error, 'INTERRUPTED')) return;
+      this.isWhole = false;
+      this.#reporter.error(asCheckpointError(error));
+    }
+  }
+}
