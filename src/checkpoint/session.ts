@@ -15,7 +15,7 @@ import { Calendar } from '../repository/calendar.js';
 import type { ChainReader } from '../repository/chain-reader.js';
 import type { ChainWriter } from '../repository/chain-writer.js';
 import type { CheckpointWriter } from '../repository/checkpoint-writer.js';
-import type { ForgetResult, ForgottenCheckpoint } from '../repository/forget.js';
+import type { ForgetOptions, ForgetResult, ForgottenCheckpoint } from '../repository/forget.js';
 import type { KeepPolicy } from '../repository/keep-policy.js';
 import type { Manifest } from '../repository/manifest.js';
 import { PageMap } from '../repository/page-map.js';
@@ -301,16 +301,16 @@ export class CheckpointSession {
    */
   async forget(
     policy: KeepPolicy,
-    options: { readonly withDisks?: boolean; readonly signal?: AbortSignal } = {},
+    options: Pick<ForgetOptions, 'thinAbove' | 'signal'> & { readonly withDisks?: boolean } = {},
   ): Promise<ForgetResult & { readonly disks: readonly LeftSnapshot[] }> {
     let disks: readonly LeftSnapshot[] = [];
+    const { withDisks = false, ...more } = options;
     const onForgotten = async (removed: readonly ForgottenCheckpoint[]): Promise<void> => {
       const gone = removed.flatMap(({ manifest }) => manifest ?? []);
-      disks = options.withDisks === true ? await dropThroughVm(gone, this.vm) : snapshotsOf(gone);
+      disks = withDisks ? await dropThroughVm(gone, this.vm) : snapshotsOf(gone);
     };
-    const { signal } = options;
     // What the workers and the map keep are versions that the newest checkpoint has, so they stay good.
-    const result = await this.#chain.forget(policy, new Calendar(), { signal, onForgotten });
+    const result = await this.#chain.forget(policy, new Calendar(), { ...more, onForgotten });
     return { ...result, disks };
   }
 

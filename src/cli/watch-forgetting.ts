@@ -9,6 +9,8 @@ import { asCheckpointError, type Reporter } from './reporter.js';
 /** Checkpoints between two times: at least so many, and a tenth of what was kept the last time. */
 const LEAST_BETWEEN = 10;
 const SHARE_BETWEEN = 0.1;
+/** Of a pack that is written anew: a checkpoint is waiting meanwhile. What is left, `cairn prune` frees. */
+const THIN_ABOVE = 0.5;
 
 export class WatchForgetting {
   /** Nothing failed so far. */
@@ -38,7 +40,11 @@ export class WatchForgetting {
     if (this.#waiting < this.#due && !isLast) return;
     this.#waiting = 0;
     try {
-      const result = await this.#session.forget(this.#policy, { withDisks: this.#withDisks, signal });
+      const result = await this.#session.forget(this.#policy, {
+        withDisks: this.#withDisks,
+        thinAbove: THIN_ABOVE,
+        signal,
+      });
       this.#due = Math.max(LEAST_BETWEEN, Math.floor(result.kept.length * SHARE_BETWEEN));
       for (const problem of result.problems) this.#reporter.warning(`kept because of damage: ${problem}`);
       if (result.problems.length > 0 || (this.#withDisks && result.disks.some(({ why }) => why !== '')))

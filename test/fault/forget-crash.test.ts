@@ -11,7 +11,7 @@ import { MemoryBackend } from '../../src/storage/memory.js';
 import { forgetIds, mustBeWhole, sourceOf, strays } from '../support/forget-model.js';
 import { IDENTITY, ModelVm, mustReadBack, type Expected } from '../unit/repository-model.js';
 
-const CHECKPOINTS = 8;
+const CHECKPOINTS = 6;
 const KEPT = 2;
 /** Always, so that there is much to go wrong. */
 const thinAbove = 0;

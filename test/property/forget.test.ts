@@ -18,7 +18,7 @@ const step = fc.record({
   startsWithBase: fc.boolean(),
   /** Of the checkpoints that are there then, in turn: whether it is forgotten. */
   forgets: fc.array(fc.boolean(), { minLength: 1, maxLength: 7 }),
-  thinAbove: fc.constantFrom(0, 0.2, 1),
+  thinAbove: fc.constantFrom(0, 0.05, 0.2, 1),
 });
 
 async function takeCheckpoints(
