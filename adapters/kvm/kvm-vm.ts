@@ -35,6 +35,7 @@ import { frozenMarkerPath } from './pause-marker.js';
 import type { QemuProcess } from './peer-process.js';
 import { mayReadMemory } from './process-access.js';
 import { memoryPermission } from './process-memory.js';
+import type { StreamManager } from './qmp-stream/stream-manager.js';
 import { recoverStream, streamMarkerPath } from './qmp-stream/stream-marker.js';
 import { QMP_STREAM_KIND, qmpStreamReport } from './qmp-stream/support.js';
 import { QmpStreamTracker } from './qmp-stream/tracker.js';
@@ -64,6 +65,8 @@ export interface KvmVmDeps {
   readonly guard?: GuardProgram;
   /** The guest's agent, where a manager holds its socket. */
   readonly agent?: GuestAgent;
+  /** A manager that holds the monitor. */
+  readonly streamManager?: StreamManager;
 }
 
 interface KnownMemory {
@@ -163,7 +166,6 @@ export class KvmVm implements Vm {
         compareReport(process.pid),
         await qmpStreamReport(monitor, {
           memoryBytes: sizeBytes,
-          hasEvents: this.#options.socketPath !== '',
           seesSharers: blocks !== undefined,
         }),
       ],
@@ -306,11 +308,12 @@ export class KvmVm implements Vm {
   }
 
   #streamTracker(): QmpStreamTracker {
-    const { monitor, process } = this.#deps;
+    const { monitor, process, streamManager: manager } = this.#deps;
     const { runtimeDir, socketPath } = this.#options;
     const stream = new QmpStreamTracker({
       monitor,
       process,
+      manager,
       runtimeDir,
       runState: this.#runState,
       layout: this.#known().layout,

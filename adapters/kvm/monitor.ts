@@ -1,5 +1,6 @@
 /** What the adapter needs of QEMU's monitor, whichever way it is reached: a QMP socket, or libvirt's pass-through. */
 
+import { isCheckpointError } from '../../src/errors.js';
 import type { JsonObject, Json } from '../../src/types.js';
 
 export interface QmpEvent {
@@ -16,9 +17,19 @@ export interface ExecuteOptions {
 export interface Monitor {
   /** @throws QMP_COMMAND (with class and desc), QMP_TIMEOUT, QMP_PROTOCOL, VM_GONE */
   execute(command: string, args?: JsonObject, options?: ExecuteOptions): Promise<Json>;
-  /** @returns a function that ends the subscription */
+  /** @returns a function that ends the subscription @throws VM_UNSUPPORTED where QEMU's events do not come through */
   onEvent(listener: (event: QmpEvent) => void): () => void;
   close(): Promise<void>;
+}
+
+/** As `onEvent`; undefined where QEMU's events do not come through. */
+export function eventsOf(monitor: Monitor, listener: (event: QmpEvent) => void): (() => void) | undefined {
+  try {
+    return monitor.onEvent(listener);
+  } catch (error) {
+    if (isCheckpointError(error, 'VM_UNSUPPORTED')) return undefined;
+    throw error;
+  }
 }
 
 /** A command of the human monitor, for what QMP does not offer. @returns its text */

@@ -7,7 +7,7 @@ import { CheckpointError, describeError, isCheckpointError } from '../../src/err
 import type { RunState } from '../../src/hypervisor/vm.js';
 import type { Json } from '../../src/types.js';
 import { isMigrating } from './hazards.js';
-import type { Monitor } from './monitor.js';
+import { eventsOf, type Monitor } from './monitor.js';
 import { PauseGuard, type GuardProgram } from './pause-guard.js';
 import {
   clearPauseMarker,
@@ -166,6 +166,11 @@ export class RunStateControl {
     await this.#pauseIsOver();
   }
 
+  /** A migration to Cairn was cancelled, and the VM is stopped by somebody whose business it is. */
+  async leaveStopped(): Promise<void> {
+    await this.#pauseIsOver();
+  }
+
   /**
    * As `resume`, also of a VM that was stopped by a migration to Cairn instead of `pause`.
    * @throws VM_NOT_RESUMED, VM_STATE, VM_GONE
@@ -255,12 +260,8 @@ function resumedByOthers(): CheckpointError {
 
 /** libvirt hands no events on: there only the run state itself shows what others do. */
 function onResume(monitor: Monitor, listener: () => void): () => void {
-  try {
-    return monitor.onEvent(({ event }) => {
-      if (event === 'RESUME') listener();
-    });
-  } catch (error) {
-    if (isCheckpointError(error, 'VM_UNSUPPORTED')) return () => undefined;
-    throw error;
-  }
+  const stop = eventsOf(monitor, ({ event }) => {
+    if (event === 'RESUME') listener();
+  });
+  return stop ?? (() => undefined);
 }

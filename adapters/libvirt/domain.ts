@@ -14,6 +14,8 @@ const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 const RUNNING = 1;
 const PAUSED = 3;
 const SHUTOFF = 5;
+/** virDomainPausedReason */
+const PAUSED_UNKNOWN = 0;
 export type DomainState = 'running' | 'paused' | 'shutoff' | 'other';
 
 /** VIR_DOMAIN_XML_SECURE | VIR_DOMAIN_XML_MIGRATABLE */
@@ -84,6 +86,14 @@ export class LibvirtDomain {
     if (state[0] === RUNNING) return 'running';
     if (state[0] === PAUSED) return 'paused';
     return state[0] === SHUTOFF ? 'shutoff' : 'other';
+  }
+
+  /** True of a paused domain that libvirt knows no reason for: QEMU stopped by itself, in a migration that libvirt did not begin. */
+  async isPausedWithoutReason(): Promise<boolean> {
+    const state = new Int32Array(1);
+    const reason = new Int32Array(1);
+    await this.#run('reading the state', libvirt().domainGetState, state, reason, 0);
+    return state[0] === PAUSED && reason[0] === PAUSED_UNKNOWN;
   }
 
   /** What libvirt does with the domain right now, such as save, migration or backup; undefined when nothing. */

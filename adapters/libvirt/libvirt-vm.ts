@@ -19,6 +19,7 @@ import { CheckpointError } from '../../src/errors.js';
 import type { JsonObject } from '../../src/types.js';
 import { withFrozenLayers } from '../disks/frozen-layers.js';
 import { KvmVm } from '../kvm/kvm-vm.js';
+import { QMP_STREAM_KIND } from '../kvm/qmp-stream/support.js';
 import { sweepRuntimeDir } from '../kvm/runtime-files.js';
 import { parseDomainAddress } from './address.js';
 import { snapshotExternally } from './external-snapshot.js';
@@ -29,6 +30,7 @@ import { LibvirtDomain } from './domain.js';
 import { disksIn, type DomainDisk } from './domain-disks.js';
 import { LibvirtMonitor } from './monitor.js';
 import { libvirtGuard } from './pauses.js';
+import { streamManager } from './stream-manager.js';
 
 /** What a manifest records as the hypervisor of a domain. */
 export const LIBVIRT_NAME = 'libvirt';
@@ -73,6 +75,7 @@ export async function attachDomain(
         process,
         guard: libvirtGuard(domain),
         agent: new DomainAgent(domain),
+        streamManager: streamManager(domain, waitJobMs, signal),
       },
     );
     return new LibvirtVm({ qemu, domain, waitJobMs, signal, xml: await domain.xml() });
@@ -87,6 +90,8 @@ export class LibvirtVm implements Vm {
   readonly identity: VmIdentity;
   readonly #parts: Parts;
   #xml: string;
+  /** The tracker in use has the domain stopped by a migration, or asks for the pause in the middle of one. */
+  #isStreamed = false;
 
   constructor(parts: Parts) {
     const { qemu, domain } = parts;
@@ -120,6 +125,7 @@ export class LibvirtVm implements Vm {
   }
 
   tracker(kind: string): DirtyTracker {
+    this.#isStreamed = kind === QMP_STREAM_KIND;
     return this.#parts.qemu.tracker(kind);
   }
 
@@ -128,11 +134,13 @@ export class LibvirtVm implements Vm {
   }
 
   async pause(stopping?: () => void): Promise<boolean> {
-    const { domain, waitJobMs, signal } = this.#parts;
-    await domain.awaitNoJob(waitJobMs, signal);
-    // Devices come and go with hotplug. Read before the pause; libvirt takes some milliseconds for it.
-    this.#xml = await domain.xml();
-    return this.#parts.qemu.pause(stopping);
+    const { qemu, domain, waitJobMs, signal } = this.#parts;
+    if (!this.#isStreamed) {
+      await domain.awaitNoJob(waitJobMs, signal);
+      // Devices come and go with hotplug. Read before the pause; libvirt takes some milliseconds for it.
+      this.#xml = await domain.xml();
+    }
+    return qemu.pause(stopping);
   }
 
   resume(running?: () => void): Promise<void> {

@@ -11,10 +11,19 @@ import type { GuardProgram } from '../kvm/pause-guard.js';
 import type { LibvirtDomain } from './domain.js';
 
 /** The process that resumes the domain when this one is killed in the pause. */
-export function libvirtGuard({ connection, uuid }: LibvirtDomain): GuardProgram {
+export function libvirtGuard(domain: LibvirtDomain): GuardProgram {
+  return guardOf(domain, './pause-guard-main.js');
+}
+
+/** A guard of the domain in a module beside this one, which gets the URI of libvirt and the UUID before `args`. */
+export function guardOf(
+  { connection, uuid }: LibvirtDomain,
+  module: string,
+  ...args: readonly string[]
+): GuardProgram {
   return {
-    modulePath: fileURLToPath(new URL('./pause-guard-main.js', import.meta.url)),
-    args: [connection.uri, uuid],
+    modulePath: fileURLToPath(new URL(module, import.meta.url)),
+    args: [connection.uri, uuid, ...args],
     // Where a user's own daemon listens.
     env: {
       HOME: process.env.HOME,

@@ -6,9 +6,11 @@ import {
   chownSync,
   closeSync,
   copyFileSync,
+  cpSync,
   existsSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readFileSync,
   rmSync,
   writeFileSync,
@@ -21,7 +23,16 @@ import { promisify } from 'node:util';
 import { LabMachine } from './machine.js';
 import { CAIRN_MAIN, type CliOptions } from './support/cairn-cli.js';
 import { readRamBlocks } from './support/ground-truth.js';
-import { ensureLab, labCache, scratchDir, SOURCE_ROOT } from './support/lab-files.js';
+import {
+  ensureLab,
+  labCache,
+  qemuProgram,
+  scratchDir,
+  SOURCE_ROOT,
+  type QemuVersion,
+} from './support/lab-files.js';
+
+const SYSTEM_MODULES = '/usr/lib/x86_64-linux-gnu/qemu';
 
 /** `nobody`, who owns nothing else. */
 const USER_ID = 65534;
@@ -74,6 +85,8 @@ export interface LabDomainOptions {
   readonly devicesXml?: string;
   /** qemu-ga in the guest, started by its command start-agent. */
   readonly withAgent?: boolean;
+  /** Default: the system's. */
+  readonly qemu?: QemuVersion;
 }
 
 export class LabDomain {
@@ -96,7 +109,7 @@ export class LabDomain {
     copyFileSync(join(labCache(), 'guest/vmlinuz'), join(dir, 'vmlinuz'));
     copyFileSync(join(labCache(), 'guest', initrd), join(dir, 'initrd.gz'));
     execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', join(dir, 'disk.qcow2'), '256M']);
-    writeFileSync(join(dir, 'domain.xml'), domainXml(name, dir, options));
+    writeFileSync(join(dir, 'domain.xml'), domainXml(name, dir, emulatorFor(dir, options), options));
     const domain = new LabDomain(name, dir, options);
     if (options.session === true) {
       for (const folder of ['home', 'run', 'runtime']) mkdirSync(join(dir, folder), { mode: 0o700 });
@@ -251,7 +264,26 @@ function command(execute: string, args: Record<string, unknown>): string {
   return JSON.stringify({ execute, arguments: args });
 }
 
-function domainXml(name: string, dir: string, options: LabDomainOptions): string {
+/** A program that the user of libvirt's QEMUs may run: the lab's own lies in somebody's home. */
+function emulatorFor(dir: string, { qemu = '7.2' }: LabDomainOptions): string {
+  if (qemu === '7.2') return qemuProgram('7.2').path;
+  const root = join(dir, 'qemu');
+  cpSync(join(labCache(), 'qemu-10'), root, { recursive: true, verbatimSymlinks: true });
+  const { path, firmwareArgs, env } = qemuProgram(qemu, root);
+  const wrapper = join(dir, 'qemu-system-x86_64');
+  const libraries = env.LD_LIBRARY_PATH ?? '';
+  // It would look for a module that it does not have among those of the system's QEMU, and end. An empty file stops it.
+  const modules = join(libraries, 'qemu');
+  for (const name of readdirSync(SYSTEM_MODULES))
+    if (!existsSync(join(modules, name))) writeFileSync(join(modules, name), '');
+  const variables = `LD_LIBRARY_PATH=${libraries} QEMU_MODULE_DIR=${modules}`;
+  writeFileSync(wrapper, `#!/bin/sh\n${variables} exec ${path} ${firmwareArgs.join(' ')} "$@"\n`, {
+    mode: 0o755,
+  });
+  return wrapper;
+}
+
+function domainXml(name: string, dir: string, emulator: string, options: LabDomainOptions): string {
   return `<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>${name}</name>
   ${options.domainXml ?? "<memory unit='MiB'>256</memory><vcpu>1</vcpu>"}
@@ -264,7 +296,7 @@ function domainXml(name: string, dir: string, options: LabDomainOptions): string
   <features><acpi/></features>
   <on_crash>preserve</on_crash>
   <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <emulator>${emulator}</emulator>
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2'/>
       <source file='${dir}/disk.qcow2'/>

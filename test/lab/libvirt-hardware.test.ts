@@ -193,8 +193,8 @@ describeWithLibvirt('a domain whose memory another process shares (vhost-user)',
     }
   }, 120_000);
 
-  it('is refused another tracker', async () => {
-    const args = ['checkpoint', domain.address, '--repo', repo, '--memory-only', '--tracker', 'pagemap-scan'];
+  it.each(['pagemap-scan', 'qmp-stream'])('is refused the tracker %s', async (tracker) => {
+    const args = ['checkpoint', domain.address, '--repo', repo, '--memory-only', '--tracker', tracker];
     expect((await runCairn(args, domain.cli)).messages.at(-1)).toMatchObject({ code: 'TRACKER_UNAVAILABLE' });
   });
 

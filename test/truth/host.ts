@@ -15,6 +15,7 @@ const SYS_PIDFD_OPEN = 434;
 const SYS_PROCESS_MADVISE = 440;
 const MADV_PAGEOUT = 21n;
 const KSM = '/sys/kernel/mm/ksm';
+const STORAGE_DAEMON = '/usr/bin/qemu-storage-daemon';
 const HUGE_PAGES = '/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages';
 
 /** KVM where it can run a Linux guest; the device alone proves nothing, so one is booted. */
@@ -128,6 +129,7 @@ export function mergedPages(pid: number): number {
 export function reserveHugePages(mib: number): string {
   if (!existsSync(HUGE_PAGES)) return 'this kernel has no huge pages of 2 MiB';
   const wanted = mib / 2;
+  compactMemory();
   writeFileSync(HUGE_PAGES, `${wanted}`);
   const got = Number(readFileSync(HUGE_PAGES, 'latin1'));
   if (got >= wanted) return '';
@@ -148,6 +150,32 @@ export function compactMemory(): void {
 
 export function whyNoVhost(): string {
   return existsSync('/dev/vhost-net') && existsSync('/dev/net/tun') ? '' : 'this kernel has no vhost-net';
+}
+
+export function whyNoVhostUser(): string {
+  return existsSync(STORAGE_DAEMON) ? '' : 'there is no qemu-storage-daemon here';
+}
+
+/** A disk that another process serves: it reads and writes the guest's memory by itself. */
+export function vhostUserDisk(dir: string): { readonly args: readonly string[]; readonly end: () => void } {
+  const image = join(dir, 'vhost-user.img');
+  const socket = join(dir, 'vhost-user.sock');
+  const pidFile = join(dir, 'vhost-user.pid');
+  writeFileSync(image, randomBytes(16 << 20));
+  // It returns when the socket is there.
+  execFileSync(STORAGE_DAEMON, [
+    ...['--daemonize', '--pidfile', pidFile],
+    ...['--blockdev', `driver=file,node-name=file,filename=${image}`, '--export'],
+    `type=vhost-user-blk,id=export,node-name=file,addr.type=unix,addr.path=${socket},writable=on`,
+  ]);
+  const pid = Number(readFileSync(pidFile, 'latin1'));
+  return {
+    args: [
+      ...['-chardev', `socket,id=backend,path=${socket}`],
+      ...['-device', 'vhost-user-blk-pci,chardev=backend'],
+    ],
+    end: () => process.kill(pid, 'SIGKILL'),
+  };
 }
 
 /** A tap device, up, with an address on its side. */

@@ -17,9 +17,11 @@ import {
   startMerging,
   stopMerging,
   swapOut,
+  vhostUserDisk,
   whyNoKsm,
   whyNoSwap,
   whyNoVhost,
+  whyNoVhostUser,
 } from './host.js';
 
 export const MEMORY_MIB = 128;
@@ -188,7 +190,14 @@ const SCENARIOS: readonly Scenario[] = [
   {
     name: 'memory-hotplug',
     setUp: () => ({
-      options: { devices: [], extraArgs: ['-m', `${MEMORY_MIB},slots=2,maxmem=512M`] },
+      options: {
+        devices: [],
+        extraArgs: [
+          ...['-m', `${MEMORY_MIB},slots=2,maxmem=512M`],
+          // Room for memory above 4 GiB makes the kernel set aside half of the guest for bounce buffers.
+          ...['-append', 'console=ttyS0 quiet panic=1 mitigations=off swiotlb=512'],
+        ],
+      },
       onStart: loaded,
     }),
     steps: [
@@ -292,6 +301,23 @@ const SCENARIOS: readonly Scenario[] = [
     }),
     steps: [wait, wait],
     refused: TRACKERS_OF_MARKS,
+  },
+  {
+    name: 'vhost-user',
+    whyNot: whyNoVhostUser,
+    setUp: (dir) => {
+      const disk = vhostUserDisk(dir);
+      return {
+        options: { devices: [], extraArgs: [...sharedMemory(), ...disk.args] },
+        onStart: async (machine) => {
+          await machine.guest(LOAD);
+          await machine.guest(`(${DIRECT_LOAD}) </dev/null >/dev/null 2>&1 &`);
+        },
+        onEnd: disk.end,
+      };
+    },
+    steps: [wait, wait],
+    refused: [...TRACKERS_OF_MARKS, 'qmp-stream'],
   },
 ];
 

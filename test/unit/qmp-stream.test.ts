@@ -14,6 +14,7 @@ import { hasBit, StagingWriter } from '../../adapters/kvm/qmp-stream/staging-wri
 import { losesWrites, qmpStreamReport } from '../../adapters/kvm/qmp-stream/support.js';
 import { writeMigrationStream } from '../../adapters/kvm/stream/writer.js';
 import { decideTracker } from '../../src/checkpoint/tracker-choice.js';
+import { CheckpointError } from '../../src/errors.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 import type { Json, JsonObject } from '../../src/types.js';
 
@@ -51,6 +52,11 @@ class FakeMonitor implements Monitor {
   close(): Promise<void> {
     return Promise.resolve();
   }
+}
+
+/** As of libvirt's monitor. */
+function withoutEvents(): never {
+  throw new CheckpointError('VM_UNSUPPORTED', 'no events');
 }
 
 let dir: string;
@@ -309,6 +315,53 @@ describe('a migration under way', () => {
     });
   });
 
+  it('is followed by asking where no events come', async () => {
+    const ram = (pass: number): JsonObject => ({ 'dirty-sync-count': pass, remaining: 0, transferred: 1 });
+    const states: JsonObject[] = [
+      { status: 'active', ram: ram(1) },
+      { status: 'active', ram: ram(3) },
+      { status: 'pre-switchover', ram: ram(4) },
+      { status: 'device', ram: ram(4) },
+      { status: 'completed', ram: ram(4) },
+    ];
+    const monitor = new FakeMonitor({});
+    monitor.onEvent = withoutEvents;
+    monitor.execute = (command) => Promise.resolve(command === 'query-migrate' ? states.shift()! : {});
+    const before = performance.now();
+    const migration = await Migration.start(monitor, 0);
+    await migration.news();
+    expect([migration.passes, migration.stoppedAt]).toEqual([1, undefined]);
+    await migration.news();
+    const stillRan = performance.now();
+    expect([migration.passes, migration.stoppedAt]).toEqual([3, undefined]);
+    await migration.reachSwitchover();
+    // No later than the last moment at which it is known to have run.
+    expect(migration.stoppedAt).toBeGreaterThanOrEqual(before);
+    expect(migration.stoppedAt).toBeLessThanOrEqual(stillRan);
+    await migration.complete();
+    expect([migration.isCompleted, states]).toEqual([true, []]);
+    migration.close();
+  });
+
+  it('that fails is noticed by asking, too', async () => {
+    const monitor = new FakeMonitor({ 'query-migrate': { status: 'failed', 'error-desc': 'no space' } });
+    monitor.onEvent = withoutEvents;
+    const migration = await Migration.start(monitor, 0);
+    await expect(migration.reachSwitchover()).rejects.toMatchObject({
+      code: 'TRACKER_FAILED',
+      message: expect.stringContaining('no space') as unknown,
+    });
+  });
+
+  it('leaves no descriptor behind in a monitor that stays open when QEMU refuses it', async () => {
+    const monitor = new FakeMonitor({});
+    const execute = monitor.execute.bind(monitor);
+    monitor.execute = (command, args) =>
+      command === 'migrate' ? Promise.reject(new Error('blocked')) : execute(command, args);
+    await expect(Migration.start(monitor, 0)).rejects.toThrow('blocked');
+    expect(monitor.commands.map(({ command }) => command)).toEqual(['getfd', 'closefd']);
+  });
+
   it('is given up when the signal says so', async () => {
     const monitor = new FakeMonitor({});
     const migration = await Migration.start(monitor, 0);
@@ -320,7 +373,7 @@ describe('a migration under way', () => {
 });
 
 describe('whether a VM can be streamed', () => {
-  const SEEN = { hasEvents: true, seesSharers: true };
+  const SEEN = { seesSharers: true };
 
   it('is no when QEMU does not migrate it', async () => {
     const report = await qmpStreamReport(
@@ -328,15 +381,6 @@ describe('whether a VM can be streamed', () => {
       { memoryBytes: 1 << 20, ...SEEN },
     );
     expect(report).toMatchObject({ usable: false, reason: expect.stringContaining('VFIO') as unknown });
-  });
-
-  it('is no through a monitor without events', async () => {
-    const report = await qmpStreamReport(new FakeMonitor({}), {
-      memoryBytes: 1 << 20,
-      ...SEEN,
-      hasEvents: false,
-    });
-    expect(report).toMatchObject({ usable: false, reason: expect.stringContaining('libvirt') as unknown });
   });
 
   it('is no when somebody unseen may write to its memory', async () => {
@@ -381,10 +425,10 @@ describe('whether a VM can be streamed', () => {
 });
 
 describe('the choice of a tracker', () => {
-  const stream = { kind: 'qmp-stream', usable: true, reason: '', immuneTo: ['VHOST_USER'] };
+  const stream = { kind: 'qmp-stream', usable: true, reason: '', immuneTo: ['VHOST_KERNEL'] };
   const scan = { kind: 'pagemap-scan', usable: true, reason: '' };
   const compare = { kind: 'compare', usable: true, reason: '' };
-  const vhost = { code: 'VHOST_USER', effect: 'compare' as const, text: 'somebody else writes' };
+  const vhost = { code: 'VHOST_KERNEL', effect: 'compare' as const, text: 'somebody else writes' };
   const shared = { code: 'SHARED_MEMORY', effect: 'compare' as const, text: 'others have it mapped' };
 
   it('takes the stream where the memory of QEMU cannot be read', () => {

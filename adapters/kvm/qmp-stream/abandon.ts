@@ -61,5 +61,5 @@ async function runStatus(monitor: Monitor): Promise<string> {
 
 /** True for the reply of a QEMU that has not left the last phase of a migration. */
 export function isNotFinalized(error: unknown): boolean {
-  return isCheckpointError(error, 'QMP_COMMAND') && error.message.includes('not finalized');
+  return isCheckpointError(error) && error.message.includes('not finalized');
 }

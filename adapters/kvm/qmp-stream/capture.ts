@@ -15,6 +15,7 @@ import type { ApproachRequest } from '../../../src/hypervisor/dirty-tracker.js';
 import { isMigrating } from '../hazards.js';
 import type { Monitor } from '../monitor.js';
 import type { PauseGuard } from '../pause-guard.js';
+import { asArray, asText } from '../qmp-json.js';
 import type { RunStateControl } from '../run-state.js';
 import { withRunState } from '../stream/device-state.js';
 import { SECTION, STREAM_MAGIC, STREAM_VERSION } from '../stream/format.js';
@@ -23,12 +24,14 @@ import { Migration } from './migration.js';
 import type { Receiver } from './receiver.js';
 import type { ReceivedStream } from './receiver-messages.js';
 import { planSettings, setSettings, type MigrationSettings } from './settings.js';
+import type { StreamManager } from './stream-manager.js';
 import { clearStreamMarker, setStreamMarker } from './stream-marker.js';
 
 export interface CaptureDeps {
   readonly monitor: Monitor;
   readonly runState: RunStateControl;
   readonly receiver: Receiver;
+  readonly manager: StreamManager | undefined;
   readonly markerPath: string;
   /** Nothing may run while memory travels: see `losesWrites`. */
   readonly stopFirst: boolean;
@@ -53,6 +56,10 @@ export class StreamCapture {
   #underWay: UnderWay | undefined;
   #putBack: Promise<void> = Promise.resolve();
   #received: Promise<ReceivedStream> | undefined;
+  /** Settings of the operator that could not be put back after the stream before. */
+  #owed: MigrationSettings | undefined;
+  /** Somebody paused the VM while its memory was streamed, and it stays so. */
+  #isPausedByOther = false;
 
   constructor(deps: CaptureDeps) {
     this.#deps = deps;
@@ -74,7 +81,10 @@ export class StreamCapture {
     let before: number | undefined;
     for (;;) {
       if (migration.stoppedAt !== undefined) {
-        if (await this.#isPlainlyPaused()) throw pausedByOther();
+        if (!(await this.#isStoppedByMigration())) {
+          this.#isPausedByOther = true;
+          throw pausedByOther();
+        }
         return migration.stoppedAt;
       }
       if (migration.passes <= passes) {
@@ -124,7 +134,8 @@ export class StreamCapture {
       onBroken();
       receiver.cut();
       await endMigration(monitor);
-      await runState.resumeFromCancelled();
+      if (this.#isPausedByOther) await runState.leaveStopped();
+      else await runState.resumeFromCancelled();
       await this.#cleanUp();
       return;
     }
@@ -163,14 +174,19 @@ export class StreamCapture {
     await this.#cleanUp();
   }
 
-  /** Stopped by somebody, and not by the migration. */
-  async #isPlainlyPaused(): Promise<boolean> {
-    return (await this.#deps.runState.read()) === 'paused';
+  async #isStoppedByMigration(): Promise<boolean> {
+    const { manager, runState } = this.#deps;
+    return manager === undefined ? runState.isFinishingMigration() : manager.isStoppedByMigration();
   }
 
   async #begin(): Promise<void> {
-    const { monitor, runState, readyGuard, markerPath, attachment } = this.#deps;
-    const [found, status] = await Promise.all([runState.read(), migrationStatus(monitor)]);
+    const { monitor, runState, manager, readyGuard, markerPath, attachment } = this.#deps;
+    await manager?.ready();
+    const [found, status, blockJobs] = await Promise.all([
+      runState.read(),
+      migrationStatus(monitor),
+      monitor.execute('query-block-jobs'),
+    ]);
     if (isMigrating(status)) {
       throw new CheckpointError('VM_STATE', `a migration of this VM is under way (${status})`, {
         hint: 'wait until it is over, or cancel it',
@@ -182,11 +198,26 @@ export class StreamCapture {
         hint: 'a migration would leave a paused VM in another state: continue the VM, or use another tracker',
       });
     }
+    const [blockJob] = asArray(blockJobs);
+    if (blockJob !== undefined) {
+      // It keeps QEMU from giving its disks up, which is the end of every migration: the stream would fail in the pause.
+      throw new CheckpointError(
+        'VM_STATE',
+        `a block job is under way (${asText(blockJob.type)} of ${asText(blockJob.device)})`,
+        {
+          hint: 'wait until it is over, end it (virsh blockjob DOMAIN DISK), or use another tracker',
+          retryable: true,
+        },
+      );
+    }
+    if (this.#owed !== undefined) await setSettings(monitor, this.#owed);
+    this.#owed = undefined;
+    this.#isPausedByOther = false;
     const plan = await planSettings(monitor);
     const guard = await readyGuard();
     this.#underWay = { putBack: plan.putBack, guard };
     await guard.pausing();
-    await setStreamMarker(markerPath, attachment, plan.putBack);
+    await setStreamMarker(markerPath, { attachment, putBack: plan.putBack, isOver: false });
     await setSettings(monitor, plan.apply);
   }
 
@@ -214,16 +245,19 @@ export class StreamCapture {
 
   /** The VM runs and the migration is over: the operator's settings come back, the guard goes. Never rejects. */
   async #cleanUp(): Promise<void> {
-    const { monitor, markerPath } = this.#deps;
+    const { monitor, markerPath, attachment } = this.#deps;
     const underWay = this.#underWay;
     this.#underWay = undefined;
     if (underWay === undefined) return;
+    const { putBack } = underWay;
     underWay.migration?.close();
     try {
-      await setSettings(monitor, underWay.putBack);
+      await setStreamMarker(markerPath, { attachment, putBack, isOver: true });
+      await setSettings(monitor, putBack);
       clearStreamMarker(markerPath);
       underWay.guard.running();
     } catch (error) {
+      this.#owed = putBack;
       // The guard and the marker stay: one of them does it as soon as this process is gone.
       if (!isCheckpointError(error, 'VM_GONE'))
         process.emitWarning(`migration settings of the VM are not put back yet: ${describeError(error)}`);

@@ -1,18 +1,25 @@
 /**
  * One outgoing migration, followed by its events: the monitor is asked for nothing while the VM is stopped that an event
- * tells anyway.
+ * tells anyway. Through a monitor that hands no events on QEMU is asked instead, again and again. That misses nothing: passes
+ * are counted, the state before the switchover lasts until Cairn ends it, and those at the end last for good.
  */
 
 import { performance } from 'node:perf_hooks';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { Monitor, QmpEvent } from '../monitor.js';
+import { eventsOf, type Monitor, type QmpEvent } from '../monitor.js';
 import { asNumber, asObject, asText } from '../qmp-json.js';
 
 const DESCRIPTOR_NAME = 'cairn-stream';
 const ENDED_BADLY = new Set(['failed', 'cancelled']);
 /** For the last pages after the stop. Longer than the largest memory takes; a QEMU that hangs must not hang Cairn. */
 const STEP_LIMIT_MS = 120_000;
+/** States in which the VM does not run (MigrationStatus of qapi/migration.json). */
+const STOPPED_IN = new Set(['pre-switchover', 'device', 'completed']);
+/** Between two questions, where there are no events: QEMU may stop the VM in between, and the pause is longer by that. */
+const SHORTEST_REST_MS = 1;
+const LONGEST_REST_MS = 10;
 
 export interface MigrationProgress {
   readonly remainingPages: number;
@@ -21,16 +28,20 @@ export interface MigrationProgress {
 
 export class Migration {
   readonly #monitor: Monitor;
-  readonly #unsubscribe: () => void;
+  /** Undefined where events do not come. */
+  readonly #unsubscribe: (() => void) | undefined;
+  readonly #startedAt = performance.now();
   readonly #seen = new Set<string>();
   #passes = 0;
   #stoppedAt: number | undefined;
   #broken: CheckpointError | undefined;
   #wake: (() => void)[] = [];
+  /** Where events do not come: a moment at which the VM still ran. */
+  #ranAt = this.#startedAt;
 
   private constructor(monitor: Monitor) {
     this.#monitor = monitor;
-    this.#unsubscribe = monitor.onEvent((event) => this.#take(event));
+    this.#unsubscribe = eventsOf(monitor, (event) => this.#take(event));
   }
 
   /** @throws QMP_COMMAND when QEMU does not migrate this VM, or another migration is under way */
@@ -40,7 +51,9 @@ export class Migration {
       await monitor.execute('getfd', { fdname: DESCRIPTOR_NAME }, { passDescriptor: descriptor });
       await monitor.execute('migrate', { uri: `fd:${DESCRIPTOR_NAME}` });
     } catch (error) {
-      migration.#unsubscribe();
+      migration.close();
+      // A monitor that stays open would keep the descriptor. Unknown to QEMU when it did not take it, or has closed it.
+      await monitor.execute('closefd', { fdname: DESCRIPTOR_NAME }).catch(() => undefined);
       throw error;
     }
     return migration;
@@ -51,7 +64,7 @@ export class Migration {
     return this.#passes;
   }
 
-  /** When the VM was stopped, by whom ever, on the clock of `performance.now()`. */
+  /** When the VM was stopped, by whom ever, on the clock of `performance.now()`; without events rather too early than too late. */
   get stoppedAt(): number | undefined {
     return this.#stoppedAt;
   }
@@ -93,7 +106,7 @@ export class Migration {
 
   /** Stops following. */
   close(): void {
-    this.#unsubscribe();
+    this.#unsubscribe?.();
   }
 
   get #hasFailed(): boolean {
@@ -121,12 +134,35 @@ export class Migration {
     this.#wakeAll();
   }
 
+  /** Where events do not come. */
+  async #ask(): Promise<void> {
+    const askedAt = performance.now();
+    const reply = asObject(await this.#monitor.execute('query-migrate'));
+    const status = asText(reply.status);
+    const ram = asObject(reply.ram);
+    const passes = asNumber(ram['dirty-sync-count']);
+    const isNew = !this.#seen.has(status) || passes > this.#passes;
+    this.#seen.add(status);
+    this.#passes = Math.max(this.#passes, passes);
+    if (STOPPED_IN.has(status)) this.#stoppedAt ??= this.#ranAt;
+    else this.#ranAt = askedAt;
+    if (isNew) return;
+    const bytesPerMs = asNumber(ram.transferred) / (performance.now() - this.#startedAt);
+    const leftMs = asNumber(ram.remaining) / Math.max(1, bytesPerMs);
+    await sleep(Math.min(LONGEST_REST_MS, Math.max(SHORTEST_REST_MS, leftMs / 2)));
+  }
+
   #wakeAll(): void {
     for (const wake of this.#wake.splice(0)) wake();
   }
 
   async #nextEvent(signal?: AbortSignal, timeoutMs?: number): Promise<void> {
     signal?.throwIfAborted();
+    if (this.#unsubscribe === undefined) {
+      await this.#ask();
+      signal?.throwIfAborted();
+      return;
+    }
     await new Promise<void>((resolve) => {
       const timer = timeoutMs === undefined ? undefined : setTimeout(() => done(), timeoutMs);
       const done = (): void => {

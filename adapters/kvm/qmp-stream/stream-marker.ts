@@ -8,27 +8,31 @@ import { readFile } from 'node:fs/promises';
 
 import { isSameProcess, processStartTime } from '../../../src/checkpoint/process-identity.js';
 import type { Json, JsonObject } from '../../../src/types.js';
+import { isMigrating } from '../hazards.js';
 import type { Monitor } from '../monitor.js';
 import type { PauseMarker } from '../pause-marker.js';
 import type { QemuProcess } from '../peer-process.js';
 import { asArray, asNumber, asObject, asText } from '../qmp-json.js';
 import { runtimeFile } from '../runtime-files.js';
-import { abandonMigration } from './abandon.js';
-import type { MigrationSettings } from './settings.js';
+import { abandonMigration, migrationStatus } from './abandon.js';
+import { setSettings, type MigrationSettings } from './settings.js';
 
 export function streamMarkerPath(runtimeDir: string, qemu: QemuProcess): string {
   return runtimeFile(runtimeDir, 'stream', qemu);
 }
 
-/** @param attachment see `PauseMarker`: the guard of a stream goes by this file as that of a pause does by its own */
-export async function setStreamMarker(
-  path: string,
-  attachment: string,
-  putBack: MigrationSettings,
-): Promise<void> {
+export interface StreamMarker {
+  /** See `PauseMarker`: the guard of a stream goes by this file as that of a pause does by its own. */
+  readonly attachment: string;
+  readonly putBack: MigrationSettings;
+  /** Nothing but the settings is left to be seen to. A migration that is under way now is somebody else's. */
+  readonly isOver: boolean;
+}
+
+export async function setStreamMarker(path: string, marker: StreamMarker): Promise<void> {
   const startTime = await processStartTime(process.pid);
-  const owner: PauseMarker = { pid: process.pid, startTime, attachment };
-  writeFileSync(path, JSON.stringify({ ...owner, putBack }), { mode: 0o600 });
+  const owner: PauseMarker = { pid: process.pid, startTime, attachment: marker.attachment };
+  writeFileSync(path, JSON.stringify({ ...owner, ...marker }), { mode: 0o600 });
 }
 
 export function clearStreamMarker(path: string): void {
@@ -40,6 +44,7 @@ export async function recoverStream(path: string, monitor: Monitor): Promise<boo
   const marker = await readMarker(path);
   if (marker === undefined || (await isSameProcess(asNumber(marker.pid), asText(marker.startTime))))
     return false;
+  if (marker.isOver === true && isMigrating(await migrationStatus(monitor))) return false;
   await finishStream(path, monitor);
   clearStreamMarker(path);
   return true;
@@ -47,11 +52,12 @@ export async function recoverStream(path: string, monitor: Monitor): Promise<boo
 
 /** Ends the migration that the marker speaks of, which stays. @throws QMP_COMMAND, QMP_TIMEOUT, VM_GONE */
 export async function finishStream(path: string, monitor: Monitor): Promise<void> {
-  const { capabilities, parameters } = asObject((await readMarker(path))?.putBack);
-  await abandonMigration(monitor, {
-    capabilities: asArray(capabilities),
-    parameters: asObject(parameters),
-  });
+  const marker = await readMarker(path);
+  if (marker === undefined) return;
+  const { capabilities, parameters } = asObject(marker.putBack);
+  const putBack = { capabilities: asArray(capabilities), parameters: asObject(parameters) };
+  if (marker.isOver === true) await setSettings(monitor, putBack);
+  else await abandonMigration(monitor, putBack);
 }
 
 /** Undefined when there is none, or one that was cut off while it was written: that is before anything was changed. */

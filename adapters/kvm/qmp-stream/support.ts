@@ -10,26 +10,24 @@ import { availableMemoryBytes, stagingFolder } from './staging.js';
 export const QMP_STREAM_KIND = 'qmp-stream';
 
 /**
- * Writers that QEMU asks for their dirty pages during a migration; where one cannot say, QEMU refuses to migrate. And what
- * a balloon has taken out of a file: every stream reads it anew. Not among them: processes that have mapped guest memory
- * without QEMU's knowledge.
+ * The kernel's vhost, which QEMU asks for its dirty pages during a migration. And what a balloon has taken out of a file: every
+ * stream reads it anew. Not among them: other processes that have mapped guest memory. QEMU asks those of vhost-user as well,
+ * but nobody outside can tell them from one that QEMU knows nothing of.
  */
-const IMMUNE_TO = ['VHOST_USER', 'VHOST_KERNEL', 'BALLOON_ON_FILE'];
+const IMMUNE_TO = ['VHOST_KERNEL', 'BALLOON_ON_FILE'];
 
 const MIB = 1 << 20;
 
 export interface StreamFacts {
   /** Used memory of the guest. */
   readonly memoryBytes: number;
-  /** The monitor hands on QEMU's events; libvirt's does not. */
-  readonly hasEvents: boolean;
   /** It can be found out who else has mapped the guest's memory, which is then a hazard of the VM. */
   readonly seesSharers: boolean;
 }
 
 export async function qmpStreamReport(
   monitor: Monitor,
-  { memoryBytes, hasEvents, seesSharers }: StreamFacts,
+  { memoryBytes, seesSharers }: StreamFacts,
 ): Promise<TrackerReport> {
   const blockers = asObject(await monitor.execute('query-migrate'))['blocked-reasons'];
   const refused = (reason: string, remedy: string): TrackerReport => ({
@@ -38,12 +36,6 @@ export async function qmpStreamReport(
     reason,
     remedy,
   });
-  if (!hasEvents) {
-    return refused(
-      'libvirt keeps the events of QEMU to itself',
-      'give the domain a QMP socket of its own (qemu:commandline) and name it as qmp:PATH',
-    );
-  }
   if (Array.isArray(blockers) && blockers.length > 0)
     return refused(
       `QEMU does not migrate this VM: ${blockers.map(String).join('; ')}`,

@@ -29,6 +29,7 @@ import { allocateShared, viewsOf, type SharedViews } from './receiver-messages.j
 import { describeStagingReader } from './staging-reader.js';
 import { openStaging } from './staging.js';
 import { streamGuard } from './stream-guard.js';
+import type { StreamManager } from './stream-manager.js';
 import { streamMarkerPath } from './stream-marker.js';
 import { hasFreePageHints, losesWrites, QMP_STREAM_KIND } from './support.js';
 
@@ -39,6 +40,8 @@ export interface QmpStreamOptions {
   readonly layout: MemoryLayout;
   readonly socketPath: string;
   readonly runtimeDir: string;
+  /** Where one holds the monitor. */
+  readonly manager: StreamManager | undefined;
 }
 
 interface Started {
@@ -88,7 +91,7 @@ export class QmpStreamTracker implements DirtyTracker {
 
   async start(): Promise<void> {
     if (this.#started !== undefined) return;
-    const { monitor, runState, process, layout } = this.#options;
+    const { monitor, runState, process, layout, manager } = this.#options;
     const [allowMissing, stopFirst] = await Promise.all([hasFreePageHints(monitor), losesWrites(monitor)]);
     const staging = openStaging(layout);
     const shared = allocateShared(layout.pageSpan);
@@ -102,6 +105,7 @@ export class QmpStreamTracker implements DirtyTracker {
         monitor,
         runState,
         receiver,
+        manager,
         stopFirst,
         markerPath: this.#markerPath(),
         attachment: this.#attachment,
@@ -179,10 +183,11 @@ export class QmpStreamTracker implements DirtyTracker {
 
   async #readyGuard(): Promise<PauseGuard> {
     if (this.#guard?.isAlive === true) return this.#guard;
-    const { process, socketPath } = this.#options;
-    this.#guard = await PauseGuard.start(streamGuard(socketPath, this.#markerPath()), {
+    const { process, socketPath, manager } = this.#options;
+    const markerPath = this.#markerPath();
+    this.#guard = await PauseGuard.start(manager?.guard(markerPath) ?? streamGuard(socketPath, markerPath), {
       qemu: process,
-      markerPath: this.#markerPath(),
+      markerPath,
       attachment: this.#attachment,
     });
     return this.#guard;

@@ -32,9 +32,9 @@ export interface QemuProgram {
   readonly env: NodeJS.ProcessEnv;
 }
 
-export function qemuProgram(version: QemuVersion): QemuProgram {
+/** @param root where the lab's second QEMU lies */
+export function qemuProgram(version: QemuVersion, root = join(labCache(), 'qemu-10')): QemuProgram {
   if (version === '7.2') return { path: '/usr/bin/qemu-system-x86_64', firmwareArgs: [], env: process.env };
-  const root = join(labCache(), 'qemu-10');
   return {
     path: join(root, 'usr/bin/qemu-system-x86_64'),
     firmwareArgs: ['usr/share/qemu', 'usr/share/seabios', 'usr/lib/ipxe/qemu'].flatMap((folder) => [
