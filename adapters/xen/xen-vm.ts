@@ -67,6 +67,8 @@ export class XenVm implements Vm {
   readonly #volumes = new LvmDisks();
   readonly #guestKind: string;
   #memory: KnownMemory | undefined;
+  /** Frames with memory behind them beyond those that the hypervisor counts as the domain's: a few are the hypervisor's own. */
+  #surplus = 0;
   /** In KiB, of the last stop. */
   #memoryTarget: number | undefined;
   #deviceState: Uint8Array | undefined;
@@ -124,15 +126,19 @@ export class XenVm implements Vm {
   }
 
   /**
-   * Looks at all guest frames. Windows only grow, so that ballooning alone never changes the layout.
+   * Looks at all guest frames, unless those of the known windows are all that the domain has: between memory and the special pages lie
+   * a million others. Windows only grow, so that ballooning alone never changes the layout.
    * @throws VM_GONE, FFI_FAILED
    */
   memoryLayout(): Promise<MemoryLayout> {
     const { domain } = this.#deps;
+    if (this.#memory !== undefined && this.#surplusOf(this.#memory.windows) === this.#surplus)
+      return Promise.resolve(this.#memory.layout);
     const present: FrameWindow[] = [];
     this.#guest.visitPresent(0, this.#guest.frameCount(), (firstFrame, frameCount) =>
       present.push({ firstFrame, frameCount }),
     );
+    this.#surplus = countOf(present) - domain.info().totalPages;
     const windows = mergeWindows([
       ...(this.#memory?.windows ?? []),
       ...windowsOver(present, domain.info().maxPages),
@@ -267,10 +273,23 @@ export class XenVm implements Vm {
     this.#deps.domain.calls.close();
   }
 
+  #surplusOf(windows: readonly FrameWindow[]): number {
+    const present: FrameWindow[] = [];
+    for (const { firstFrame, frameCount } of windows)
+      this.#guest.visitPresent(firstFrame, frameCount, (first, count) =>
+        present.push({ firstFrame: first, frameCount: count }),
+      );
+    return countOf(present) - this.#deps.domain.info().totalPages;
+  }
+
   #known(): KnownMemory {
     if (this.#memory === undefined) throw new RangeError('memoryLayout() comes first');
     return this.#memory;
   }
+}
+
+function countOf(stretches: readonly FrameWindow[]): number {
+  return stretches.reduce((sum, { frameCount }) => sum + frameCount, 0);
 }
 
 function logDirtyReport(isHvm: boolean, hasHap: boolean): TrackerReport {
