@@ -187,8 +187,10 @@ export class PackReader {
   }
 
   #keep(seq: number, bytes: Uint8Array): void {
+    // A pack that was written anew meanwhile is kept once.
+    this.#wholeBytes += bytes.length - (this.#whole.get(seq)?.length ?? 0);
+    this.#whole.delete(seq);
     this.#whole.set(seq, bytes);
-    this.#wholeBytes += bytes.length;
     for (const [oldest, old] of this.#whole) {
       if (this.#wholeBytes <= KEPT_BYTES) break;
       this.#whole.delete(oldest);
