@@ -3,17 +3,14 @@
 import { CheckpointError } from '../../src/errors.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
-import { dropStoredSnapshots } from '../kvm/drop-stored-snapshots.js';
+import { LvmDisks } from '../disks/lvm/lvm-disks.js';
 
 /** See `Hypervisor.dropDiskSnapshots`. */
 export async function dropVolumeSnapshots(
-  machine: JsonObject,
+  _machine: JsonObject,
   snapshots: readonly DiskSnapshot[],
 ): Promise<void> {
-  await dropStoredSnapshots(
-    machine,
-    snapshots.filter(({ mode }) => mode === 'lvm'),
-  );
+  await new LvmDisks().drop(snapshots.filter(({ mode }) => mode === 'lvm'));
   if (!snapshots.some(({ mode }) => mode === 'internal')) return;
   throw new CheckpointError('DISK_SNAPSHOT_FAILED', 'whether a domain has the image open cannot be told');
 }

@@ -104,29 +104,28 @@ export class ChainReader {
    * it, a page at the greatest depth is stored as differences once more, and at depth 1.
    * @returns the bottom of each ref, and how many deltas lie on it
    */
-  async readBottoms(refs: Float64Array, into: Uint8Array, options: CallOptions = {}): Promise<Bottoms> {
-    const bottoms = { refs: new Float64Array(refs.length), deltas: new Uint8Array(refs.length) };
-    for (let from = 0; from < refs.length; from += this.#windowPages) {
-      const to = Math.min(refs.length, from + this.#windowPages);
-      const part = into.subarray(from * PAGE_SIZE_BYTES, to * PAGE_SIZE_BYTES);
-      const nested = { ...options, patches: MAX_DELTA_DEPTH };
-      await this.#readWindow(refs.subarray(from, to), part, nested, {
-        refs: bottoms.refs.subarray(from, to),
-        deltas: bottoms.deltas.subarray(from, to),
-      });
-    }
-    return bottoms;
+  readBottoms(refs: Float64Array, into: Uint8Array, options: CallOptions = {}): Promise<Bottoms> {
+    return this.#readBottoms(refs, into, undefined, options);
   }
 
   /**
    * As `readPagesByRef`, and beside each page what lies at the bottom of its deltas (see `readBottoms`), from one pass.
    * @param bottomsInto 4096 bytes a ref
    */
-  async readWithBottoms(
+  readWithBottoms(
     refs: Float64Array,
     into: Uint8Array,
     bottomsInto: Uint8Array,
     options: CallOptions = {},
+  ): Promise<Bottoms> {
+    return this.#readBottoms(refs, into, bottomsInto, options);
+  }
+
+  async #readBottoms(
+    refs: Float64Array,
+    into: Uint8Array,
+    bottomsInto: Uint8Array | undefined,
+    options: CallOptions,
   ): Promise<Bottoms> {
     const bottoms = { refs: new Float64Array(refs.length), deltas: new Uint8Array(refs.length) };
     for (let from = 0; from < refs.length; from += this.#windowPages) {
@@ -136,7 +135,7 @@ export class ChainReader {
       await this.#readWindow(refs.subarray(from, to), into.subarray(fromByte, toByte), nested, {
         refs: bottoms.refs.subarray(from, to),
         deltas: bottoms.deltas.subarray(from, to),
-        into: bottomsInto.subarray(fromByte, toByte),
+        into: bottomsInto?.subarray(fromByte, toByte),
       });
     }
     return bottoms;
@@ -294,18 +293,13 @@ export class ChainReader {
       const { pack } = some[0]!;
       const numbers = some.map(({ frame }) => frame);
       for await (const stored of this.packs.frames(pack, numbers, options)) {
-        if (stored.entry.kind === FRAME_KIND_PATCH) {
-          // It reads frames of its own, and so on downwards: only the topmost ones at the same time, the others in their turn.
-          if (options.patches < MAX_DELTA_DEPTH) {
-            inFlight.push(() => this.#decodePatch(pack, stored, options));
-            if (inFlight.length === DECODES_IN_FLIGHT) yield await next();
-            continue;
-          }
-          const decoding = this.#decodePatch(pack, stored, options);
-          decoding.catch(() => undefined);
-          inFlight.push(() => decoding);
-        } else {
-          const decoding = decodeFrameAsync(stored.bytes, stored);
+        const isPatch = stored.entry.kind === FRAME_KIND_PATCH;
+        const decode = (): Promise<PageRecords> =>
+          isPatch ? this.#decodePatch(pack, stored, options) : decodeFrameAsync(stored.bytes, stored);
+        // A patch reads frames of its own, and so on downwards: only the topmost ones at the same time, the others in their turn.
+        if (isPatch && options.patches < MAX_DELTA_DEPTH) inFlight.push(decode);
+        else {
+          const decoding = decode();
           // Its failure is met when its turn comes, or not at all after another one's.
           decoding.catch(() => undefined);
           inFlight.push(() => decoding);
@@ -358,7 +352,7 @@ interface Window {
   readonly into: Uint8Array;
   /** Undefined when only the bottoms are asked for. */
   readonly deltas: DeltaStash | undefined;
-  readonly bottoms: (Bottoms & { readonly into?: Uint8Array }) | undefined;
+  readonly bottoms: (Bottoms & { readonly into: Uint8Array | undefined }) | undefined;
   /** Bottoms that are deltas on the zero page. */
   readonly bottomDeltas: DeltaStash;
 }

@@ -61,8 +61,6 @@ export interface PagemapScanOptions {
   readonly blocks: readonly RamBlock[];
   readonly runtimeDir: string;
   readonly quiet: QuietVm;
-  /** Default: tried out, see `discards.ts`. */
-  readonly discardsAreReported?: boolean;
 }
 
 interface Armed {
@@ -140,7 +138,7 @@ export class PagemapScanTracker implements DirtyTracker {
         token,
         holes,
         finder,
-        discardsAreReported: this.#options.discardsAreReported ?? discardsAreReported(),
+        discardsAreReported: discardsAreReported(),
       };
     } catch (error) {
       closeSync(pagemap);
