@@ -14,6 +14,11 @@ export type NestedSuite = 'bookworm' | 'bookworm-backports';
 
 const MEMORY_MIB = 3072;
 const POLL_MS = 250;
+/** The emulation loses an outer kernel now and then (seen: a damaged stack while the other processor patches code). */
+const ATTEMPTS = 3;
+/** Not those that a program can bring about: its end, and memory that runs out. */
+const OUTER_PANIC =
+  /Kernel panic - not syncing: (?!Attempted to kill init|Out of memory|System is deadlocked)/;
 /** A read of 64 KiB takes half a second, less the rest before it: long enough to be caught in flight. */
 const SLOW_BYTES_PER_SECOND = 128 << 10;
 
@@ -26,9 +31,26 @@ export interface NestedRun {
   readonly onLine?: (line: TruthLine) => void;
 }
 
-/** Runs a program in an outer machine to its end. Throws, with the end of the console, when it does not get there. */
+/**
+ * Runs a program in an outer machine to its end. Throws, with the end of the console, when it does not get there. It begins anew,
+ * and says so, when the outer kernel panics: the program is a process in it, so that is the emulation's failure.
+ */
 export async function runNested(run: NestedRun): Promise<readonly TruthLine[]> {
   ensureNestedLab();
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await runOnce(run);
+    } catch (error) {
+      if (!(error instanceof OuterPanic) || attempt === ATTEMPTS) throw error;
+      process.stderr.write(`  the outer machine begins anew after this: ${error.message}\n`);
+    }
+  }
+}
+
+/** The kernel of the outer machine is gone; nothing is known about the program. */
+class OuterPanic extends Error {}
+
+async function runOnce(run: NestedRun): Promise<readonly TruthLine[]> {
   const dir = scratchDir('nested');
   const console_ = join(dir, 'console.log');
   const initrd = packInitrd(dir, run.suite);
@@ -53,7 +75,8 @@ export async function runNested(run: NestedRun): Promise<readonly TruthLine[]> {
       if (hasEnded || Date.now() > until) {
         const why = hasEnded ? 'ended early' : 'took too long';
         const log = readFileSync(join(dir, 'qemu.log'), 'latin1');
-        throw new Error(`the outer machine ${why}; console ends: ${text.slice(-3000)}\n${log}`);
+        const message = `the outer machine ${why}; console ends: ${text.slice(-3000)}\n${log}`;
+        throw hasEnded && OUTER_PANIC.test(text) ? new OuterPanic(message) : new Error(message);
       }
       await sleep(POLL_MS);
     }
