@@ -39,6 +39,9 @@ import { summaryFigures, type CheckpointSummary, type SummaryFigures } from './s
 import { chooseTracker, escapeFrom } from './tracker-choice.js';
 import { VmLock } from './vm-lock.js';
 
+/** For frames of older checkpoints. Previous versions are what a session is to spend its memory on. */
+const READER_CACHE_BYTES = 32 << 20;
+
 export interface SessionOptions {
   readonly repository: Repository;
   readonly hypervisors: HypervisorRegistry;
@@ -406,7 +409,13 @@ export class CheckpointSession {
             parent.layout,
             layout,
           );
-    this.#state = { parentId, layout, map, reader: this.#chain.reader(), carried: false };
+    this.#state = {
+      parentId,
+      layout,
+      map,
+      reader: this.#chain.reader({ cacheBytes: READER_CACHE_BYTES }),
+      carried: false,
+    };
     return this.#state;
   }
 

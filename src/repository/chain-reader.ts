@@ -32,7 +32,7 @@ import {
 } from './record-ref.js';
 
 export interface ChainReaderOptions {
-  /** Budget for decoded frames. Default 64 MiB: some 400 frames, more than a chain's checkpoints times its shares. */
+  /** Budget for decoded frames, and a quarter of it for packs. Default 64 MiB: some 400 frames, more than a chain's checkpoints times its shares. */
   readonly cacheBytes?: number;
   /** Whose memory is free for scratch during each synchronous step. */
   readonly kernels?: Kernels;
@@ -72,8 +72,9 @@ export class ChainReader {
     options: ChainReaderOptions = {},
   ) {
     this.#keys = new ChainKeys(chain);
-    this.packs = new PackReader(backend, this.#keys, ownerTag(repositoryId, chain));
-    this.#cache = new FrameCache(options.cacheBytes ?? DEFAULT_READER_CACHE_BYTES);
+    const cacheBytes = options.cacheBytes ?? DEFAULT_READER_CACHE_BYTES;
+    this.packs = new PackReader(backend, this.#keys, ownerTag(repositoryId, chain), cacheBytes / 4);
+    this.#cache = new FrameCache(cacheBytes);
     this.#windowPages = options.windowPages ?? WINDOW_PAGES;
     this.#givesBlank = options.givesBlank ?? false;
     this.#kernels = () => options.kernels ?? sharedKernels();

@@ -29,8 +29,8 @@ import {
 import { PACK_TARGET_BYTES } from './pack-format.js';
 import { PackWriter } from './pack-writer.js';
 import type { PageMap } from './page-map.js';
-import { regroup } from './regroup.js';
-import { budgetOf, pagesToRegroup, WHOLE_REGROUP_RISE } from './regroup-policy.js';
+import { budgetOf, pagesToRegroup } from './regroup-policy.js';
+import { forgetRegrouped, writeRegroupedPack, type RegroupedPack } from './regrouped-pack.js';
 import {
   makeRef,
   MAX_DELTA_DEPTH,
@@ -105,13 +105,9 @@ export interface RegroupFigures {
 
 const NOTHING_REGROUPED: RegroupFigures = { pages: 0, storedBytes: 0, ms: 0 };
 
-/** Regrouped records that are durable, and what the map said of their pages before. */
-interface RegroupedPack {
-  readonly entry: PackEntry;
-  readonly pages: readonly number[];
-  readonly refs: readonly RecordRef[];
-  readonly depths: readonly number[];
-  /** Objects and bytes written before it. */
+/** A regrouped pack, and how far the checkpoint was before it: objects and bytes written. */
+interface RegroupStep {
+  readonly pack: RegroupedPack;
   readonly writtenBefore: number;
   readonly storedBefore: number;
 }
@@ -240,14 +236,14 @@ export class CheckpointWriter {
     fields: CommitFields,
     plan: SegmentPlan,
     packs: readonly PackEntry[],
-    regrouped: RegroupedPack | undefined,
+    regrouped: RegroupStep | undefined,
   ): Promise<Manifest> {
     const { onPoint } = this.#options;
     try {
       const segments = await this.#writeIndex(plan);
       onPoint?.('index-durable');
       await fields.allowed;
-      const manifest = this.#manifest(fields, segments, packs, regrouped);
+      const manifest = this.#manifest(fields, segments, packs, regrouped?.pack);
       await this.#deps.checkLock();
       onPoint?.('before-manifest');
       this.#storedBytes += await this.#saveManifest(manifest);
@@ -394,66 +390,37 @@ export class CheckpointWriter {
     return planSegment(map, parent, layout, source, this.#call);
   }
 
-  /**
-   * Brings scattered records together, in a pack of its own. Whatever goes wrong, the checkpoint is as good without: the map is
-   * changed only once the pack is durable.
-   */
-  async #regroup(plan: SegmentPlan): Promise<RegroupedPack | undefined> {
-    const { map, level, regroupFrom } = this.#options;
-    if (regroupFrom === undefined) return undefined;
+  /** Brings scattered records together, in a pack of its own. Whatever goes wrong, the checkpoint is as good without. */
+  async #regroup(plan: SegmentPlan): Promise<RegroupStep | undefined> {
+    const { map, level, regroupFrom: reader } = this.#options;
+    if (reader === undefined) return undefined;
     const started = performance.now();
     const pages = pagesToRegroup(map, plan);
     if (pages.length === 0) return undefined;
-    const seq = this.#deps.nextPackSeq();
     const { keys, owner, backend } = this.#deps;
+    const seq = this.#deps.nextPackSeq();
     const key = keys.pack(seq);
-    const pack = new PackWriter(key, seq, owner, backend, this.#call);
     const [writtenBefore, storedBefore] = [this.#written.length, this.#storedBytes];
     this.#written.push(key);
     try {
-      const {
-        pages: moved,
-        refs,
-        depths,
-      } = await regroup(
+      const pack = await writeRegroupedPack(
         {
-          pages,
-          map,
+          ...{ pages, map, level, reader, rise: plan.rise },
           budgetBytes: budgetOf(plan, (count) => this.#deps.storedLately(count)),
-          dense: plan.rise >= WHOLE_REGROUP_RISE,
-          level,
-          reader: regroupFrom,
-          append: async (frame) => {
-            const number = pack.append(frame.bytes, frame.kind, frame.pages.length);
-            await pack.drained();
-            return Array.from(frame.pages, (_, i) => makeRef(seq, number, i));
-          },
+          pack: new PackWriter(key, seq, owner, backend, this.#call),
         },
         this.#call,
       );
-      if (moved.length === 0) {
-        await pack.abort();
-        return undefined;
-      }
-      const entry = await pack.finish();
-      const before = moved.map((page) => map.get(page));
-      moved.forEach((page, i) => map.set(page, refs[i]!, depths[i]!));
-      this.#storedBytes += entry.sizeBytes;
+      if (pack === undefined) return undefined;
+      const { sizeBytes } = pack.entry;
+      this.#storedBytes += sizeBytes;
       this.#regroupFigures = {
-        pages: moved.length,
-        storedBytes: entry.sizeBytes,
+        pages: pack.pages.length,
+        storedBytes: sizeBytes,
         ms: performance.now() - started,
       };
-      return {
-        entry,
-        pages: moved,
-        refs: before.map(({ ref }) => ref),
-        depths: before.map(({ depth }) => depth),
-        writtenBefore,
-        storedBefore,
-      };
+      return { pack, writtenBefore, storedBefore };
     } catch (error) {
-      await pack.abort();
       await removed(backend, key);
       this.#warnNotRegrouped(error);
       return undefined;
@@ -461,11 +428,10 @@ export class CheckpointWriter {
   }
 
   /** The pages stay where they were; the pack and the segment that refers to it go. */
-  async #takeBack(regrouped: RegroupedPack, cause: unknown): Promise<void> {
-    const { map } = this.#options;
-    regrouped.pages.forEach((page, i) => map.set(page, regrouped.refs[i]!, regrouped.depths[i]!));
-    for (const key of this.#written.splice(regrouped.writtenBefore)) await removed(this.#deps.backend, key);
-    this.#storedBytes = regrouped.storedBefore;
+  async #takeBack({ pack, writtenBefore, storedBefore }: RegroupStep, cause: unknown): Promise<void> {
+    forgetRegrouped(this.#options.map, pack);
+    for (const key of this.#written.splice(writtenBefore)) await removed(this.#deps.backend, key);
+    this.#storedBytes = storedBefore;
     this.#regroupFigures = NOTHING_REGROUPED;
     this.#warnNotRegrouped(cause);
   }

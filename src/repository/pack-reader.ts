@@ -32,7 +32,7 @@ const FETCHES_AHEAD = 4;
 const END_BYTES = 16 * 1024;
 /** A pack up to this size is fetched as a whole: one call instead of three and more. Packs of short increments are smaller. */
 const WHOLE_PACK_BYTES = 256 * 1024;
-/** Whole packs kept for further frames. */
+/** Default of `keptBytes`. */
 const KEPT_BYTES = 16 * 1024 * 1024;
 
 export class PackReader {
@@ -45,6 +45,8 @@ export class PackReader {
     private readonly backend: StorageBackend,
     readonly keys: ChainKeys,
     private readonly owner: Uint8Array,
+    /** Of whole packs, kept for further frames. */
+    private readonly keptBytes = KEPT_BYTES,
   ) {}
 
   /** @throws REPO_DAMAGED, REPO_VERSION, and what the backend throws */
@@ -192,7 +194,7 @@ export class PackReader {
     this.#whole.delete(seq);
     this.#whole.set(seq, bytes);
     for (const [oldest, old] of this.#whole) {
-      if (this.#wholeBytes <= KEPT_BYTES) break;
+      if (this.#wholeBytes <= this.keptBytes) break;
       this.#whole.delete(oldest);
       this.#wholeBytes -= old.length;
     }
