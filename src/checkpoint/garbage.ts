@@ -7,6 +7,8 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 
+import { libc } from '../ffi/libc.js';
+
 /** Percent of what a collection left. With 300 a watcher takes no more memory than before; with 1000 it takes 25 MiB more. */
 const HEAP_GROWTH_PERCENT = 300;
 
@@ -21,6 +23,15 @@ export function letHeapGrow(): void {
 export function collectGarbage(): void {
   collect ??= exposedCollector();
   collect();
+}
+
+/**
+ * Collects, and gives what is free back to the kernel: after a full copy some 55 MiB lie between what is still in use, after regrouping
+ * some 40. Not after every checkpoint, because the next one would have to fault it in again.
+ */
+export function returnMemory(): void {
+  collectGarbage();
+  libc().mallocTrim();
 }
 
 /** `gc` as a context that is made while `--expose-gc` is set has it; the flag is of no further use after that. */

@@ -27,7 +27,7 @@ import { planDisks, type DiskMode } from './disk-plan.js';
 import { faultPoint, type FaultPoint } from './fault-points.js';
 import { dropThroughVm, snapshotsOf, type LeftSnapshot } from './forgotten-disks.js';
 import { CommandHook, type Hook, type HookContext } from './hooks.js';
-import { collectGarbage, letHeapGrow } from './garbage.js';
+import { collectGarbage, letHeapGrow, returnMemory } from './garbage.js';
 import { Ledger } from './ledger.js';
 import { DEFAULT_COMPRESSION_LEVEL, openPool } from './open-pool.js';
 import { PageWriter } from './page-writer.js';
@@ -283,7 +283,8 @@ export class CheckpointSession {
     faultPoint('ledgerWritten');
     const totalMs = performance.now() - started;
     await this.#runQuietly('committed', context);
-    this.#collection = setImmediate(collectGarbage);
+    const hasTakenMuch = scope.kind !== 'dirty' || writer.regrouped.pages > 0;
+    this.#collection = setImmediate(() => (hasTakenMuch ? returnMemory() : collectGarbage()));
     return {
       ...figures,
       warnings,

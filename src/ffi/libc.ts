@@ -41,6 +41,8 @@ export interface Libc {
   /** sendmsg(2) with the msghdr given as bytes. */
   sendmsg(descriptor: number, header: Uint8Array, flags: number): CallResult;
   lseek(descriptor: number, offset: number, whence: number): CallResult;
+  /** malloc_trim(3): what was freed goes back to the kernel. Does nothing where the C library has no such call. */
+  mallocTrim(): void;
 }
 
 /** Address of the first byte of a view, in WebAssembly memory too. Valid until the memory grows or the view is collected. */
@@ -96,6 +98,7 @@ function bind(): Libc {
   const syscall = library.func(
     'int64_t syscall(long number, int64_t a, int64_t b, int64_t c, int64_t d, int64_t e, int64_t f)',
   ) as RawCall;
+  const trim = optional(() => library.func('int malloc_trim(size_t pad)') as RawCall);
   return {
     processVmReadv: (pid, local, localCount, remote, remoteCount) =>
       result(readv(pid, local, localCount, remote, remoteCount, 0)),
@@ -106,7 +109,17 @@ function bind(): Libc {
       result(getsockopt(descriptor, level, option, into, Uint32Array.of(into.length))),
     sendmsg: (descriptor, header, flags) => result(sendmsg(descriptor, header, flags)),
     lseek: (descriptor, offset, whence) => result(lseek(descriptor, offset, whence)),
+    mallocTrim: () => void trim?.(0),
   };
+}
+
+/** A call that only some C libraries have. */
+function optional(bindCall: () => RawCall): RawCall | undefined {
+  try {
+    return bindCall();
+  } catch {
+    return undefined;
+  }
 }
 
 /** koffi keeps errno of the last synchronous call of this thread; it is right only directly after it. */
