@@ -246,6 +246,8 @@ export class CheckpointSession {
       await this.#ledger.write({ ...owner, state: 'owed' });
       const captured = await cycle.run(diskPlan);
       onProgress({ phase: 'commit', round: captured.rounds, donePages: 0, totalPages: 0 });
+      // The index of all pages is about to be made, out of several arrays of their number.
+      if (scope.kind !== 'dirty') returnMemory();
       await writer.setDeviceState(captured.deviceState);
       figures = summaryFigures({
         scope,

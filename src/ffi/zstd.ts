@@ -81,6 +81,16 @@ interface Library {
 
 let loaded: Library | undefined;
 
+/** What a frame takes at the most, and more. The index of a large guest is made once in a while. */
+const KEPT_OUTPUT_BYTES = 2 << 20;
+
+/** Room for so many bytes, good until the next call. */
+function outputOf(zstd: Library, sizeBytes: number): Uint8Array {
+  if (sizeBytes > KEPT_OUTPUT_BYTES) return new Uint8Array(sizeBytes);
+  if (zstd.output.length < sizeBytes) zstd.output = new Uint8Array(sizeBytes);
+  return zstd.output;
+}
+
 /**
  * Compresses in one go. Caller owns the result.
  * @param level 1 to 22
@@ -92,17 +102,10 @@ export function compress(src: Uint8Array, level: number): Uint8Array {
   }
   const zstd = library();
   const bound = Number(zstd.bound(src.length));
-  if (zstd.output.length < bound) zstd.output = new Uint8Array(bound);
+  const into = outputOf(zstd, bound);
   // SAFETY: both buffers are alive during the synchronous call and their lengths are passed along.
-  const result = zstd.compress(
-    zstd.compressionContext,
-    zstd.output,
-    zstd.output.length,
-    src,
-    src.length,
-    level,
-  );
-  return zstd.output.slice(0, checked(zstd, result, `compressing ${src.length} bytes`));
+  const result = zstd.compress(zstd.compressionContext, into, into.length, src, src.length, level);
+  return into.slice(0, checked(zstd, result, `compressing ${src.length} bytes`));
 }
 
 /**
@@ -118,14 +121,14 @@ export function compressInBlocks(src: Uint8Array, cuts: readonly number[], level
   const step = `compressing ${src.length} bytes`;
   // A block that does not get smaller is stored, with a header of 3 bytes.
   const bound = Number(zstd.bound(src.length)) + cuts.length * 8;
-  if (zstd.output.length < bound) zstd.output = new Uint8Array(bound);
+  const into = outputOf(zstd, bound);
   const context = zstd.compressionContext;
   checked(zstd, zstd.reset(context, RESET_SESSION), step);
   checked(zstd, zstd.setParameter(context, C_COMPRESSION_LEVEL, level), step);
   checked(zstd, zstd.setSourceSize(context, src.length), step);
   // ZSTD_inBuffer and ZSTD_outBuffer: pointer, size, position.
   const input = new BigUint64Array([koffi.address(src), 0n, 0n]);
-  const output = new BigUint64Array([koffi.address(zstd.output), BigInt(zstd.output.length), 0n]);
+  const output = new BigUint64Array([koffi.address(into), BigInt(into.length), 0n]);
   for (const end of [...cuts, src.length]) {
     input[1] = BigInt(end);
     // SAFETY: `src` and the output are alive during the synchronous call; zstd keeps to the sizes in the two structs.
@@ -136,7 +139,7 @@ export function compressInBlocks(src: Uint8Array, cuts: readonly number[], level
     );
     if (left !== 0 || input[2] !== input[1]) throw failed(step, 'the output did not fit its bound');
   }
-  return zstd.output.slice(0, Number(output[2]));
+  return into.slice(0, Number(output[2]));
 }
 
 /**
@@ -147,7 +150,7 @@ export function compressWithPrefix(src: Uint8Array, prefix: Uint8Array, level: n
   const zstd = library();
   const step = `compressing ${src.length} bytes against ${prefix.length}`;
   const bound = Number(zstd.bound(src.length));
-  if (zstd.output.length < bound) zstd.output = new Uint8Array(bound);
+  const into = outputOf(zstd, bound);
   const context = zstd.compressionContext;
   const windowLog = Math.max(MIN_WINDOW_LOG, Math.ceil(Math.log2(src.length + prefix.length + 1)));
   checked(zstd, zstd.reset(context, RESET_ALL), step);
@@ -157,8 +160,8 @@ export function compressWithPrefix(src: Uint8Array, prefix: Uint8Array, level: n
     // SAFETY: zstd keeps a pointer to `prefix` until the end of this compression; it is alive until then and not moved: the
     // memory of an ArrayBuffer stays in its place.
     if (prefix.length > 0) checked(zstd, zstd.refPrefix(context, koffi.address(prefix), prefix.length), step);
-    const result = zstd.compress2(context, zstd.output, zstd.output.length, src, src.length);
-    return zstd.output.slice(0, checked(zstd, result, step));
+    const result = zstd.compress2(context, into, into.length, src, src.length);
+    return into.slice(0, checked(zstd, result, step));
   } finally {
     // The other calls expect parameters of their own and no prefix.
     zstd.reset(context, RESET_ALL);

@@ -37,11 +37,14 @@ const ENTRY_BYTES = 13;
 
 /** What the map says of `pages`. */
 export function entriesOf(map: PageMap, pages: Uint32Array): IndexEntries {
-  return {
-    pages,
-    refs: Float64Array.from(pages, (page) => map.refs[page]!),
-    depths: Uint8Array.from(pages, (page) => map.depths[page]!),
-  };
+  // `from` would collect all values in a list first, and there may be a million of them.
+  const refs = new Float64Array(pages.length);
+  const depths = new Uint8Array(pages.length);
+  pages.forEach((page, i) => {
+    refs[i] = map.refs[page]!;
+    depths[i] = map.depths[page]!;
+  });
+  return { pages, refs, depths };
 }
 
 export function encodeSegment(id: SegmentId, entries: IndexEntries, level: number): Uint8Array {
