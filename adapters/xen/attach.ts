@@ -4,9 +4,12 @@ import { readFileSync } from 'node:fs';
 
 import { CheckpointError } from '../../src/errors.js';
 import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
+import type { GuardProgram } from '../kvm/pause-guard.js';
+import { DeviceModel } from './device-model.js';
 import { XenDomain } from './domain.js';
 import { bindXen } from './ffi/bind.js';
 import { foreignSave } from './foreign-save.js';
+import { guestKind } from './hazards.js';
 import { xenVersion } from './host.js';
 import { XenVm } from './xen-vm.js';
 import { domainConfig, domainIdOf, objectOf, textOf } from './xl.js';
@@ -22,10 +25,14 @@ export function domainNameOf(address: string): string {
   });
 }
 
-/** @throws VM_ADDRESS, VM_UNREACHABLE, VM_PERMISSION, VM_UNSUPPORTED, VM_GONE, FFI_FAILED, USAGE */
+/**
+ * @param guard undefined: the guard of this adapter; the lab puts another one
+ * @throws VM_ADDRESS, VM_UNREACHABLE, VM_PERMISSION, VM_UNSUPPORTED, VM_GONE, VM_BUSY, FFI_FAILED, USAGE
+ */
 export async function attachXen(
   address: string,
   { runtimeDir, volumeSnapshotSize }: AttachOptions,
+  guard?: GuardProgram,
 ): Promise<XenVm> {
   const name = domainNameOf(address);
   // Xen's libraries are loaded here, and by nobody who uses another kind of address.
@@ -34,6 +41,7 @@ export async function attachXen(
     const domid = await domainIdOf(name);
     const domain = new XenDomain(calls, domid);
     const config = await domainConfig(domid);
+    const isEmulated = guestKind({ info: domain.info(), config }) === 'hvm';
     return await XenVm.attach(
       {
         address,
@@ -44,7 +52,12 @@ export async function attachXen(
         volumeSnapshotSize,
         bootId: readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').slice(0, 8),
       },
-      { domain, foreignSave: () => foreignSave(domid) },
+      {
+        domain,
+        foreignSave: () => foreignSave(domid),
+        deviceModel: isEmulated ? new DeviceModel(domid) : undefined,
+        ...(guard === undefined ? {} : { guard }),
+      },
     );
   } catch (error) {
     calls.close();

@@ -23,6 +23,10 @@ export const SAVED_PARAMS: readonly number[] = [1, 5, 6, 27, 28, 29, 37, 17, 19,
 /** Ours: for a PV guest, one byte for each present frame. */
 const PAGE_TYPES = 0x4341_0002;
 
+/** Ours: the state of the QEMU of an HVM guest. 0x43410003 is kept for its nodes in xenstore, which no guest that is taken has. */
+const EMULATOR_STATE = 0x4341_0004;
+const OWN_RECORDS: readonly number[] = [PRESENT_FRAMES, PAGE_TYPES, EMULATOR_STATE];
+
 const LEAF_BYTES = 24;
 const MSR_BYTES = 16;
 
@@ -32,19 +36,21 @@ export interface XenDeviceState {
   readonly presentFrames: Uint32Array;
   /** Of a PV guest: the type of each present frame, in order. A translated guest has none: all are 0. */
   readonly pageTypes?: Uint8Array;
+  /** Of a guest with a device model: the state of its devices, as QEMU serialises it. */
+  readonly emulator?: Uint8Array;
   /** In the order in which the stream needs them: those before the pages, those after. */
   readonly before: readonly StateRecord[];
   readonly after: readonly StateRecord[];
 }
 
-/** Of a suspended HVM or PVH guest. Caller owns the result. @throws VM_GONE, FFI_FAILED */
-export function captureHvmState(domain: XenDomain, presentFrames: Uint32Array): Uint8Array {
-  return encodeDeviceState({
+/** Of a suspended HVM or PVH guest, without a device model. @throws VM_GONE, FFI_FAILED */
+export function captureHvmState(domain: XenDomain, presentFrames: Uint32Array): XenDeviceState {
+  return {
     guestType: GUEST_TYPE.hvm,
     presentFrames,
     before: policyRecords(domain),
     after: [tscRecord(domain), contextRecord(domain), paramsRecord(domain)],
-  });
+  };
 }
 
 export function encodeDeviceState(state: XenDeviceState): Uint8Array {
@@ -56,7 +62,15 @@ export function encodeDeviceState(state: XenDeviceState): Uint8Array {
   state.presentFrames.forEach((value, i) => frames.writeUInt32LE(value, i * 4));
   const marker: StateRecord = { type: LIBXC_RECORD.staticDataEnd, body: new Uint8Array(0) };
   const types = state.pageTypes === undefined ? [] : [{ type: PAGE_TYPES, body: state.pageTypes }];
-  const records = [{ type: PRESENT_FRAMES, body: frames }, ...types, ...state.before, marker, ...state.after];
+  const emulator = state.emulator === undefined ? [] : [{ type: EMULATOR_STATE, body: state.emulator }];
+  const records = [
+    { type: PRESENT_FRAMES, body: frames },
+    ...types,
+    ...emulator,
+    ...state.before,
+    marker,
+    ...state.after,
+  ];
   return Buffer.concat([header, ...records.map(encodeRecord)]);
 }
 
@@ -74,12 +88,14 @@ export function decodeDeviceState(bytes: Uint8Array): XenDeviceState {
   if (frames === undefined || frames.length % 8 !== 0) throw malformed('its list of frames is missing');
   if (split < 0) throw malformed('its static records have no end');
   const pageTypes = records.find(({ type }) => type === PAGE_TYPES)?.body;
-  const isLibxc = ({ type }: StateRecord): boolean => type !== PRESENT_FRAMES && type !== PAGE_TYPES;
+  const emulator = records.find(({ type }) => type === EMULATOR_STATE)?.body;
+  const isLibxc = ({ type }: StateRecord): boolean => !OWN_RECORDS.includes(type);
   const view = new DataView(frames.buffer, frames.byteOffset, frames.byteLength);
   return {
     guestType,
     presentFrames: Uint32Array.from({ length: frames.length / 4 }, (_, i) => view.getUint32(i * 4, true)),
     ...(pageTypes === undefined ? {} : { pageTypes }),
+    ...(emulator === undefined ? {} : { emulator }),
     before: records.slice(0, split).filter(isLibxc),
     after: records.slice(split + 1).filter(isLibxc),
   };

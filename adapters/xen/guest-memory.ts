@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import type { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import { captureHvmState, encodeDeviceState } from './device-state.js';
+import { captureHvmState, type XenDeviceState } from './device-state.js';
 import type { XenDomain } from './domain.js';
 import { describeGuestReader } from './guest-reader.js';
 import { firstFrameOf } from './physmap.js';
@@ -27,8 +27,8 @@ export interface GuestMemory {
   /** The guest has suspended itself, and stands still until `running`. */
   stopped(): void;
   running(): void;
-  /** What `device-state.ts` describes, of the suspended guest. */
-  captureState(presentFrames: Uint32Array): Uint8Array;
+  /** Of the suspended guest, without a device model. */
+  captureState(presentFrames: Uint32Array): XenDeviceState;
 }
 
 export class TranslatedMemory implements GuestMemory {
@@ -62,7 +62,7 @@ export class TranslatedMemory implements GuestMemory {
     // Nothing is kept of the stop.
   }
 
-  captureState(presentFrames: Uint32Array): Uint8Array {
+  captureState(presentFrames: Uint32Array): XenDeviceState {
     return captureHvmState(this.#domain, presentFrames);
   }
 }
@@ -119,8 +119,8 @@ export class PvGuestMemory implements GuestMemory {
     this.#stop = undefined;
   }
 
-  captureState(presentFrames: Uint32Array): Uint8Array {
-    return encodeDeviceState(this.#memory.captureState(this.#stop ?? this.#memory.load(), presentFrames));
+  captureState(presentFrames: Uint32Array): XenDeviceState {
+    return this.#memory.captureState(this.#stop ?? this.#memory.load(), presentFrames);
   }
 }
 

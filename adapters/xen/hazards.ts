@@ -4,6 +4,8 @@ import type { VmHazard } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
 import type { DomainInfo } from './domain.js';
 import { isProvenRelease, PROVEN_RELEASES, type XenVersion } from './ffi/versions.js';
+import { deviceModelHazards, type DeviceModelInventory } from './device-model-hazards.js';
+import { refuse } from './refuse.js';
 import { isSet, listOf, objectOf, textOf } from './xl.js';
 
 export interface DomainInventory {
@@ -16,10 +18,12 @@ export interface DomainInventory {
   readonly xen: XenVersion;
   /** The operator asked for what is not proven yet: CAIRN_XEN_UNPROVEN=1. */
   readonly allowsUnproven: boolean;
+  readonly deviceModel: DeviceModelInventory;
 }
 
 export function hazardsOf(found: DomainInventory): readonly VmHazard[] {
-  return RULES.flatMap((rule) => rule(found) ?? []);
+  const hazards = RULES.flatMap((rule) => rule(found) ?? []);
+  return guestKind(found) === 'hvm' ? [...deviceModelHazards(found), ...hazards] : hazards;
 }
 
 /** `pvh`, `hvm` or `pv`. */
@@ -51,13 +55,6 @@ const RULES: readonly Rule[] = [
             `${Math.round(found.info.totalPages / PAGES_PER_MIB)} MiB are read and compared, so the stop grows with its memory`,
           effect: 'note',
         }
-      : undefined,
-  (found) =>
-    guestKind(found) === 'hvm'
-      ? refuse(
-          'XEN_DEVICE_MODEL',
-          'an HVM guest has a QEMU of its own whose state and writes are not covered; PVH guests are',
-        )
       : undefined,
   ({ config }) =>
     isSet(objectOf(objectOf(config.b_info)['type.pvh']).pvshim)
@@ -97,7 +94,3 @@ const RULES: readonly Rule[] = [
           effect: 'note',
         },
 ];
-
-function refuse(code: string, text: string): VmHazard {
-  return { code, text, effect: 'refuse' };
-}

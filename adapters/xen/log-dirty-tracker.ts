@@ -40,6 +40,8 @@ export interface LogDirtyOptions {
   readonly isStopped: () => boolean;
   /** Names who else is saving or migrating this domain at the moment; empty when nobody is. */
   readonly foreignSave: () => string;
+  /** Of a guest with a device model: has it report its writes to the hypervisor. */
+  readonly reportWrites?: () => Promise<void>;
 }
 
 export class LogDirtyTracker implements DirtyTracker {
@@ -61,20 +63,32 @@ export class LogDirtyTracker implements DirtyTracker {
    */
   get token(): string {
     this.#mustBeOn();
-    const saver = this.#options.foreignSave();
-    if (saver !== '') {
-      throw new CheckpointError('VM_STATE', `a save or migration is under way: ${saver}`, {
-        hint: 'wait until it is over',
-        retryable: true,
-      });
+    this.#mustBeAlone();
+    if (!this.#isStillOn()) {
+      this.#beginAnew();
+      // Whoever did that has told the device model to report no more as well, and it was not told otherwise since.
+      if (this.#options.reportWrites !== undefined) throw this.#switchedOff();
     }
-    if (!this.#isStillOn()) this.#beginAnew();
     return this.#token;
   }
 
-  start(): Promise<void> {
-    if (this.#token === '') this.#arm();
-    return Promise.resolve();
+  async start(): Promise<void> {
+    if (this.#token !== '') return;
+    await this.#tellDeviceModel();
+    this.#arm();
+  }
+
+  /**
+   * To be called before each checkpoint of a guest with a device model: after it either both the hypervisor and the device model have kept the
+   * record all the time, or both keep it from here under a new token. Whoever saves the domain switches the hypervisor off first and the
+   * device model after it, and is gone only after both; nobody is under way when the device model is told, so what switches it off later
+   * shows in the hypervisor's bitmap.
+   * @throws VM_STATE while somebody else saves or migrates the domain
+   */
+  async prove(): Promise<void> {
+    if (this.#token === '' || this.#options.reportWrites === undefined) return;
+    await this.#tellDeviceModel();
+    if (!this.#isStillOn()) this.#beginAnew();
   }
 
   collect(): Harvest {
@@ -82,11 +96,7 @@ export class LogDirtyTracker implements DirtyTracker {
     const { layout, presence, recordPath } = this.#options;
     if (!this.#isStillOn()) {
       this.#beginAnew();
-      throw new CheckpointError(
-        'TRACKER_FAILED',
-        `somebody switched log-dirty tracking of domain ${this.#options.domain.domid} off during the checkpoint`,
-        { hint: 'the next checkpoint compares all pages', retryable: true },
-      );
+      throw this.#switchedOff();
     }
     // Before the bitmap: a frame that is unmapped in between is in both, and not in none.
     const shared = this.#options.isStopped() ? framesSharedForWriting(this.#options.domain) : [];
@@ -273,6 +283,30 @@ export class LogDirtyTracker implements DirtyTracker {
     return new CheckpointError(
       'TRACKER_FAILED',
       `reading the dirty bitmap of domain ${this.#options.domain.domid}: ${why}`,
+      { hint: 'the next checkpoint compares all pages', retryable: true },
+    );
+  }
+
+  async #tellDeviceModel(): Promise<void> {
+    const { reportWrites } = this.#options;
+    if (reportWrites === undefined) return;
+    this.#mustBeAlone();
+    await reportWrites();
+  }
+
+  #mustBeAlone(): void {
+    const saver = this.#options.foreignSave();
+    if (saver === '') return;
+    throw new CheckpointError('VM_STATE', `a save or migration is under way: ${saver}`, {
+      hint: 'wait until it is over',
+      retryable: true,
+    });
+  }
+
+  #switchedOff(): CheckpointError {
+    return new CheckpointError(
+      'TRACKER_FAILED',
+      `somebody switched log-dirty tracking of domain ${this.#options.domain.domid} off during the checkpoint`,
       { hint: 'the next checkpoint compares all pages', retryable: true },
     );
   }

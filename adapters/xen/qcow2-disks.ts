@@ -13,16 +13,14 @@ import { CheckpointError, isCheckpointError } from '../../src/errors.js';
 import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../src/hypervisor/vm.js';
 import { dropDiskSnapshots, listDisks, snapshotDisks } from '../kvm/disks.js';
 import type { Monitor } from '../kvm/monitor.js';
-import { QmpClient } from '../kvm/qmp-client.js';
-
-export type ConnectMonitor = (path: string) => Promise<Monitor>;
+import { connectMonitor, monitorPath, type ConnectMonitor } from './device-model.js';
 
 export class Qcow2Disks {
   readonly #path: string;
   readonly #connect: ConnectMonitor;
 
-  constructor(domid: number, connect: ConnectMonitor = (path) => QmpClient.connect(path)) {
-    this.#path = `/var/run/xen/qmp-libxl-${domid}`;
+  constructor(domid: number, connect: ConnectMonitor = connectMonitor) {
+    this.#path = monitorPath(domid);
     this.#connect = connect;
   }
 
@@ -83,6 +81,13 @@ export class Qcow2Disks {
       await monitor.close();
     }
   }
+}
+
+/** Those of an HVM guest are served twice by the same QEMU, to the emulated controller and to the PV driver: not tried. */
+export function withoutSnapshots(disks: readonly VmDisk[]): readonly VmDisk[] {
+  return disks.map((disk) =>
+    isCandidate(disk) ? { ...disk, whyNoSnapshot: 'images of HVM guests were not tried' } : disk,
+  );
 }
 
 function isCandidate({ format, writable }: VmDisk): boolean {

@@ -1,6 +1,6 @@
 /** Waking a suspended domain: what the adapter, its guard process and the recovery after a crash have in common. */
 
-import { CheckpointError } from '../../src/errors.js';
+import { CheckpointError, isCheckpointError } from '../../src/errors.js';
 import type { XenDomain } from './domain.js';
 
 /**
@@ -26,4 +26,29 @@ export function resumeDomain(domain: XenDomain): boolean {
   // Without it xenstored goes on treating the domain as one that shut down: its watches and `xl list` would tell so.
   domain.calls.storeResume(domain.domid);
   return true;
+}
+
+/**
+ * Its device model goes on first: a guest that runs without it would find its devices gone. One that has ended cannot be waited for.
+ * @returns as `resumeDomain`
+ * @throws VM_NOT_RESUMED, VM_GONE, and what the resume of the device model throws, with the domain left as it was
+ */
+export async function wake(
+  domain: XenDomain,
+  deviceModel: { resume(): Promise<void> } | undefined,
+): Promise<boolean> {
+  let ended: unknown;
+  try {
+    await deviceModel?.resume();
+  } catch (error) {
+    if (!isCheckpointError(error, 'VM_UNREACHABLE')) throw error;
+    ended = error;
+  }
+  const woken = resumeDomain(domain);
+  if (ended === undefined) return woken;
+  throw new CheckpointError(
+    'VM_NOT_RESUMED',
+    `domain ${domain.domid} was resumed, but its device model has ended`,
+    { hint: 'xl destroy it and restore its last checkpoint', cause: ended },
+  );
 }

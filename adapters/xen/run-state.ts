@@ -16,9 +16,10 @@ import { CheckpointError } from '../../src/errors.js';
 import type { RunState } from '../../src/hypervisor/vm.js';
 import { PauseGuard, type GuardProgram } from '../kvm/pause-guard.js';
 import { clearPauseMarker, isLeftPaused, setPauseMarker, type PauseMarker } from '../kvm/pause-marker.js';
+import { monitorPath, type DeviceModel } from './device-model.js';
 import type { XenDomain } from './domain.js';
-import type { XenVersion } from './ffi/versions.js';
-import { resumeDomain } from './resume-domain.js';
+import { wake } from './resume-domain.js';
+import { lacksXenDrivers, suspendFromOutside } from './xen-drivers.js';
 import { offersSuspend, requestSuspend, suspendIsPending, withdrawSuspend } from './xenstore.js';
 
 const POLL_MS = 1;
@@ -35,6 +36,8 @@ export interface RunStateOptions {
   /** Undefined: the guard of this adapter. Tests put another one. */
   readonly guard?: GuardProgram;
   readonly answerLimitMs?: number;
+  /** Of an HVM guest: stands still and goes on together with it. */
+  readonly deviceModel?: Pick<DeviceModel, 'hold' | 'stop' | 'resume' | 'release'> | undefined;
 }
 
 export class SuspendControl {
@@ -73,9 +76,9 @@ export class SuspendControl {
   /** Resumes a guest that a Cairn suspended and did not live to resume. @returns true when it did */
   async recover(): Promise<boolean> {
     if (!(await isLeftPaused(this.#markerPath))) return false;
-    const { domain } = this.#options;
+    const { domain, deviceModel } = this.#options;
     this.#withdraw();
-    const wasSuspended = resumeDomain(domain);
+    const wasSuspended = await wake(domain, deviceModel);
     clearPauseMarker(this.#markerPath);
     return wasSuspended;
   }
@@ -86,10 +89,16 @@ export class SuspendControl {
 
   /** Asks the guest to suspend and waits until it has; see `Vm.pause`. @throws VM_STATE, VM_GONE */
   async pause(stopping?: () => void): Promise<boolean> {
-    const { domain, foreignSave } = this.#options;
+    const { domain, foreignSave, deviceModel } = this.#options;
     const guard = await this.#readyGuard();
     const found = this.read();
-    if (found === 'paused') return false;
+    if (found === 'paused') {
+      if (deviceModel === undefined) return false;
+      throw new CheckpointError('VM_STATE', `domain ${domain.domid} was suspended by somebody else`, {
+        hint: 'whether its device model stands still as well cannot be told; take the checkpoint when it runs',
+        retryable: true,
+      });
+    }
     if (found === 'other') {
       throw new CheckpointError('VM_STATE', `domain ${domain.domid} is paused, shutting down or gone`, {
         hint: 'a domain stopped with xl pause cannot suspend itself: xl unpause it first',
@@ -103,7 +112,8 @@ export class SuspendControl {
         retryable: true,
       });
     }
-    if (!offersSuspend(domain.calls, domain.domid)) {
+    const isUnaware = deviceModel !== undefined && lacksXenDrivers(domain);
+    if (!isUnaware && !offersSuspend(domain.calls, domain.domid)) {
       throw new CheckpointError(
         'VM_STATE',
         `the kernel of domain ${domain.domid} does not offer to suspend`,
@@ -118,10 +128,17 @@ export class SuspendControl {
       startTime: await processStartTime(process.pid),
       attachment: this.#attachment,
     };
-    await guard.pausing();
-    setPauseMarker(this.#markerPath, this.#marker);
+    await deviceModel?.hold();
+    try {
+      await guard.pausing();
+      setPauseMarker(this.#markerPath, this.#marker);
+    } catch (error) {
+      await deviceModel?.release();
+      throw error;
+    }
     stopping?.();
-    requestSuspend(domain.calls, domain.domid);
+    if (isUnaware) suspendFromOutside(domain);
+    else requestSuspend(domain.calls, domain.domid);
     this.#isAsked = true;
     if (!(await this.#suspended())) {
       // A guest that has seen the request will still suspend, however late: then it must be woken.
@@ -136,21 +153,23 @@ export class SuspendControl {
     }
     this.#isAwaited = false;
     this.#stop = ++this.#stops;
+    await deviceModel?.stop();
     return true;
   }
 
   /** See `Vm.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
   async resume(): Promise<void> {
     if (!this.#isAsked) return;
-    const { domain } = this.#options;
+    const { domain, deviceModel } = this.#options;
     this.#withdraw();
     const wasStopped = this.#stop !== 0;
-    const woken = resumeDomain(domain);
+    const woken = await wake(domain, deviceModel);
     this.#stop = 0;
     if (woken) this.#isAwaited = false;
     // The guard and the marker stay on watch over a guest that is about to suspend: the guard wakes it once this process ends.
     if (this.#isAwaited) return;
     this.#isAsked = false;
+    await deviceModel?.release();
     const info = domain.info();
     (await this.#guard?.catch(() => undefined))?.running();
     clearPauseMarker(this.#markerPath);
@@ -167,6 +186,7 @@ export class SuspendControl {
   }
 
   async close(): Promise<void> {
+    await this.#options.deviceModel?.release();
     (await this.#guard?.catch(() => undefined))?.close();
     this.#guard = undefined;
   }
@@ -195,9 +215,9 @@ export class SuspendControl {
   async #readyGuard(): Promise<PauseGuard> {
     const present = await this.#guard?.catch(() => undefined);
     if (present?.isAlive === true) return present;
-    const { domain, uuid, guard } = this.#options;
+    const { domain, uuid, guard, deviceModel } = this.#options;
     this.#guard = processStartTime(1).then((startTime) =>
-      PauseGuard.start(guard ?? suspendGuard(domain.calls.version, domain.domid, uuid), {
+      PauseGuard.start(guard ?? suspendGuard(domain, uuid, deviceModel !== undefined), {
         // No process of this host is the VM. Init stands for it; whether the domain lives, the guard asks the hypervisor.
         qemu: { pid: 1, startTime, program: '' },
         markerPath: this.#markerPath,
@@ -208,9 +228,16 @@ export class SuspendControl {
   }
 }
 
-function suspendGuard({ major, minor }: XenVersion, domid: number, uuid: string): GuardProgram {
+function suspendGuard({ calls, domid }: XenDomain, uuid: string, hasDeviceModel: boolean): GuardProgram {
+  const { major, minor } = calls.version;
   return {
     modulePath: fileURLToPath(new URL('./suspend-guard-main.js', import.meta.url)),
-    args: [String(major), String(minor), String(domid), uuid],
+    args: [
+      String(major),
+      String(minor),
+      String(domid),
+      uuid,
+      ...(hasDeviceModel ? [monitorPath(domid)] : []),
+    ],
   };
 }

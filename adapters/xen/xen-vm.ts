@@ -18,16 +18,20 @@ import type { GuardProgram } from '../kvm/pause-guard.js';
 import type { JsonObject } from '../../src/types.js';
 import { COMPARE_KIND, compareReport, CompareTracker } from './compare-tracker.js';
 import { disksOf } from './disks.js';
+import { deviceModelProblem, type DeviceModel } from './device-model.js';
+import { encodeDeviceState } from './device-state.js';
 import type { XenDomain } from './domain.js';
 import { framesOf, PvGuestMemory, TranslatedMemory, type GuestMemory } from './guest-memory.js';
+import { deviceModelInventory } from './device-model-hazards.js';
 import { guestKind, hazardsOf } from './hazards.js';
 import { recordPath } from './log-dirty-record.js';
 import { LOG_DIRTY_KIND, LogDirtyTracker } from './log-dirty-tracker.js';
-import { memoryTargetOf, withMemoryTarget } from './memory-target.js';
+import { memoryTargetOf, videoKibOf, withMemoryTarget } from './memory-target.js';
 import { layoutOf, mergeWindows, windowsOver, type FrameWindow } from './physmap.js';
 import { TypeScan } from './presence.js';
-import { Qcow2Disks } from './qcow2-disks.js';
+import { Qcow2Disks, withoutSnapshots } from './qcow2-disks.js';
 import { SuspendControl } from './run-state.js';
+import { lacksXenDrivers } from './xen-drivers.js';
 import { offersSuspend } from './xenstore.js';
 
 export interface XenVmOptions {
@@ -48,6 +52,8 @@ export interface XenVmDeps {
   readonly domain: XenDomain;
   readonly foreignSave: () => string;
   readonly guard?: GuardProgram;
+  /** Of an HVM guest. */
+  readonly deviceModel?: DeviceModel | undefined;
 }
 
 interface KnownMemory {
@@ -72,9 +78,11 @@ export class XenVm implements Vm {
   /** In KiB, of the last stop. */
   #memoryTarget: number | undefined;
   #deviceState: Uint8Array | undefined;
+  #logDirty: LogDirtyTracker | undefined;
+  #deviceModelProblem = '';
 
   private constructor(options: XenVmOptions, deps: XenVmDeps) {
-    const { domain, foreignSave, guard } = deps;
+    const { domain, foreignSave, guard, deviceModel } = deps;
     const kind = guestKind({ info: domain.info(), config: options.config });
     this.address = options.address;
     this.identity = {
@@ -96,6 +104,7 @@ export class XenVm implements Vm {
       runtimeDir: options.runtimeDir,
       instance: this.identity.instance,
       foreignSave,
+      deviceModel,
       ...(guard === undefined ? {} : { guard }),
     });
   }
@@ -110,6 +119,8 @@ export class XenVm implements Vm {
         `${options.address} was left suspended by a Cairn that was killed, and has been resumed`,
       );
     }
+    if (deps.deviceModel !== undefined)
+      vm.#deviceModelProblem = await deviceModelProblem(deps.deviceModel, allowsUnproven());
     return vm;
   }
 
@@ -128,12 +139,14 @@ export class XenVm implements Vm {
   /**
    * Looks at all guest frames, unless those of the known windows are all that the domain has: between memory and the special pages lie
    * a million others. Windows only grow, so that ballooning alone never changes the layout.
-   * @throws VM_GONE, FFI_FAILED
+   * Each checkpoint begins with it, so this is where the dirty record of a guest with a device model is proven: see `LogDirtyTracker.prove`.
+   * @throws VM_GONE, FFI_FAILED; with a device model also VM_STATE, VM_BUSY, QMP_COMMAND
    */
-  memoryLayout(): Promise<MemoryLayout> {
+  async memoryLayout(): Promise<MemoryLayout> {
     const { domain } = this.#deps;
+    await this.#logDirty?.prove();
     if (this.#memory !== undefined && this.#surplusOf(this.#memory.windows) === this.#surplus)
-      return Promise.resolve(this.#memory.layout);
+      return this.#memory.layout;
     const present: FrameWindow[] = [];
     this.#guest.visitPresent(0, this.#guest.frameCount(), (firstFrame, frameCount) =>
       present.push({ firstFrame, frameCount }),
@@ -147,7 +160,7 @@ export class XenVm implements Vm {
       const layout = layoutOf(windows);
       this.#memory = { windows, layout, scan: new TypeScan(this.#guest, layout, this.#runState.stopNumber) };
     }
-    return Promise.resolve(this.#known().layout);
+    return this.#known().layout;
   }
 
   guestReader(): GuestReaderDescription {
@@ -155,37 +168,42 @@ export class XenVm implements Vm {
   }
 
   inspect(): Promise<VmReport> {
-    const { domain, foreignSave } = this.#deps;
+    const { domain, foreignSave, deviceModel } = this.#deps;
     const info = domain.info();
     return Promise.resolve({
       trackers: [logDirtyReport(info.isHvm, info.hasHap), compareReport],
       hazards: hazardsOf({
         info,
         config: this.#options.config,
-        offersSuspend: offersSuspend(domain.calls, domain.domid),
+        offersSuspend:
+          offersSuspend(domain.calls, domain.domid) || (deviceModel !== undefined && lacksXenDrivers(domain)),
         foreignSave: foreignSave(),
         xen: domain.calls.version,
-        allowsUnproven: process.env.CAIRN_XEN_UNPROVEN === '1',
+        allowsUnproven: allowsUnproven(),
+        deviceModel: deviceModelInventory(domain, this.#deviceModelProblem),
       }),
     });
   }
 
   tracker(kind: string): DirtyTracker {
-    const { domain, foreignSave } = this.#deps;
+    const { domain, foreignSave, deviceModel } = this.#deps;
     const { layout, scan } = this.#known();
     // Whoever asks for a tracker is about to take checkpoints, and alone. The guard gets ready in the meantime.
     this.#guest.discardLeftovers();
     this.#runState.prepare().catch(() => undefined);
     if (kind === LOG_DIRTY_KIND) {
-      return new LogDirtyTracker({
+      this.#logDirty = new LogDirtyTracker({
         domain,
         layout,
         recordPath: recordPath(this.#options.runtimeDir, this.identity.instance),
         presence: scan,
         isStopped: () => domain.info().isSuspended,
         foreignSave,
+        ...(deviceModel === undefined ? {} : { reportWrites: () => deviceModel.reportWrites() }),
       });
+      return this.#logDirty;
     }
+    this.#logDirty = undefined;
     if (kind === COMPARE_KIND) return new CompareTracker(layout, scan);
     throw new CheckpointError('TRACKER_UNAVAILABLE', `there is no tracker called "${kind}"`, {
       hint: `known: ${LOG_DIRTY_KIND}, ${COMPARE_KIND}`,
@@ -212,28 +230,28 @@ export class XenVm implements Vm {
    * State records and the list of present frames of the suspended guest. Writes nothing to guest memory.
    * @throws VM_STATE when the guest is not suspended, or has memory outside of the known regions
    */
-  saveDeviceState(): Promise<void> {
-    const { domain } = this.#deps;
+  async saveDeviceState(): Promise<void> {
+    const { domain, deviceModel } = this.#deps;
     const info = domain.info();
     if (!info.isSuspended) {
-      return Promise.reject(
-        new CheckpointError('VM_STATE', `domain ${domain.domid} is not suspended`, { retryable: true }),
-      );
+      throw new CheckpointError('VM_STATE', `domain ${domain.domid} is not suspended`, { retryable: true });
     }
     const { layout, scan } = this.#known();
     const present = scan.present();
     if (present.count() < info.totalPages) {
-      return Promise.reject(
-        new CheckpointError(
-          'VM_STATE',
-          `domain ${domain.domid} has ${info.totalPages} pages, of which ${present.count()} were found`,
-          { hint: 'its memory map changed during the checkpoint; the next one looks again', retryable: true },
-        ),
+      throw new CheckpointError(
+        'VM_STATE',
+        `domain ${domain.domid} has ${info.totalPages} pages, of which ${present.count()} were found`,
+        { hint: 'its memory map changed during the checkpoint; the next one looks again', retryable: true },
       );
     }
-    this.#memoryTarget = memoryTargetOf(domain);
-    this.#deviceState = this.#guest.captureState(framesOf(layout, present));
-    return Promise.resolve();
+    this.#memoryTarget = memoryTargetOf(
+      domain,
+      deviceModel === undefined ? 0 : videoKibOf(this.#options.config),
+    );
+    const state = this.#guest.captureState(framesOf(layout, present));
+    const emulator = await deviceModel?.saveState();
+    this.#deviceState = encodeDeviceState(emulator === undefined ? state : { ...state, emulator });
   }
 
   takeDeviceState(): Promise<Uint8Array> {
@@ -244,7 +262,9 @@ export class XenVm implements Vm {
   }
 
   async disks(): Promise<readonly VmDisk[]> {
-    return this.#volumes.describe(await this.#qcow2.describe(disksOf(this.#options.config)));
+    const disks = disksOf(this.#options.config);
+    const isHvm = this.#deps.deviceModel !== undefined;
+    return this.#volumes.describe(isHvm ? withoutSnapshots(disks) : await this.#qcow2.describe(disks));
   }
 
   snapshotDisks(
@@ -286,6 +306,10 @@ export class XenVm implements Vm {
     if (this.#memory === undefined) throw new RangeError('memoryLayout() comes first');
     return this.#memory;
   }
+}
+
+function allowsUnproven(): boolean {
+  return process.env.CAIRN_XEN_UNPROVEN === '1';
 }
 
 function countOf(stretches: readonly FrameWindow[]): number {

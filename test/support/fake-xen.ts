@@ -26,6 +26,8 @@ export class FakeXen implements LibraryCalls {
   readonly pages = new Map<number, Uint8Array>();
   readonly store = new Map<string, string>();
   readonly resumed: number[] = [];
+  /** Reasons of the shutdowns from outside. */
+  readonly shutdowns: number[] = [];
   frames = 0x1000;
   maxPages = 1024;
   isLogDirty = false;
@@ -236,6 +238,14 @@ export class FakeXen implements LibraryCalls {
 
   domctl(struct: Uint8Array): CallResult {
     return this.#fails('domctl', struct[8]!) ?? { value: -1, errno: EINVAL };
+  }
+
+  shutdown(domid: number, reason: number): CallResult {
+    const failed = this.#fails('shutdown', domid);
+    if (failed !== undefined) return failed;
+    this.shutdowns.push(reason);
+    if (this.suspends) this.isSuspended = true;
+    return ok(0);
   }
 
   resume(domid: number): CallResult {

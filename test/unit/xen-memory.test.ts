@@ -8,7 +8,7 @@ import { XenDomain } from '../../adapters/xen/domain.js';
 import { framesOf } from '../../adapters/xen/guest-memory.js';
 import { FrameReader } from '../../adapters/xen/guest-reader.js';
 import { hazardsOf } from '../../adapters/xen/hazards.js';
-import { memoryTargetOf, withMemoryTarget } from '../../adapters/xen/memory-target.js';
+import { memoryTargetOf, videoKibOf, withMemoryTarget } from '../../adapters/xen/memory-target.js';
 import { firstFrameOf, layoutOf, windowsOver } from '../../adapters/xen/physmap.js';
 import {
   FrameTable,
@@ -40,6 +40,17 @@ describe('how much memory a restored domain may have', () => {
     expect(memoryTargetOf(new XenDomain(large, large.domid))).toBe(4096);
     large.store.delete(TARGET);
     expect(memoryTargetOf(new XenDomain(large, large.domid))).toBe(4096);
+  });
+
+  it('includes the memory of the graphics card, which xenstore leaves out', () => {
+    xen.store.set(TARGET, '200');
+    expect(memoryTargetOf(domain, 56)).toBe(256);
+    const large = new FakeXen(1024);
+    large.store.set(TARGET, '200');
+    expect(memoryTargetOf(new XenDomain(large, large.domid), 56)).toBe(4096);
+    expect(memoryTargetOf(new XenDomain(large, large.domid), 3000)).toBe(3200);
+    expect(videoKibOf({ b_info: { video_memkb: 16384 } })).toBe(16384);
+    expect(videoKibOf({ b_info: {} })).toBe(0);
   });
 
   it('takes the place of what the configuration said when it was read', () => {
@@ -243,6 +254,7 @@ describe('what stands in the way of a checkpoint', () => {
     foreignSave: '',
     xen: { major: 4, minor: 17 },
     allowsUnproven: false,
+    deviceModel: { kind: 'qemu_xen', domain: '', problem: '', hasMovedMemory: false },
   };
   const codes = (more: object): readonly string[] =>
     hazardsOf({ ...found, ...more }).map(({ code, effect }) => `${effect} ${code}`);
@@ -259,7 +271,6 @@ describe('what stands in the way of a checkpoint', () => {
 
   it.each([
     ['a release that was never run', { xen: { major: 4, minor: 18 } }, 'refuse XEN_UNPROVEN'],
-    ['a device model', { config: { c_info: { type: 'hvm' } } }, 'refuse XEN_DEVICE_MODEL'],
     ['a PV guest', { config: { c_info: { type: 'pv' } } }, 'note XEN_PV'],
     [
       'a shim',

@@ -2,7 +2,12 @@ import { createHash } from 'node:crypto';
 
 import { describe, expect, it } from '@jest/globals';
 
-import { captureHvmState, decodeDeviceState, type XenDeviceState } from '../../adapters/xen/device-state.js';
+import {
+  captureHvmState,
+  decodeDeviceState,
+  encodeDeviceState,
+  type XenDeviceState,
+} from '../../adapters/xen/device-state.js';
 import { XenDomain } from '../../adapters/xen/domain.js';
 import { layoutOf } from '../../adapters/xen/physmap.js';
 import { LIBXC_RECORD } from '../../adapters/xen/stream/format.js';
@@ -37,7 +42,7 @@ async function* pages(): AsyncGenerator<PageChunk> {
 
 function stateOf(presentFrames: Uint32Array): XenDeviceState {
   const xen = new FakeXen();
-  return decodeDeviceState(captureHvmState(new XenDomain(xen, xen.domid), presentFrames));
+  return decodeDeviceState(encodeDeviceState(captureHvmState(new XenDomain(xen, xen.domid), presentFrames)));
 }
 
 const PRESENT = Uint32Array.of(0, 16, 17, 1400, 0xfeff8, 8);

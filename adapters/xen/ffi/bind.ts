@@ -179,6 +179,10 @@ class BoundXen implements LibraryCalls {
     return done;
   }
 
+  shutdown(domid: number, reason: number): CallResult {
+    return result(this.#calls.xcShutdown(this.#control, domid, reason));
+  }
+
   resume(domid: number): CallResult {
     return result(this.#calls.xcResume(this.#control, domid, 1));
   }
@@ -381,6 +385,7 @@ function declareCalls(from: Readonly<Record<'control' | 'guest' | 'memory' | 'st
     xcWidth: declare(control, 'int xc_domain_get_guest_width(void *x, uint32_t d, void *width)'),
     xcVcpu: declare(control, 'int xc_vcpu_getcontext(void *x, uint32_t d, uint32_t vcpu, void *into)'),
     xcDomctl: declare(control, 'int xc_domctl(void *x, void *domctl)'),
+    xcShutdown: declare(control, 'int xc_domain_shutdown(void *x, uint32_t d, int reason)'),
     xcResume: declare(guest, 'int xc_domain_resume(void *x, uint32_t d, int fast)'),
     policyInit: declare(guest, 'void *xc_cpu_policy_init(void)'),
     policyDestroy: declare(guest, 'void xc_cpu_policy_destroy(void *policy)'),

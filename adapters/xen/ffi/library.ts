@@ -89,6 +89,8 @@ export interface LibraryCalls {
    * @param buffer memory for the hypervisor to fill: its address is put at `addressAt`, its contents are copied to `into`
    */
   domctl(struct: Uint8Array, buffer?: { readonly addressAt: number; readonly into: Uint8Array }): CallResult;
+  /** xc_domain_shutdown: stops all processors where they are. */
+  shutdown(domid: number, reason: number): CallResult;
   /** xc_domain_resume with fast = 1: the guest's suspend call returns "cancelled". */
   resume(domid: number): CallResult;
   /**

@@ -12,6 +12,7 @@ import type { XenDeviceState } from '../device-state.js';
 import type { XenVersion } from '../ffi/versions.js';
 import { firstFrameOf } from '../physmap.js';
 import {
+  EMULATOR_HEADER,
   LIBXC_ID,
   LIBXC_MARKER_BYTES,
   LIBXC_RECORD,
@@ -55,7 +56,14 @@ export async function* writeSaveFile(content: SaveContent): AsyncGenerator<Uint8
   yield* pageRecords(content);
   for (const one of after!) yield encodeRecord(one);
   yield record(LIBXC_RECORD.end);
+  if (content.state.emulator !== undefined) yield emulatorRecord(content.state.emulator);
   yield record(LIBXL_RECORD.end);
+}
+
+function emulatorRecord(state: Uint8Array): Buffer {
+  const header = Buffer.alloc(EMULATOR_HEADER.sizeBytes);
+  header.writeUInt32LE(EMULATOR_HEADER.qemuUpstream, 0);
+  return record(LIBXL_RECORD.emulatorContext, Buffer.concat([header, state]));
 }
 
 function record(type: number, body: Uint8Array = EMPTY): Buffer {

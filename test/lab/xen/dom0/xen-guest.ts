@@ -4,6 +4,9 @@ import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
+import { QmpClient } from '../../../../adapters/kvm/qmp-client.js';
+import { asObject, asText } from '../../../../adapters/kvm/qmp-json.js';
+
 export interface GuestOptions {
   readonly name: string;
   readonly type?: 'pvh' | 'pv' | 'hvm';
@@ -17,6 +20,12 @@ export interface GuestOptions {
    * together with its memory: in a qcow2 image behind a QEMU, or on a logical volume behind blkback.
    */
   readonly disk?: 'persistent-grants' | 'grants-for-each-request' | 'qcow2' | 'volume';
+  /** Of an HVM guest with a disk: it goes through the IDE controller that QEMU emulates, which writes to guest memory itself. No network then. */
+  readonly emulatedDisk?: boolean;
+  /** Of an HVM guest: it has no Xen drivers, so no network, no balloon, and a serial port for a console. */
+  readonly isUnaware?: boolean;
+  /** Of an HVM guest, shown over VNC; its kernel then writes to that console as well. None when it is not said. */
+  readonly graphics?: 'cirrus' | 'stdvga';
   /** Lines added to the configuration. */
   readonly extra?: readonly string[];
 }
@@ -32,6 +41,8 @@ export interface Tick {
 }
 
 const TICK = /^TICK (\d+) lines (\d+) cpus (\d+) net (\S+) disk (\S+)/gm;
+/** 1024x768, 16 bits: in a text mode QEMU would not ask the hypervisor which pages of the card's memory were written to. */
+const GRAPHICS_MODE = 791;
 const BOOT_LIMIT_MS = 180_000;
 const DISK_MIB = 32;
 const LOOP_DEVICE = '/dev/loop0';
@@ -59,12 +70,20 @@ export class XenGuest {
       memoryMib = 128,
       vcpus = 1,
       churnKib = 0,
-      network = true,
+      isUnaware = false,
+      emulatedDisk = isUnaware,
+      graphics,
+      network = !emulatedDisk,
       disk,
       extra = [],
     } = options;
+    const isEmulated = type === 'hvm';
     const kernelArgs = [
-      `console=hvc0 quiet lab.churn=${churnKib}`,
+      graphics === undefined ? 'console=hvc0 quiet' : `console=tty0 console=hvc0 vga=${GRAPHICS_MODE}`,
+      ...(isUnaware ? ['xen_nopv'] : []),
+      `lab.churn=${churnKib}`,
+      // Devices stay emulated, and so there are no PV ones.
+      ...(emulatedDisk ? ['xen_emul_unplug=never'] : []),
       ...(disk === undefined
         ? []
         : [
@@ -79,7 +98,14 @@ export class XenGuest {
       `memory=${memoryMib}`,
       `vcpus=${vcpus}`,
       `extra="${kernelArgs.join(' ')}"`,
-      ...(network ? ["vif=['script=/lab/vif-lab']"] : []),
+      ...(network ? [`vif=['script=/lab/vif-lab${isEmulated ? ',type=vif' : ''}']`] : []),
+      ...(isEmulated
+        ? [
+            `vga="${graphics ?? 'none'}"`,
+            'vnc=0',
+            `serial="${isUnaware ? serialPipe(options.name) : 'null'}"`,
+          ]
+        : []),
       ...(disk === undefined ? [] : [diskLine(disk)]),
       ...extra,
     ];
@@ -149,9 +175,28 @@ export class XenGuest {
     return Number(line.trim().split(/\s+/)[2]);
   }
 
+  /** Of its QEMU, by the monitor beside the one that Cairn uses: `running`, `paused`. */
+  async deviceModelStatus(): Promise<string> {
+    const monitor = await QmpClient.connect(`/var/run/xen/qmp-libxenstat-${this.domid}`);
+    try {
+      return asText(asObject(await monitor.execute('query-status')).status);
+    } finally {
+      await monitor.close();
+    }
+  }
+
   destroy(): void {
     xl('destroy', this.name);
   }
+}
+
+/** Its output goes to the log that xenconsoled would write, through as many QEMUs as there will be. */
+function serialPipe(name: string): string {
+  const path = `/tmp/serial-${name}`;
+  execFileSync('/lab/bin/mkfifo', [`${path}.in`, `${path}.out`]);
+  const log = `/var/log/xen/console/guest-${name}.log`;
+  spawn('sh', ['-c', `while :; do cat ${path}.out >>${log}; done`], { stdio: 'ignore' }).unref();
+  return `pipe:${path}`;
 }
 
 function diskLine(disk: NonNullable<GuestOptions['disk']>): string {
