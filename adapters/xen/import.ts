@@ -7,7 +7,7 @@ import type { Json } from '../../src/types.js';
 import { encodeDeviceState } from './device-state.js';
 import { framesOf } from './guest-memory.js';
 import { layoutOf, pageOfFrame, windowsOver, type FrameWindow } from './physmap.js';
-import { GUEST_TYPE, LIBXC_RECORD } from './stream/format.js';
+import { EMULATOR_HEADER, GUEST_TYPE, LIBXC_RECORD, LIBXL_RECORD } from './stream/format.js';
 import { readSaveFile, type SaveHead, type SaveItem } from './stream/reader.js';
 import type { StateRecord } from './stream/records.js';
 import { objectOf, textOf } from './xl.js';
@@ -20,7 +20,7 @@ const PV_WIDTH_64 = 8;
 
 /**
  * Reads the file twice: only at its end is it known which frames have memory.
- * @throws STREAM_MALFORMED, VM_UNSUPPORTED for a guest that is neither PVH nor PV of 64 bits
+ * @throws STREAM_MALFORMED, VM_UNSUPPORTED for a PV guest of 32 bits, and an HVM guest with another device model than the QEMU of today
  */
 export async function importSaveFile({ open, place }: ImportRequest): Promise<ImportedMachine> {
   const before: StateRecord[] = [];
@@ -28,10 +28,11 @@ export async function importSaveFile({ open, place }: ImportRequest): Promise<Im
   /** With memory behind them, and the type of each. A live save sends frames again; the last word counts. */
   const frames = new Map<number, number>();
   let head: SaveHead | undefined;
+  let emulator: Uint8Array | undefined;
   for await (const item of readSaveFile(open())) {
     if (item.kind === 'head') head = item.head;
     else if (item.kind === 'state') (isBeforePages(item) ? before : after).push(item.record);
-    else if (item.kind === 'emulator') throw unsupported('the state of a device model');
+    else if (item.kind === 'emulator') emulator = emulatorState(item.record);
     else if (item.bytes === null) frames.delete(item.frame);
     else frames.set(item.frame, item.type);
   }
@@ -41,6 +42,12 @@ export async function importSaveFile({ open, place }: ImportRequest): Promise<Im
   const config = configOf(head);
   const created = objectOf(config.c_info);
   const kind = kindOf(head, textOf(created.type), before);
+  if ((kind === 'hvm') !== (emulator !== undefined)) {
+    throw new CheckpointError(
+      'STREAM_MALFORMED',
+      `the save file of a guest of type "${kind}" has ${emulator === undefined ? 'no' : 'a'} state of a device model`,
+    );
+  }
   const maxPages = Number(objectOf(config.b_info).max_memkb ?? 0) * PAGES_PER_KIB;
   const layout = layoutOf(windowsOver(stretchesOf(frames.keys()), Math.ceil(maxPages)));
   const memory = place(layout);
@@ -66,6 +73,7 @@ export async function importSaveFile({ open, place }: ImportRequest): Promise<Im
       guestType: head.guestType,
       presentFrames,
       ...(kind === 'pv' ? { pageTypes: typesOf(presentFrames, frames) } : {}),
+      ...(emulator === undefined ? {} : { emulator }),
       before,
       after,
     }),
@@ -77,8 +85,17 @@ function isBeforePages({ record, before }: Extract<SaveItem, { readonly kind: 's
   return before && record.type !== LIBXC_RECORD.pvFrames;
 }
 
-function kindOf({ guestType }: SaveHead, type: string, before: readonly StateRecord[]): 'pvh' | 'pv' {
-  if (type !== 'pvh' && type !== 'pv') throw unsupported(`a guest of type "${type}"`);
+/** @throws VM_UNSUPPORTED for one that is not the whole state of a QEMU of today */
+function emulatorState({ type, body }: StateRecord): Uint8Array {
+  if (type !== LIBXL_RECORD.emulatorContext) throw unsupported('memory that a device model moved');
+  const header = new DataView(body.buffer, body.byteOffset, Math.min(body.length, EMULATOR_HEADER.sizeBytes));
+  if (body.length < EMULATOR_HEADER.sizeBytes || header.getUint32(0, true) !== EMULATOR_HEADER.qemuUpstream)
+    throw unsupported('the state of another device model than QEMU');
+  return body.subarray(EMULATOR_HEADER.sizeBytes);
+}
+
+function kindOf({ guestType }: SaveHead, type: string, before: readonly StateRecord[]): 'pvh' | 'hvm' | 'pv' {
+  if (type !== 'pvh' && type !== 'hvm' && type !== 'pv') throw unsupported(`a guest of type "${type}"`);
   if ((type === 'pv') !== (guestType === GUEST_TYPE.pv))
     throw new CheckpointError(
       'STREAM_MALFORMED',
@@ -109,7 +126,7 @@ function configOf(head: SaveHead): ReturnType<typeof objectOf> {
 function unsupported(what: string): CheckpointError {
   return new CheckpointError(
     'VM_UNSUPPORTED',
-    `the save file holds ${what}; only PVH guests and PV guests of 64 bits can be imported`,
+    `the save file holds ${what}; only PVH guests, HVM guests with QEMU and PV guests of 64 bits can be imported`,
     {
       hint: 'restore it with xl',
     },

@@ -6,7 +6,7 @@ import { Readable } from 'node:stream';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { captureHvmState, decodeDeviceState } from '../../adapters/xen/device-state.js';
+import { captureHvmState } from '../../adapters/xen/device-state.js';
 import { XenDomain } from '../../adapters/xen/domain.js';
 import { layoutOf } from '../../adapters/xen/physmap.js';
 import { GUEST_TYPE, LIBXC_RECORD, LIBXL_RECORD } from '../../adapters/xen/stream/format.js';
@@ -29,6 +29,7 @@ const CONFIG = JSON.stringify({
   c_info: { type: 'pvh', name: 'web1', uuid: UUID },
   b_info: { max_memkb: 2048 * 4 },
 });
+const HVM_CONFIG = CONFIG.replace('"pvh"', '"hvm"');
 const DEVICES = Buffer.concat([
   Buffer.from('0400000009', 'hex'),
   Buffer.from('\x0bglobalstate', 'latin1'),
@@ -57,15 +58,15 @@ async function bytesOf(parts: AsyncIterable<Uint8Array>): Promise<Buffer> {
   return Buffer.concat(all);
 }
 
-function saveFile(config = CONFIG, salt = 0): Promise<Buffer> {
+function saveFile(config = CONFIG, salt = 0, emulator?: Uint8Array): Promise<Buffer> {
   const layout = layoutOf([
     { firstFrame: 0, frameCount: 2048 },
     { firstFrame: 0xfee00, frameCount: 512 },
   ]);
   const xen = new FakeXen();
-  const state = decodeDeviceState(
-    captureHvmState(new XenDomain(xen, xen.domid), Uint32Array.of(0, 16, 17, 1400, 0xfeff8, 8)),
-  );
+  const domain = new XenDomain(xen, xen.domid);
+  const captured = captureHvmState(domain, Uint32Array.of(0, 16, 17, 1400, 0xfeff8, 8));
+  const state = emulator === undefined ? captured : { ...captured, emulator };
   const version = { major: 4, minor: 17 };
   return bytesOf(writeSaveFile({ config, version, state, layout, pages: pagesOf(layout, salt) }));
 }
@@ -194,9 +195,18 @@ describe('an import', () => {
     await expect(imported('xl', await pvSaveFile(4))).rejects.toMatchObject({ code: 'VM_UNSUPPORTED' });
   });
 
-  it('refuses a save file of a guest of type hvm', async () => {
-    const config = JSON.stringify({ c_info: { type: 'hvm', name: 'web1', uuid: UUID } });
-    await expect(imported('xl', await saveFile(config))).rejects.toMatchObject({ code: 'VM_UNSUPPORTED' });
+  it('of an HVM guest keeps the state of its device model', async () => {
+    const file = await saveFile(HVM_CONFIG, 0, Buffer.from('QEVM and so on'));
+    const summary = await imported('xl', file);
+    const manifest = await repository.find(summary.checkpointId);
+    expect(manifest).toMatchObject({ machine: { guestKind: 'hvm' }, identity: { machineType: 'xen-hvm' } });
+    expect((await exported(summary.checkpointId, 'xl')).equals(file)).toBe(true);
+  });
+
+  it('refuses a save file of an HVM guest without the state of its device model', async () => {
+    await expect(imported('xl', await saveFile(HVM_CONFIG))).rejects.toMatchObject({
+      code: 'STREAM_MALFORMED',
+    });
   });
 
   it('refuses a save file whose configuration is of another type of guest than its memory', async () => {
@@ -205,15 +215,24 @@ describe('an import', () => {
     });
   });
 
-  it('refuses a save file with the state of a device model', async () => {
-    const file = await saveFile();
-    const emulator = encodeRecord({ type: LIBXL_RECORD.emulatorContext, body: Buffer.alloc(8) });
+  it('refuses a save file of another guest with the state of a device model', async () => {
+    const file = await saveFile(CONFIG, 0, Buffer.from('QEVM'));
+    await expect(imported('xl', file)).rejects.toMatchObject({ code: 'STREAM_MALFORMED' });
+  });
+
+  it.each([
+    ['another device model', LIBXL_RECORD.emulatorContext, '0100000000000000'],
+    ['memory that it moved', LIBXL_RECORD.emulatorXenstore, '0200000000000000'],
+    ['too short a record', LIBXL_RECORD.emulatorContext, '02000000'],
+  ])('refuses a save file of an HVM guest with %s', async (_, type, body) => {
+    const file = await saveFile(HVM_CONFIG);
+    const emulator = encodeRecord({ type, body: Buffer.from(body, 'hex') });
     const withEmulator = Buffer.concat([file.subarray(0, -8), emulator, file.subarray(-8)]);
     await expect(imported('xl', withEmulator)).rejects.toMatchObject({ code: 'VM_UNSUPPORTED' });
   });
 
   it.each([
-    ['xl', saveFile],
+    ['xl', () => saveFile()],
     ['qemu', migration],
   ] as const)('leaves no checkpoint of an %s file that ends too early', async (format, make) => {
     const file = await make();
