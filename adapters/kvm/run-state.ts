@@ -208,7 +208,9 @@ export class RunStateControl {
       ]);
     } catch (error) {
       if (isCheckpointError(error, 'VM_GONE')) throw error;
-      throw notResumed(describeError(error), error);
+      throw isCheckpointError(error, 'QMP_TIMEOUT')
+        ? unanswered(error)
+        : notResumed(describeError(error), error);
     }
     const [before = null, , after = null] = replies;
     if (asObject(after).running !== true) throw notResumed(`its state is ${statusOf(after)}`);
@@ -244,6 +246,14 @@ function notResumed(why: string, cause?: unknown): CheckpointError {
   return new CheckpointError('VM_NOT_RESUMED', `the VM does not run after cont: ${why}`, {
     ...(cause === undefined ? {} : { cause }),
     hint: 'look at the VM in its monitor (info status)',
+  });
+}
+
+/** Its main loop waits in `stop` for requests to a disk. What was sent to it is carried out after that, in order. */
+function unanswered(cause: CheckpointError): CheckpointError {
+  return new CheckpointError('VM_NOT_RESUMED', `QEMU does not answer, \`cont\` neither: ${cause.message}`, {
+    cause,
+    hint: 'it probably waits for a disk whose storage hangs; as soon as that answers, QEMU or the guard process of Cairn resumes the VM',
   });
 }
 

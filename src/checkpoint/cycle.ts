@@ -399,12 +399,13 @@ async function resumeAfterFailure(vm: Vm, cause: unknown): Promise<void> {
   } catch (error) {
     // Gone, or resumed by somebody else: there is nothing left to resume.
     if (isCheckpointError(error, 'VM_GONE') || isCheckpointError(error, 'VM_STATE')) return;
+    const known = isCheckpointError(error, 'VM_NOT_RESUMED') ? error : undefined;
     throw new CheckpointError(
       'VM_NOT_RESUMED',
-      `the VM ${vm.address} was paused for a checkpoint and could not be resumed`,
+      `the VM ${vm.address} was paused for a checkpoint and could not be resumed${known === undefined ? '' : `: ${known.message}`}`,
       {
         cause: isCheckpointError(cause) ? cause : error,
-        hint: 'resume it by hand: `cont` in the QEMU monitor, or `virsh resume`',
+        hint: known?.hint ?? 'resume it by hand: `cont` in the QEMU monitor, or `virsh resume`',
       },
     );
   }

@@ -221,6 +221,20 @@ describe('the run state', () => {
     expect(await checkpointCount()).toBe(0);
   });
 
+  it('is what the error is about, in the words of the hypervisor, when neither pause nor resume is answered', async () => {
+    vm.failAfter('pause', new CheckpointError('QMP_TIMEOUT', 'no answer to stop'));
+    vm.beforeCall = (method) => {
+      if (method === 'resume')
+        vm.failNext('resume', new CheckpointError('VM_NOT_RESUMED', 'it hangs', { hint: 'wait' }));
+    };
+    await expect(session.checkpoint()).rejects.toMatchObject({
+      code: 'VM_NOT_RESUMED',
+      message: expect.stringMatching(/could not be resumed: it hangs$/),
+      hint: 'wait',
+      cause: expect.objectContaining({ code: 'QMP_TIMEOUT' }),
+    });
+  });
+
   it('is running after a failed checkpoint when it takes a second request to resume', async () => {
     vm.failNext('saveDeviceState', new CheckpointError('QMP_TIMEOUT', 'no answer'));
     vm.failNext('resume', new CheckpointError('VM_NOT_RESUMED', 'no answer'));

@@ -7,6 +7,7 @@ import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 import { qmpGuard } from '../../adapters/kvm/pause-guard.js';
 import { isLeftPaused, pauseMarkerPath, setPauseMarker } from '../../adapters/kvm/pause-marker.js';
 import { RunStateControl } from '../../adapters/kvm/run-state.js';
+import { CheckpointError } from '../../src/errors.js';
 import type { Json } from '../../src/types.js';
 import { FakeMonitor } from '../support/fake-monitor.js';
 
@@ -76,6 +77,26 @@ describe('whoever times the pause', () => {
     expect(await runState.pause({ stopping: () => told.push('stopping') })).toBe(false);
     await runState.resume(() => told.push('running'));
     expect(told).toEqual([]);
+    await runState.close();
+  });
+});
+
+describe('a QEMU that waits for a disk in stop', () => {
+  it('is said to do so, not to have refused cont, and its marker stays for the guard', async () => {
+    const monitor = new FakeMonitor((command): Json => {
+      const isHung = monitor.commands.includes('stop');
+      if (isHung) throw new CheckpointError('QMP_TIMEOUT', `no answer to ${command} within 20000 ms`);
+      return command === 'query-status' ? { status: 'running', running: true } : {};
+    });
+    const runState = control(monitor);
+    await expect(runState.pause()).rejects.toMatchObject({ code: 'QMP_TIMEOUT' });
+    await expect(runState.resume()).rejects.toMatchObject({
+      code: 'VM_NOT_RESUMED',
+      message: expect.stringContaining('QEMU does not answer'),
+      hint: expect.stringContaining('storage hangs'),
+    });
+    expect(monitor.commands).toContain('cont');
+    expect(existsSync(marker)).toBe(true);
     await runState.close();
   });
 });
