@@ -60,6 +60,7 @@ export const ERROR_CODES = [
   // disks and hooks
   'DISK_NOT_COVERED',
   'DISK_SNAPSHOT_FAILED',
+  'DISK_STALLED',
   'DISK_CHANGED',
   'HOOK_FAILED',
   // restore and export

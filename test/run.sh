@@ -10,7 +10,7 @@ tiers=("$@")
 
 [ -d node_modules ] || npm ci --no-audit --no-fund
 case " ${tiers[*]} " in
-  *" lab "* | *" contract "* | *" fault "*) bash test/lab/setup/ensure.sh --with-qemu-10 ;;
+  *" lab"* | *" contract "* | *" fault "*) bash test/lab/setup/ensure.sh --with-qemu-10 ;;
 esac
 case " ${tiers[*]} " in
   *" nested"*) bash test/nested/setup/ensure.sh ;;
@@ -22,7 +22,7 @@ fast=() lab=()
 for tier in "${tiers[@]}"; do
   case "$tier" in
     lab | nested) lab+=("dist/test/$tier/") ;;
-    nested/*) lab+=("dist/test/$tier") ;;
+    lab/* | nested/*) lab+=("dist/test/$tier") ;;
     *) fast+=("dist/test/$tier/") ;;
   esac
 done

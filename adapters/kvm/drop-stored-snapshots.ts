@@ -1,4 +1,7 @@
-/** Snapshots of disks, of checkpoints that are gone and of a VM that does not run: qcow2 images by qemu-img, logical volumes by lvm2. */
+/**
+ * Snapshots of disks, of checkpoints that are gone and of a VM that does not run: qcow2 images by qemu-img, logical volumes by lvm2, images of
+ * Ceph by rbd.
+ */
 
 import { resolve } from 'node:path';
 
@@ -6,6 +9,7 @@ import { CheckpointError, describeError } from '../../src/errors.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
 import { LvmDisks } from '../disks/lvm/lvm-disks.js';
+import { RbdDisks } from '../disks/rbd/rbd-disks.js';
 import { asText } from './qmp-json.js';
 import { deleteSnapshot, imageInfo } from './restore-qemu-img.js';
 
@@ -19,6 +23,7 @@ export async function dropStoredSnapshots(
     try {
       if (snapshot.mode === 'internal') await dropInternal(machine, snapshot);
       if (snapshot.mode === 'lvm') await new LvmDisks().drop([snapshot]);
+      if (snapshot.mode === 'rbd') await new RbdDisks().drop([snapshot]);
     } catch (error) {
       left.push(describeError(error));
     }

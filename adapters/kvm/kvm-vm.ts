@@ -1,6 +1,6 @@
 /** A running QEMU as the core sees it. The parts are in the files beside; this one puts them together. */
 
-import { CheckpointError } from '../../src/errors.js';
+import { CheckpointError, describeError } from '../../src/errors.js';
 import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
 import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
@@ -16,6 +16,7 @@ import type {
 import type { JsonObject } from '../../src/types.js';
 import { withFrozenLayers } from '../disks/frozen-layers.js';
 import { DEFAULT_SNAPSHOT_SIZE, LvmDisks, snapshotSizeArguments } from '../disks/lvm/lvm-disks.js';
+import { RbdDisks } from '../disks/rbd/rbd-disks.js';
 import { COMPARE_KIND, compareReport, CompareTracker } from './compare-tracker.js';
 import { DeviceState } from './device-state.js';
 import { dropDiskSnapshots, listDisks, snapshotDisks } from './disks.js';
@@ -85,6 +86,7 @@ export class KvmVm implements Vm {
   readonly #runState: RunStateControl;
   readonly #freezer: GuestFreezer;
   readonly #volumes = new LvmDisks();
+  readonly #images = new RbdDisks();
   #memory: KnownMemory | undefined;
   #deviceState: Promise<DeviceState> | undefined;
   /** The same once it is there. */
@@ -240,7 +242,16 @@ export class KvmVm implements Vm {
   }
 
   async disks(): Promise<readonly VmDisk[]> {
-    return this.#volumes.describe(await listDisks(this.#deps.monitor));
+    return this.#images.describe(await this.#volumes.describe(await listDisks(this.#deps.monitor)));
+  }
+
+  checkStorage(): Promise<boolean> {
+    return this.#images.checkAnswers();
+  }
+
+  foreignSnapshots(name: string, disks: readonly VmDisk[], mode: DiskSnapshotMode): readonly DiskSnapshot[] {
+    if (mode === 'lvm') return this.#volumes.plan(name, disks);
+    return mode === 'rbd' ? this.#images.plan(name, disks) : [];
   }
 
   async snapshotDisks(
@@ -249,19 +260,25 @@ export class KvmVm implements Vm {
     mode: DiskSnapshotMode,
   ): Promise<readonly DiskSnapshot[]> {
     if (mode === 'lvm') return this.#volumes.snapshot(name, disks, this.#options.volumeSnapshotSize);
+    if (mode === 'rbd') return this.#images.snapshot(name, disks);
     const snapshots = await snapshotDisks(this.#deps.monitor, name, disks, mode);
     return withFrozenLayers(snapshots, disks, asText(this.machine.cwd) || '/');
   }
 
   async dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    try {
-      await this.#volumes.drop(snapshots.filter(({ mode }) => mode === 'lvm'));
-    } finally {
-      await dropDiskSnapshots(
-        this.#deps.monitor,
-        snapshots.filter(({ mode }) => mode !== 'lvm'),
-      );
+    const taken = (...modes: readonly DiskSnapshotMode[]): readonly DiskSnapshot[] =>
+      snapshots.filter(({ mode }) => modes.includes(mode));
+    const drops = [
+      () => this.#volumes.drop(taken('lvm')),
+      () => this.#images.drop(taken('rbd')),
+      () => dropDiskSnapshots(this.#deps.monitor, taken('internal', 'external')),
+    ];
+    const failures: unknown[] = [];
+    for (const drop of drops) await drop().catch((error: unknown) => failures.push(error));
+    if (failures.length > 1) {
+      throw new CheckpointError('DISK_SNAPSHOT_FAILED', failures.map(describeError).join('; '));
     }
+    if (failures.length === 1) throw failures[0];
   }
 
   async close(): Promise<void> {

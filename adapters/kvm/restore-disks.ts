@@ -1,7 +1,7 @@
 /**
  * The disks of a checkpoint, for a restore.
  *
- * Internal snapshots, logical volumes: each is looked at before anything starts, but rolled back only when all memory has been read
+ * Internal snapshots, logical volumes, images of Ceph: each is looked at before anything starts, but rolled back only when all memory has been read
  * and verified. The new QEMU has the images open by then, inactive as in any incoming migration: it holds no locks against
  * it, and reads their metadata anew when the stream ends. So a damaged repository leaves the disks untouched.
  *
@@ -16,13 +16,14 @@ import { CheckpointError, systemErrorCode } from '../../src/errors.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
 import { checkFrozenLayers } from '../disks/frozen-layers.js';
 import { checkVolumes, writeBackVolumes } from '../disks/lvm/lvm-restore.js';
+import { checkImages, rollBackImages } from '../disks/rbd/rbd-restore.js';
 import type { QemuOption } from './restore-command-line.js';
 import { diskReferences, type DiskReference } from './restore-disk-options.js';
 import { applySnapshot, createOverlay, imageInfo } from './restore-qemu-img.js';
 
 /**
  * Whether the disks of the checkpoint can still be had, before anything is touched.
- * @throws RESTORE_FAILED when an internal snapshot is gone, DISK_CHANGED when a frozen image was written to, RESTORE_TARGET_BUSY when
+ * @throws RESTORE_FAILED when a snapshot is gone, DISK_CHANGED when a frozen image was written to, RESTORE_TARGET_BUSY when
  *   somebody has an image open for writing
  */
 export async function checkSnapshots(disks: readonly DiskSnapshot[]): Promise<void> {
@@ -33,6 +34,7 @@ export async function checkSnapshots(disks: readonly DiskSnapshot[]): Promise<vo
   }
   await checkInternalSnapshots(disks);
   await checkVolumes(disks);
+  await checkImages(disks);
 }
 
 async function checkInternalSnapshots(disks: readonly DiskSnapshot[]): Promise<void> {
@@ -59,9 +61,10 @@ async function refuseOpenForWriting(path: string): Promise<void> {
   });
 }
 
-/** Puts back what is put back in place: internal snapshots and logical volumes. */
+/** Puts back what is put back in place: internal snapshots, logical volumes and images of Ceph. */
 export async function rollBack(disks: readonly DiskSnapshot[]): Promise<void> {
   await writeBackVolumes(disks);
+  await rollBackImages(disks);
   for (const { path, snapshotName } of internal(disks)) await applySnapshot(path, snapshotName);
 }
 

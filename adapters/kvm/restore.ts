@@ -75,7 +75,7 @@ export async function restoreCheckpoint(
   }
 }
 
-/** Paths of disks are recorded as QEMU names them, which may be relative to its folder. */
+/** Paths of disks are recorded as QEMU names them, which may be relative to its folder. Those of images of Ceph are no paths. */
 function withAbsoluteDisks(source: CheckpointSource): CheckpointSource {
   const cwd = source.machine.cwd;
   if (typeof cwd !== 'string') return source;
@@ -85,7 +85,9 @@ function withAbsoluteDisks(source: CheckpointSource): CheckpointSource {
     machine: source.machine,
     machineType: source.machineType,
     layout: source.layout,
-    disks: source.disks.map((disk) => ({ ...disk, path: resolve(cwd, disk.path) })),
+    disks: source.disks.map((disk) =>
+      disk.mode === 'rbd' ? disk : { ...disk, path: resolve(cwd, disk.path) },
+    ),
     frozen: source.frozen,
     deviceState: () => source.deviceState(),
     pages: (signal) => source.pages(signal),

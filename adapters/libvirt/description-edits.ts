@@ -34,8 +34,8 @@ export async function editDomain(source: CheckpointSource, request: RestoreReque
 
 /** What the operator puts in the place of an image is taken for the same; what lies below it is still what was recorded. */
 function movedTo(path: string, disk: DiskSnapshot): readonly DiskSnapshot[] {
-  // The snapshot is of the volume that the operator does not want to be used.
-  if (disk.mode === 'lvm') return [];
+  // The snapshot is of the volume or image that the operator does not want to be used.
+  if (disk.mode === 'lvm' || disk.mode === 'rbd') return [];
   const below = disk.frozen?.filter((layer) => layer.path !== disk.path);
   return [{ ...disk, path, ...(below === undefined ? {} : { frozen: below }) }];
 }

@@ -6,7 +6,7 @@ import { escaped, unescaped } from './xml-text.js';
 export interface DomainDisk {
   /** What virsh calls it: vda, sdb. */
   readonly target: string;
-  /** Empty when it is neither a file nor a block device. */
+  /** Of an image of Ceph: `rbd:POOL/[NAMESPACE/]IMAGE`. Empty when it is neither that nor a file nor a block device. */
   readonly path: string;
   /** Of the image: qcow2, raw. */
   readonly format: string;
@@ -26,13 +26,19 @@ export function disksIn(domainXml: string): readonly DomainDisk[] {
     const own = xml.replace(/<(backingStore|mirror)\b[\s\S]*<\/\1>/g, '');
     return {
       target: unescaped(/<target\b[^>]*\bdev=(['"])(?<name>.*?)\1/.exec(own)?.groups?.name ?? ''),
-      path: unescaped(/<source\b[^>]*\b(?:file|dev|path)=(['"])(?<path>.*?)\1/.exec(own)?.groups?.path ?? ''),
+      path: pathIn(/<source\b[^>]*>/.exec(own)?.[0] ?? ''),
       format: /<driver\b[^>]*\btype=(['"])(?<format>.*?)\1/.exec(own)?.groups?.format ?? 'raw',
       type: /<disk\b[^>]*?\btype=(['"])(?<type>.*?)\1/.exec(own)?.groups?.type ?? '',
       isWritable: !/<readonly\s*\/>/.test(own),
       xml,
     };
   });
+}
+
+function pathIn(source: string): string {
+  const value = (name: string): string =>
+    unescaped(new RegExp(`\\b(?:${name})=(['"])(?<value>.*?)\\1`).exec(source)?.groups?.value ?? '');
+  return value('protocol') === 'rbd' ? `rbd:${value('name')}` : value('file|dev|path');
 }
 
 /**

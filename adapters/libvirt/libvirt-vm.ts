@@ -170,6 +170,14 @@ export class LibvirtVm implements Vm {
     return [...(await this.#parts.qemu.disks()), ...foreign.map(withoutSnapshots)];
   }
 
+  checkStorage(): Promise<boolean> {
+    return this.#parts.qemu.checkStorage();
+  }
+
+  foreignSnapshots(name: string, disks: readonly VmDisk[], mode: DiskSnapshotMode): readonly DiskSnapshot[] {
+    return this.#parts.qemu.foreignSnapshots(name, disks, mode);
+  }
+
   async snapshotDisks(
     name: string,
     disks: readonly VmDisk[],

@@ -1,5 +1,6 @@
 /** The disks of a domain, from its configuration. */
 
+import { CheckpointError } from '../../src/errors.js';
 import type { VmDisk } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
 import { isSet, listOf, objectOf, textOf } from './xl.js';
@@ -15,6 +16,16 @@ export function disksOf(config: JsonObject): readonly VmDisk[] {
       writable: isSet(disk.readwrite) && !isSet(disk.is_cdrom),
       virtualSizeBytes: 0,
       snapshotModes: [],
+      ...(textOf(disk.pdev_path).startsWith('rbd:') ? { whyNoSnapshot: UNTESTED_IMAGES } : {}),
     };
+  });
+}
+
+const UNTESTED_IMAGES = 'images of Ceph RBD were not tested with Xen';
+
+/** No checkpoint of a domain has such a snapshot: whoever meets one must not guess. */
+export function untestedImages(code: 'VM_UNSUPPORTED' | 'DISK_SNAPSHOT_FAILED'): CheckpointError {
+  return new CheckpointError(code, UNTESTED_IMAGES, {
+    hint: '`rbd snap rollback` and `rbd snap rm` do by hand what is to be done; --keep-disks restores without the disks',
   });
 }

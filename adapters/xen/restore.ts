@@ -20,6 +20,7 @@ import type { Json, JsonObject } from '../../src/types.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
 import { checkSnapshots, rollBack } from '../kvm/restore-disks.js';
 import { pushStream } from '../kvm/stream/push.js';
+import { untestedImages } from './disks.js';
 import { writersOf } from './image-writers.js';
 import { saveContentOf } from './save-file.js';
 import { lastAfter } from './stream/last-after.js';
@@ -28,12 +29,14 @@ import { domainIdOf, listOf, objectOf, textOf } from './xl.js';
 
 const MAX_SAID_BYTES = 64 << 10;
 
-/** @throws USAGE, RESTORE_TARGET_BUSY, RESTORE_FAILED, REPO_DAMAGED, STREAM_MALFORMED, INTERRUPTED */
+/** @throws USAGE, VM_UNSUPPORTED, RESTORE_TARGET_BUSY, RESTORE_FAILED, REPO_DAMAGED, STREAM_MALFORMED, INTERRUPTED */
 export async function restoreCheckpoint(
   source: CheckpointSource,
   request: RestoreRequest,
 ): Promise<RestoreResult> {
   refuseForeignOptions(request);
+  const disks = request.keepDisks ? [] : recordedDisks(source, request.edits);
+  if (disks.some(({ mode }) => mode === 'rbd')) throw untestedImages('VM_UNSUPPORTED');
   const content = await saveContentOf(source, (config) => edited(config, request.edits), request.signal);
   const name = textOf(objectOf((JSON.parse(content.config) as JsonObject).c_info).name);
   if (await isTaken(name)) {
@@ -41,7 +44,6 @@ export async function restoreCheckpoint(
       hint: 'xl destroy it, or restore under another name with --new-name',
     });
   }
-  const disks = request.keepDisks ? [] : recordedDisks(source, request.edits);
   await checkSnapshots(disks);
   await refuseDisksInUse(disks);
   const totalPages = content.state.presentFrames.reduce(

@@ -267,6 +267,10 @@ export class XenVm implements Vm {
     return this.#volumes.describe(isHvm ? withoutSnapshots(disks) : await this.#qcow2.describe(disks));
   }
 
+  foreignSnapshots(name: string, disks: readonly VmDisk[], mode: DiskSnapshotMode): readonly DiskSnapshot[] {
+    return mode === 'lvm' ? this.#volumes.plan(name, disks) : [];
+  }
+
   snapshotDisks(
     name: string,
     disks: readonly VmDisk[],

@@ -165,10 +165,11 @@ export class CheckpointCycle {
   async #pause(diskPlan: DiskPlan): Promise<Captured> {
     const { vm, tracker, policy, hook, hookContext } = this.#deps;
     await hook?.run('before-pause', hookContext);
+    const wasAsked = (await vm.checkStorage?.()) ?? false;
     await this.#freeze();
     const { picture } = tracker;
     try {
-      if (picture === undefined) await this.#rehearse();
+      if (picture === undefined) await this.#rehearse(wasAsked);
       this.#deps.signal?.throwIfAborted();
     } catch (error) {
       await this.#thaw();
@@ -324,12 +325,12 @@ export class CheckpointCycle {
 
   /**
    * Does before the pause what will be done in it: touch the memory for the copies, copy a few pages. What runs for the first time
-   * in the life of a process takes several times as long. Harvests as well where a hook or a freeze may have taken long; otherwise
-   * the live phase has just done so.
+   * in the life of a process takes several times as long. Harvests as well where a hook, a freeze or the question to the storage may
+   * have taken long; otherwise the live phase has just done so.
    */
-  async #rehearse(): Promise<void> {
+  async #rehearse(wasAsked: boolean): Promise<void> {
     const { tracker, pool, hook, freezeLimitMs } = this.#deps;
-    const isLate = hook !== undefined || freezeLimitMs !== undefined;
+    const isLate = wasAsked || hook !== undefined || freezeLimitMs !== undefined;
     if (isLate && tracker.kind !== 'compare') this.#pending.add(tracker.collect());
     await pool.reset();
     await pool.reserve(Math.min(STAGING_PAGES, Math.ceil(this.#pending.count * 1.25) + 256));

@@ -7,13 +7,16 @@ import { CheckpointError } from '../errors.js';
 import type { DiskSnapshotMode, VmDisk } from '../hypervisor/vm.js';
 import type { DiskGroup, DiskPlan } from './cycle.js';
 
-/** What to do with qcow2 images; logical volumes of LVM are snapshotted unless a hook is there to see to them. `lvm`: then as well. */
+/**
+ * What to do with qcow2 images; logical volumes of LVM and images of Ceph are snapshotted unless a hook is there to see to them. `lvm`,
+ * `rbd`: those then as well.
+ */
 export type DiskMode = DiskSnapshotMode | 'auto';
 
 export interface DiskOptions {
   /** Leave the disks alone; the operator knows what that means. */
   readonly memoryOnly: boolean;
-  /** `auto`, `lvm`: of qcow2 images by their size, see `INTERNAL_LIMIT_BYTES`. */
+  /** `auto`, `lvm`, `rbd`: of qcow2 images by their size, see `INTERNAL_LIMIT_BYTES`. */
   readonly mode: DiskMode;
   /** A hook command takes care of the disks. */
   readonly hookCoversDisks: boolean;
@@ -26,18 +29,23 @@ export interface DiskOptions {
  */
 export const INTERNAL_LIMIT_BYTES = 16 * 2 ** 30;
 
+/** Snapshots that the storage takes. */
+const STORAGE_MODES = ['lvm', 'rbd'] as const;
+
 /** @throws DISK_NOT_COVERED naming the disks that nobody would snapshot */
 export function planDisks(disks: readonly VmDisk[], options: DiskOptions): DiskPlan {
   const writable = disks.filter((disk) => disk.writable);
   if (options.memoryOnly || writable.length === 0) return [];
   const imageMode = imageModeFor(writable, options.mode);
-  const takesVolumes = !options.hookCoversDisks || options.mode === 'lvm';
   const groups: readonly DiskGroup[] = [
     { mode: imageMode, disks: writable.filter(({ snapshotModes }) => snapshotModes.includes(imageMode)) },
-    {
-      mode: 'lvm',
-      disks: takesVolumes ? writable.filter(({ snapshotModes }) => snapshotModes.includes('lvm')) : [],
-    },
+    ...STORAGE_MODES.map((mode) => ({
+      mode,
+      disks:
+        options.hookCoversDisks && options.mode !== mode
+          ? []
+          : writable.filter(({ snapshotModes }) => snapshotModes.includes(mode)),
+    })),
   ];
   const uncovered = writable.filter((disk) => !groups.some((group) => group.disks.includes(disk)));
   const plan = groups.filter((group) => group.disks.length > 0);
@@ -45,7 +53,7 @@ export function planDisks(disks: readonly VmDisk[], options: DiskOptions): DiskP
   const names = uncovered.map((disk) => `${disk.id} (${disk.format} ${disk.path}${whyOf(disk)})`).join(', ');
   throw new CheckpointError('DISK_NOT_COVERED', `no ${imageMode} snapshot is possible of: ${names}`, {
     hint:
-      'snapshot it yourself in the pause with --hook, use qcow2 or a logical volume, or pass --memory-only: ' +
+      'snapshot it yourself in the pause with --hook, use qcow2, a logical volume or Ceph RBD, or pass --memory-only: ' +
       'then the checkpoint holds memory and devices alone, and a restore is only right with disks put back to the same instant',
     detail: { disks: uncovered.map((disk) => disk.id) },
   });
@@ -53,7 +61,9 @@ export function planDisks(disks: readonly VmDisk[], options: DiskOptions): DiskP
 
 function imageModeFor(disks: readonly VmDisk[], mode: DiskMode): 'internal' | 'external' {
   if (mode === 'internal' || mode === 'external') return mode;
-  const images = disks.filter(({ snapshotModes }) => !snapshotModes.includes('lvm'));
+  const images = disks.filter(
+    ({ snapshotModes }) => !STORAGE_MODES.some((storage) => snapshotModes.includes(storage)),
+  );
   const largest = Math.max(0, ...images.map((disk) => disk.virtualSizeBytes));
   return largest <= INTERNAL_LIMIT_BYTES ? 'internal' : 'external';
 }

@@ -1,5 +1,5 @@
 /**
- * Disk snapshots of checkpoints that are forgotten. Internal ones and those of logical volumes can be removed; an external one is the
+ * Disk snapshots of checkpoints that are forgotten. Internal ones and those that the storage took can be removed; an external one is the
  * image that the overlay after it stands on, which only a merge can remove, and that is the operator's.
  */
 
@@ -34,7 +34,7 @@ export function snapshotsOf(manifests: readonly Manifest[]): readonly LeftSnapsh
 }
 
 export interface DiskDropper {
-  /** Removes internal snapshots and those of logical volumes of these checkpoints. @returns what stays behind */
+  /** Removes those snapshots of these checkpoints that can be removed. @returns what stays behind */
   drop(manifests: readonly Manifest[]): Promise<readonly LeftSnapshot[]>;
   close(): Promise<void>;
 }
@@ -108,6 +108,8 @@ function remedyOf(
       return `qemu-img snapshot -d ${quoted(snapshotName)} ${quoted(image)}`;
     case 'lvm':
       return `lvremove ${quoted(`${volume?.vgName ?? ''}/${snapshotName}`)}`;
+    case 'rbd':
+      return `rbd snap rm ${quoted(`${path.replace(/^rbd:/, '')}@${snapshotName}`)}`;
     case 'external':
       return `merge ${overlayPath} into ${image} (blockcommit), if no other checkpoint needs ${image} as it is`;
   }

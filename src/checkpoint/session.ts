@@ -21,8 +21,9 @@ import type { Manifest } from '../repository/manifest.js';
 import { PageMap } from '../repository/page-map.js';
 import type { Repository } from '../repository/repository.js';
 import type { JsonObject } from '../types.js';
+import { SnapshotRecord } from './begun-snapshots.js';
 import { chainNameOf } from './chain-name.js';
-import { CheckpointCycle } from './cycle.js';
+import { CheckpointCycle, type DiskPlan } from './cycle.js';
 import { planDisks, type DiskMode } from './disk-plan.js';
 import { faultPoint, type FaultPoint } from './fault-points.js';
 import { dropThroughVm, snapshotsOf, type LeftSnapshot } from './forgotten-disks.js';
@@ -100,6 +101,7 @@ export class CheckpointSession {
   readonly #chain: ChainWriter;
   readonly #lock: VmLock;
   readonly #ledger: Ledger;
+  readonly #begun: SnapshotRecord;
   readonly #policy: StopPolicy;
   readonly #hook: Hook | undefined;
   #source: PageSource;
@@ -116,6 +118,7 @@ export class CheckpointSession {
     this.#chain = parts.chain;
     this.#lock = parts.lock;
     this.#ledger = parts.ledger;
+    this.#begun = parts.begun;
     this.#source = parts.source;
     this.#early = parts.early;
     this.#policy = new StopPolicy({
@@ -153,7 +156,8 @@ export class CheckpointSession {
       early?.map.catch(() => undefined);
       const source = await openSource(vm, options);
       const ledger = new Ledger(runtimeDir, vm.identity);
-      return new CheckpointSession(options, { vm, vmName, chain, lock, ledger, source, early });
+      const begun = new SnapshotRecord(runtimeDir, vm.identity);
+      return new CheckpointSession(options, { vm, vmName, chain, lock, ledger, begun, source, early });
     } catch (error) {
       await runAll(cleanUp.reverse());
       throw error;
@@ -244,6 +248,7 @@ export class CheckpointSession {
     let manifest: Manifest;
     try {
       await this.#ledger.write({ ...owner, state: 'owed' });
+      await this.#recordSnapshots(writer.id, diskPlan);
       const captured = await cycle.run(diskPlan);
       onProgress({ phase: 'commit', round: captured.rounds, donePages: 0, totalPages: 0 });
       // The index of all pages is about to be made, out of several arrays of their number.
@@ -283,6 +288,7 @@ export class CheckpointSession {
       );
     }
     faultPoint('ledgerWritten');
+    warnings.push(...(await this.#settleSnapshots()));
     const totalMs = performance.now() - started;
     await this.#runQuietly('committed', context);
     const hasTakenMuch = scope.kind !== 'dirty' || writer.regrouped.pages > 0;
@@ -422,6 +428,30 @@ export class CheckpointSession {
     return this.#state;
   }
 
+  /** Drops what checkpoints have left that were cut off, or could not drop it. @returns what stays behind */
+  #settleSnapshots(): Promise<readonly string[]> {
+    const { repository } = this.#options;
+    const isCommitted = async (id: string): Promise<boolean> => {
+      try {
+        await repository.locate(id, this.vmName);
+        return true;
+      } catch (error) {
+        if (isCheckpointError(error, 'CHECKPOINT_NOT_FOUND')) return false;
+        throw error;
+      }
+    };
+    return this.#begun.settle(this.vm, repository.id, isCommitted);
+  }
+
+  async #recordSnapshots(checkpointId: string, plan: DiskPlan): Promise<void> {
+    const { vm } = this;
+    const snapshots = plan.flatMap(
+      ({ disks, mode }) => vm.foreignSnapshots?.(checkpointId, disks, mode) ?? [],
+    );
+    if (snapshots.length === 0) return;
+    await this.#begun.add({ repositoryId: this.#options.repository.id, checkpointId, snapshots });
+  }
+
   /** Failure: the harvested bits go back, and nothing that may be ahead of the repository is kept. */
   async #giveBack(
     cycle: CheckpointCycle,
@@ -442,11 +472,16 @@ export class CheckpointSession {
     const isAbsent = await writer.abort();
     await pool.forget().catch(() => undefined);
     // A manifest that may be there after all needs its disk snapshots.
-    if (isAbsent && cycle.snapshots.length > 0) {
-      // The failure that led here is what the caller must hear of; what stays behind on the disks is said beside it.
-      await this.vm
-        .dropDiskSnapshots(cycle.snapshots)
-        .catch((error: unknown) => process.emitWarning(describeError(error)));
+    if (isAbsent) {
+      let areGone = !mayHaveLeftSnapshots(cause);
+      try {
+        if (cycle.snapshots.length > 0) await this.vm.dropDiskSnapshots(cycle.snapshots);
+      } catch (error) {
+        // The failure that led here is what the caller must hear of; what stays behind on the disks is said beside it.
+        process.emitWarning(describeError(error));
+        areGone = false;
+      }
+      if (areGone) await this.#begun.remove(writer.id).catch(() => undefined);
     }
     // What was put back is known to this process only: the ledger keeps saying "owed" to every other one.
     if (this.#state !== undefined) this.#state.carried = scope.kind === 'dirty';
@@ -459,6 +494,13 @@ export class CheckpointSession {
       process.emitWarning(isCheckpointError(error) ? error.message : describeError(error));
     }
   }
+}
+
+/** See `Vm.snapshotDisks`. */
+function mayHaveLeftSnapshots(cause: unknown): boolean {
+  if (!isCheckpointError(cause, 'DISK_SNAPSHOT_FAILED')) return false;
+  const { possiblyPresent } = cause.detail;
+  return Array.isArray(possiblyPresent) && possiblyPresent.length > 0;
 }
 
 /** What of the chain is held in memory between checkpoints. */
@@ -483,6 +525,7 @@ interface SessionParts {
   readonly chain: ChainWriter;
   readonly lock: VmLock;
   readonly ledger: Ledger;
+  readonly begun: SnapshotRecord;
   readonly source: PageSource;
   readonly early: EarlyMap | undefined;
 }

@@ -49,6 +49,7 @@ const OF_CODE: Partial<Record<ErrorCode, number>> = {
   TRACKER_UNAVAILABLE: EXIT.refused,
   DISK_NOT_COVERED: EXIT.refused,
   DISK_CHANGED: EXIT.refused,
+  DISK_STALLED: EXIT.refused,
   RESTORE_TARGET_BUSY: EXIT.refused,
   EXPORT_EXISTS: EXIT.refused,
   REPO_DAMAGED: EXIT.damaged,

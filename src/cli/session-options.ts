@@ -48,9 +48,9 @@ export function addSessionOptions(to: Command): Command {
     .addOption(
       new Option(
         '--disks <mode>',
-        'how qcow2 disks are snapshotted in the pause; logical volumes are by lvm2, beside a --hook only with lvm',
+        'how qcow2 disks are snapshotted in the pause; logical volumes are by lvm2 and Ceph images by rbd, beside a --hook only with lvm, rbd',
       )
-        .choices(['auto', 'internal', 'external', 'lvm'])
+        .choices(['auto', 'internal', 'external', 'lvm', 'rbd'])
         .default('auto'),
     )
     .option(

@@ -43,15 +43,15 @@ export interface VmDisk {
   readonly backingPaths?: readonly string[];
 }
 
-/** `internal`, `external`: of qcow2 images. `lvm`: of logical volumes of this host. */
-export type DiskSnapshotMode = 'internal' | 'external' | 'lvm';
+/** `internal`, `external`: of qcow2 images. `lvm`: of logical volumes of this host. `rbd`: of images of Ceph. */
+export type DiskSnapshotMode = 'internal' | 'external' | 'lvm' | 'rbd';
 
 /** A disk snapshot that belongs to a checkpoint; kept in the manifest, understood by the adapter that made it. */
 export interface DiskSnapshot {
   readonly diskId: string;
   readonly path: string;
   readonly mode: DiskSnapshotMode;
-  /** Internal: the snapshot's name in `path`. External: empty. LVM: the snapshot's name in the volume group. */
+  /** Internal: the snapshot's name in `path`. External: empty. LVM: the snapshot's name in the volume group. RBD: that in the image. */
   readonly snapshotName: string;
   /** External: the overlay that the running VM writes to from then on; `path` holds the state at the checkpoint. */
   readonly overlayPath: string;
@@ -59,6 +59,8 @@ export interface DiskSnapshot {
   readonly frozen?: readonly FrozenLayer[];
   /** LVM: the volume of which this is a snapshot. */
   readonly volume?: SnapshotVolume;
+  /** RBD: the image of which this is a snapshot. */
+  readonly image?: SnapshotImage;
 }
 
 export interface SnapshotVolume {
@@ -66,6 +68,21 @@ export interface SnapshotVolume {
   readonly name: string;
   /** As lvm2 writes it. */
   readonly uuid: string;
+}
+
+/** Texts that nothing was said of are empty. */
+export interface SnapshotImage {
+  readonly pool: string;
+  readonly namespace: string;
+  readonly name: string;
+  /** Of the image, by Ceph. */
+  readonly id: string;
+  /** Path of the ceph.conf by which the cluster is found. */
+  readonly conf: string;
+  /** Without `client.`. */
+  readonly user: string;
+  /** `host:port`, with commas between. */
+  readonly monitors: string;
 }
 
 /** A file that a checkpoint needs unchanged, and what shows that it is. */
@@ -144,6 +161,18 @@ export interface Vm {
 
   disks(): Promise<readonly VmDisk[]>;
   /**
+   * Asks the storage of the disks that `disks` has given last whether it answers, where it can be asked beside the VM. A VM that is stopped
+   * while it does not stands still until it does: so right before the pause, whatever is done about the disks in it.
+   * @returns whether anybody was asked, which takes time
+   * @throws DISK_STALLED
+   */
+  checkStorage?(): Promise<boolean>;
+  /**
+   * What `snapshotDisks` would take with these arguments, if others than the hypervisor take it: should this process die meanwhile, it may be
+   * there all the same, or come into being later. Otherwise empty.
+   */
+  foreignSnapshots?(name: string, disks: readonly VmDisk[], mode: DiskSnapshotMode): readonly DiskSnapshot[];
+  /**
    * Snapshots all given disks of the paused VM, or none.
    * @param disks as `disks` has given them last
    * @throws DISK_SNAPSHOT_FAILED with nothing left behind, unless `detail.possiblyPresent` names what may be there because
@@ -154,7 +183,7 @@ export interface Vm {
     disks: readonly VmDisk[],
     mode: DiskSnapshotMode,
   ): Promise<readonly DiskSnapshot[]>;
-  /** Removes snapshots of a checkpoint that was not committed. Best effort: reports what stays behind. */
+  /** Removes snapshots of a checkpoint that was not committed, where they are there. Best effort: reports what stays behind. */
   dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void>;
 
   /** Lets go of the VM as it is: tracker armed, run state untouched. */

@@ -3,7 +3,14 @@
  * What is in it is durable before it is written.
  */
 
-import type { VmIdentity, DiskSnapshot, FrozenGuest, FrozenLayer, SnapshotVolume } from '../hypervisor/vm.js';
+import type {
+  DiskSnapshot,
+  FrozenGuest,
+  FrozenLayer,
+  SnapshotImage,
+  SnapshotVolume,
+  VmIdentity,
+} from '../hypervisor/vm.js';
 import { layOut, type MemoryLayout } from '../hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../types.js';
 import { ChainKeys, idOfKey, seqOfKey } from './chain-keys.js';
@@ -14,6 +21,7 @@ import {
   FORMAT_VERSION,
   FROZEN_GUEST_FEATURE,
   LVM_SNAPSHOT_FEATURE,
+  RBD_SNAPSHOT_FEATURE,
 } from './format-version.js';
 import { JsonFields } from './json-fields.js';
 import { MAX_DELTA_DEPTH, MAX_FRAMES_PER_PACK, MAX_PACK_SEQ } from './record-ref.js';
@@ -118,6 +126,7 @@ function featuresOf({ frozen, disks }: Manifest): readonly string[] {
   return [
     ...(frozen === undefined ? [] : [FROZEN_GUEST_FEATURE]),
     ...(disks.some(({ mode }) => mode === 'lvm') ? [LVM_SNAPSHOT_FEATURE] : []),
+    ...(disks.some(({ mode }) => mode === 'rbd') ? [RBD_SNAPSHOT_FEATURE] : []),
   ];
 }
 
@@ -220,16 +229,29 @@ function readDisk(json: JsonFields): DiskSnapshot {
   return {
     diskId: json.text('diskId'),
     path: json.text('path'),
-    mode: json.oneOf('mode', ['internal', 'external', 'lvm']),
+    mode: json.oneOf('mode', ['internal', 'external', 'lvm', 'rbd']),
     snapshotName: json.text('snapshotName'),
     overlayPath: json.text('overlayPath'),
     ...(json.has('frozen') ? { frozen: json.list('frozen', readFrozenLayer) } : {}),
     ...(json.has('volume') ? { volume: readVolume(json.fields('volume')) } : {}),
+    ...(json.has('image') ? { image: readImage(json.fields('image')) } : {}),
   };
 }
 
 function readVolume(json: JsonFields): SnapshotVolume {
   return { vgName: json.text('vgName'), name: json.text('name'), uuid: json.text('uuid') };
+}
+
+function readImage(json: JsonFields): SnapshotImage {
+  return {
+    pool: json.text('pool'),
+    namespace: json.text('namespace'),
+    name: json.text('name'),
+    id: json.text('id'),
+    conf: json.text('conf'),
+    user: json.text('user'),
+    monitors: json.text('monitors'),
+  };
 }
 
 function readFrozenLayer(json: JsonFields): FrozenLayer {

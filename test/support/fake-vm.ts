@@ -38,6 +38,7 @@ export type FakeMethod =
   | 'freeze'
   | 'thaw'
   | 'disks'
+  | 'checkStorage'
   | 'snapshotDisks'
   | 'dropDiskSnapshots'
   | 'start'
@@ -186,6 +187,15 @@ export class FakeVm implements Vm {
     return this.#async('disks', () => this.guest.disks);
   }
 
+  async checkStorage(): Promise<boolean> {
+    return this.#async('checkStorage', () => false);
+  }
+
+  foreignSnapshots(name: string, disks: readonly VmDisk[], mode: DiskSnapshotMode): readonly DiskSnapshot[] {
+    if (mode !== 'rbd') return [];
+    return disks.map(({ id, path }) => ({ diskId: id, path, mode, snapshotName: name, overlayPath: '' }));
+  }
+
   async snapshotDisks(
     name: string,
     disks: readonly VmDisk[],
@@ -195,7 +205,7 @@ export class FakeVm implements Vm {
       disks.map(({ id, path }) => {
         this.guest.snapshots.add(`${id}@${name}`);
         const overlayPath = mode === 'external' ? `${path}.${name}` : '';
-        return { diskId: id, path, mode, snapshotName: mode === 'internal' ? name : '', overlayPath };
+        return { diskId: id, path, mode, snapshotName: mode === 'external' ? '' : name, overlayPath };
       }),
     );
   }

@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 
 import { listVolumes } from '../../adapters/disks/lvm/logical-volumes.js';
-import { runTool } from '../../adapters/disks/lvm/lvm-command.js';
+import { runTool } from '../../adapters/disks/run-tool.js';
 import { resumeSuspended } from '../../adapters/disks/lvm/suspended-devices.js';
 import { LabMachine } from '../lab/machine.js';
 import { cairn, runCairn, type CliMessage } from '../lab/support/cairn-cli.js';

@@ -9,6 +9,7 @@ function disk(id: string, snapshotModes: VmDisk['snapshotModes'], virtualSizeByt
 
 const IMAGE = disk('image', ['internal', 'external']);
 const VOLUME = disk('volume', ['lvm'], 2 * INTERNAL_LIMIT_BYTES);
+const CEPH = disk('ceph', ['rbd'], 2 * INTERNAL_LIMIT_BYTES);
 const RAW = disk('raw', []);
 const PLAIN: DiskOptions = { memoryOnly: false, mode: 'auto', hookCoversDisks: false };
 
@@ -25,6 +26,7 @@ describe('the plan for disks', () => {
     expect(plan([IMAGE, VOLUME])).toEqual({ internal: ['image'], lvm: ['volume'] });
     expect(plan([IMAGE, VOLUME], { mode: 'external' })).toEqual({ external: ['image'], lvm: ['volume'] });
     expect(plan([VOLUME])).toEqual({ lvm: ['volume'] });
+    expect(plan([IMAGE, VOLUME, CEPH])).toEqual({ internal: ['image'], lvm: ['volume'], rbd: ['ceph'] });
   });
 
   it('goes by the size of images alone', () => {
@@ -39,6 +41,7 @@ describe('the plan for disks', () => {
       internal: ['image'],
       lvm: ['volume'],
     });
+    expect(plan([VOLUME, CEPH, RAW], { hookCoversDisks, mode: 'rbd' })).toEqual({ rbd: ['ceph'] });
   });
 
   it('names the disks that nobody would snapshot, and why', () => {

@@ -6,7 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { DifferingRuns } from '../../adapters/disks/lvm/differing-runs.js';
 import { isVolumeName } from '../../adapters/disks/lvm/logical-volumes.js';
-import { runTool, type RunTool, type ToolResult } from '../../adapters/disks/lvm/lvm-command.js';
+import { runTool, type RunTool, type ToolResult } from '../../adapters/disks/run-tool.js';
 import { LvmDisks, snapshotSizeArguments } from '../../adapters/disks/lvm/lvm-disks.js';
 import { checkVolumes } from '../../adapters/disks/lvm/lvm-restore.js';
 import { resumeSuspended } from '../../adapters/disks/lvm/suspended-devices.js';

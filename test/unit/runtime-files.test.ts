@@ -24,6 +24,7 @@ describe('sweeping the runtime folder', () => {
       `stream-${dead}.json`,
       `a-later-tracker-${dead}.json`,
       `ledger-kvm-${dead.replace('-', '_')}`,
+      `ledger-kvm-${dead.replace('-', '_')}.snapshots`,
     ]) {
       writeFileSync(join(dir, name), '{}');
     }

@@ -1,7 +1,10 @@
 import { describe, expect, it } from '@jest/globals';
 
+import { disksOf } from '../../adapters/xen/disks.js';
+import { dropVolumeSnapshots } from '../../adapters/xen/drop-volume-snapshots.js';
 import { restoreCheckpoint } from '../../adapters/xen/restore.js';
 import type { CheckpointSource, RestoreRequest } from '../../src/hypervisor/hypervisor.js';
+import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
 import { layoutOf } from '../../adapters/xen/physmap.js';
 import { encodeDeviceState } from '../../adapters/xen/device-state.js';
 import { lastAfter } from '../../adapters/xen/stream/last-after.js';
@@ -44,6 +47,24 @@ describe('restoring a Xen domain', () => {
     await expect(restoreCheckpoint({ ...source, machine: {} }, request)).rejects.toMatchObject({
       code: 'VM_UNSUPPORTED',
     });
+  });
+
+  it('refuses to put images of Ceph back, and to remove their snapshots', async () => {
+    const snapshot: DiskSnapshot = {
+      diskId: 'xvda',
+      path: 'rbd:vms/web',
+      mode: 'rbd',
+      snapshotName: 'cairn-abc',
+      overlayPath: '',
+    };
+    await expect(restoreCheckpoint({ ...source, disks: [snapshot] }, request)).rejects.toMatchObject({
+      code: 'VM_UNSUPPORTED',
+      message: expect.stringContaining('Ceph RBD'),
+    });
+    await expect(dropVolumeSnapshots({}, [snapshot])).rejects.toMatchObject({ code: 'DISK_SNAPSHOT_FAILED' });
+    expect(disksOf({ disks: [{ vdev: 'xvda', pdev_path: 'rbd:vms/web:id=u', readwrite: 1 }] })).toMatchObject(
+      [{ snapshotModes: [], whyNoSnapshot: expect.stringContaining('Ceph RBD') }],
+    );
   });
 
   it('says what is missing on a host without xl', async () => {

@@ -2,7 +2,7 @@
 
 import { stat } from 'node:fs/promises';
 
-import { failureOf, type RunTool } from './lvm-command.js';
+import { failureOf, type RunTool } from '../run-tool.js';
 
 export interface LogicalVolume {
   readonly vgName: string;

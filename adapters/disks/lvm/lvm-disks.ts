@@ -8,8 +8,9 @@
 
 import { CheckpointError } from '../../../src/errors.js';
 import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/vm.js';
+import { failureOf, runTool, type RunTool } from '../run-tool.js';
+import { snapshotFailed } from '../snapshot-errors.js';
 import { deviceNumber, isVolumeName, listVolumes, type LogicalVolume } from './logical-volumes.js';
-import { failureOf, runTool, type RunTool } from './lvm-command.js';
 import { resumeSuspended } from './suspended-devices.js';
 
 /** Kinds that this was tested with on a real device-mapper. */
@@ -57,6 +58,14 @@ export class LvmDisks {
       const pool = list.volumes.find(({ vgName, name }) => vgName === volume.vgName && name === volume.pool);
       if (pool !== undefined) this.#poolUuids.set(volume.uuid, pool.uuid);
       return { ...disk, snapshotModes: ['lvm'] };
+    });
+  }
+
+  /** What `snapshot` would take. @param disks of the last `describe` */
+  plan(name: string, disks: readonly VmDisk[]): readonly DiskSnapshot[] {
+    return disks.flatMap((disk) => {
+      const volume = this.#volumes.get(disk.path);
+      return volume === undefined ? [] : [planned(name, disk, volume)];
     });
   }
 
@@ -159,9 +168,5 @@ function createArguments(snapshot: DiskSnapshot, volume: LogicalVolume, size: st
 }
 
 function failed(why: string, possiblyPresent: readonly string[]): CheckpointError {
-  const left = possiblyPresent.length === 0 ? '' : `; left behind: ${possiblyPresent.join(', ')}`;
-  return new CheckpointError('DISK_SNAPSHOT_FAILED', `snapshot by lvm2: ${why}${left}`, {
-    ...(possiblyPresent.length === 0 ? {} : { hint: 'lvs shows what is there, lvremove removes it' }),
-    detail: { possiblyPresent },
-  });
+  return snapshotFailed('lvm2', why, possiblyPresent, 'lvs shows what is there, lvremove removes it');
 }

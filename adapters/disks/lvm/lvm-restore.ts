@@ -9,19 +9,19 @@
  */
 
 import { open, type FileHandle } from 'node:fs/promises';
-import { setTimeout as delay } from 'node:timers/promises';
 
 import { CheckpointError, describeError } from '../../../src/errors.js';
 import type { DiskSnapshot } from '../../../src/hypervisor/vm.js';
+import { failureOf, runTool, type RunTool } from '../run-tool.js';
+import { diskLost } from '../snapshot-errors.js';
+import { stillOpen } from '../still-open.js';
 import { BLOCK_BYTES, DifferingRuns } from './differing-runs.js';
 import { isVolumeName, listVolumes, type LogicalVolume } from './logical-volumes.js';
-import { failureOf, runTool, type RunTool } from './lvm-command.js';
 import { pathOf, withoutRoom } from './room.js';
 
 const ACTIVATE_LIMIT_MS = 30_000;
 /** A QEMU that was killed keeps its disks until the last of its threads has ended; udev opens what is new to look at it. */
 const CLOSING_WAIT_MS = 5000;
-const CLOSING_POLL_MS = 250;
 const READ_BYTES = 1 << 20;
 
 interface Pair {
@@ -41,12 +41,7 @@ export async function checkVolumes(
   run: RunTool = runTool,
   waitMs = CLOSING_WAIT_MS,
 ): Promise<void> {
-  const until = Date.now() + waitMs;
-  let open = await openAmong(disks, run);
-  while (open !== undefined && Date.now() < until) {
-    await delay(CLOSING_POLL_MS);
-    open = await openAmong(disks, run);
-  }
+  const open = await stillOpen(() => openAmong(disks, run), waitMs);
   if (open === undefined) return;
   const { origin, disk } = open;
   throw new CheckpointError(
@@ -71,7 +66,7 @@ export async function writeBackVolumes(
     const runs = await differing(paths);
     const full = await withoutRoom({ ...pair, runs });
     if (full !== undefined) {
-      throw lost(
+      throw diskLost(
         `putting ${nameOf(pair.origin)} back overwrites ${runs.blockCount} blocks of 4 KiB, for which ${nameOf(full)} has no room (${full.dataPercent} % full)`,
         `extend it (lvextend ${nameOf(full)}), or remove it if no checkpoint needs it`,
       );
@@ -96,28 +91,28 @@ async function pairsOf(disks: readonly DiskSnapshot[], run: RunTool): Promise<re
   const wanted = disks.filter(({ mode }) => mode === 'lvm');
   if (wanted.length === 0) return [];
   const list = await listVolumes(run);
-  if ('whyNot' in list) throw lost(`cannot ask for logical volumes: ${list.whyNot}`);
+  if ('whyNot' in list) throw diskLost(`cannot ask for logical volumes: ${list.whyNot}`);
   return wanted.map((disk) => pairOf(disk, list.volumes));
 }
 
 function pairOf(disk: DiskSnapshot, volumes: readonly LogicalVolume[]): Pair {
   const { volume, snapshotName, path } = disk;
   if (volume === undefined || ![volume.vgName, volume.name, snapshotName].every(isVolumeName))
-    throw lost(`the checkpoint does not say which logical volume the disk ${path} is`);
+    throw diskLost(`the checkpoint does not say which logical volume the disk ${path} is`);
   const find = (name: string): LogicalVolume | undefined =>
     volumes.find((candidate) => candidate.vgName === volume.vgName && candidate.name === name);
   const origin = find(volume.name);
   const snapshot = find(snapshotName);
   if (origin?.uuid !== volume.uuid)
-    throw lost(
+    throw diskLost(
       `the logical volume ${volume.vgName}/${volume.name} of the checkpoint is gone, or another one has its name`,
     );
   if (snapshot?.origin !== origin.name)
-    throw lost(`${nameOf(origin)} has no snapshot ${snapshotName} any more`);
+    throw diskLost(`${nameOf(origin)} has no snapshot ${snapshotName} any more`);
   if (snapshot.isInvalid || (snapshot.kind !== 'thin' && snapshot.dataPercent >= 100))
-    throw lost(`the snapshot ${nameOf(snapshot)} has overflowed: what it held is lost`);
+    throw diskLost(`the snapshot ${nameOf(snapshot)} has overflowed: what it held is lost`);
   if (snapshot.kind === 'thin' && snapshot.sizeBytes !== origin.sizeBytes)
-    throw lost(`${nameOf(origin)} has another size than when the checkpoint was taken`);
+    throw diskLost(`${nameOf(origin)} has another size than when the checkpoint was taken`);
   return { disk, origin, snapshot, volumes };
 }
 
@@ -136,7 +131,7 @@ async function activate({ origin, snapshot }: Pair, run: RunTool): Promise<Paths
       ACTIVATE_LIMIT_MS,
     );
     const failure = failureOf('lvm lvchange', result);
-    if (failure !== '') throw lost(`${nameOf(volume)} cannot be activated: ${failure}`);
+    if (failure !== '') throw diskLost(`${nameOf(volume)} cannot be activated: ${failure}`);
   }
   return { origin: pathOf(origin), snapshot: pathOf(snapshot) };
 }
@@ -147,7 +142,7 @@ async function differing({ origin, snapshot }: Paths): Promise<DifferingRuns> {
     const [a, b] = [Buffer.alloc(READ_BYTES), Buffer.alloc(READ_BYTES)];
     for (let at = 0; ;) {
       const [x, y] = [await now.read(a, 0, READ_BYTES, at), await then.read(b, 0, READ_BYTES, at)];
-      if (x.bytesRead !== y.bytesRead) throw lost(`${origin} and ${snapshot} have different sizes`);
+      if (x.bytesRead !== y.bytesRead) throw diskLost(`${origin} and ${snapshot} have different sizes`);
       if (x.bytesRead === 0) return;
       for (let in_ = 0; in_ < x.bytesRead; in_ += BLOCK_BYTES) {
         const end = Math.min(in_ + BLOCK_BYTES, x.bytesRead);
@@ -196,11 +191,4 @@ async function withFiles(
 
 function nameOf({ vgName, name }: LogicalVolume): string {
   return `${vgName}/${name}`;
-}
-
-function lost(
-  text: string,
-  hint = '--keep-disks restores memory and devices alone, which is only right with disks of the same instant',
-): CheckpointError {
-  return new CheckpointError('RESTORE_FAILED', text, { hint });
 }

@@ -6,7 +6,7 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
-import { failureOf, type RunTool } from './lvm-command.js';
+import { failureOf, type RunTool } from '../run-tool.js';
 
 const RESUME_LIMIT_MS = 10_000;
 

@@ -46,7 +46,10 @@ export function forgetCommand(): Command {
     .argument('[checkpoints...]', 'ids, the starts of some, or latest; instead of a policy')
     .option('--name <name>', 'only this chain')
     .option('--dry-run', 'show what would be removed, and change nothing')
-    .option('--with-disks', 'remove their disk snapshots too: internal ones and those of logical volumes')
+    .option(
+      '--with-disks',
+      'remove their disk snapshots too: internal ones and those of logical volumes and Ceph images',
+    )
     .option('--vm <address>', 'with --with-disks: address of the VM, when it runs')
     .action((checkpoints: readonly string[], options: Options) =>
       run(options, async (context) => {

@@ -1,21 +1,22 @@
 /**
- * Running lvm2's tools: always with the same environment, so that their output does not depend on who calls, and always with a limit. One
- * that is killed in the middle may leave a device suspended, which is the caller's to look after (`suspended-devices.ts`).
+ * Running the tools of lvm2 and Ceph: always with the same environment, so that their output does not depend on who calls, and always
+ * with a limit. What one that is killed in the middle leaves behind is the caller's to look after.
  */
 
 import { spawn } from 'node:child_process';
 
-import { describeError, systemErrorCode } from '../../../src/errors.js';
+import { describeError, systemErrorCode } from '../../src/errors.js';
 
 const ENVIRONMENT = {
   LC_ALL: 'C',
   PATH: '/usr/sbin:/sbin:/usr/bin:/bin',
-  // It complains about descriptors of its caller otherwise.
+  // lvm2 complains about descriptors of its caller otherwise.
   LVM_SUPPRESS_FD_WARNINGS: '1',
 };
 /** lvm ignores SIGTERM while it must not be disturbed. */
 const TERM_GRACE_MS = 3000;
 const MAX_OUTPUT_BYTES = 16 << 20;
+const PACKAGES: Readonly<Record<string, string>> = { lvm: 'lvm2', dmsetup: 'dmsetup', rbd: 'ceph-common' };
 
 export type ToolResult =
   | { readonly kind: 'done'; readonly stdout: string }
@@ -24,7 +25,7 @@ export type ToolResult =
   | { readonly kind: 'late' }
   | { readonly kind: 'missing' };
 
-/** @param tool `lvm` or `dmsetup` */
+/** @param tool `lvm`, `dmsetup` or `rbd` */
 export type RunTool = (tool: string, args: readonly string[], limitMs: number) => Promise<ToolResult>;
 
 export const runTool: RunTool = (tool, args, limitMs) =>
@@ -68,7 +69,10 @@ export const runTool: RunTool = (tool, args, limitMs) =>
     });
   });
 
-/** What went wrong, in words; empty when nothing did. */
+/**
+ * What went wrong, in words; empty when nothing did.
+ * @param tool and what it was to do
+ */
 export function failureOf(tool: string, result: ToolResult): string {
   switch (result.kind) {
     case 'done':
@@ -77,7 +81,9 @@ export function failureOf(tool: string, result: ToolResult): string {
       return result.text;
     case 'late':
       return `${tool} did not end in time`;
-    case 'missing':
-      return `${tool} is not installed (package lvm2)`;
+    case 'missing': {
+      const program = tool.replace(/ .*/, '');
+      return `${program} is not installed (package ${PACKAGES[program] ?? program})`;
+    }
   }
 }

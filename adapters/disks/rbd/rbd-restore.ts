@@ -1,0 +1,78 @@
+/** Putting images of Ceph RBD back to the snapshots of a checkpoint. The cluster does it (`rbd snap rollback`), and keeps all snapshots. */
+
+import { CheckpointError } from '../../../src/errors.js';
+import type { DiskSnapshot, SnapshotImage } from '../../../src/hypervisor/vm.js';
+import { runTool, type RunTool } from '../run-tool.js';
+import { diskLost } from '../snapshot-errors.js';
+import { stillOpen } from '../still-open.js';
+import { isLocation, nameOfImage } from './image-names.js';
+import { imageFacts, rbd, rbdFailure, snapshotNames, watchers, type Answer } from './rbd-command.js';
+
+/** osd_client_watch_timeout is 30 s: for so long a client that was killed counts as one that has the image open. */
+const CLOSING_WAIT_MS = 35_000;
+/** It goes through all objects of the image. */
+const ROLLBACK_LIMIT_MS = 12 * 3_600_000;
+
+/**
+ * Whether all can be put back, before anything is touched.
+ * @throws RESTORE_FAILED when a snapshot is gone or the cluster does not answer, RESTORE_TARGET_BUSY when somebody has an image open
+ */
+export async function checkImages(
+  disks: readonly DiskSnapshot[],
+  run: RunTool = runTool,
+  waitMs = CLOSING_WAIT_MS,
+): Promise<void> {
+  const wanted = imagesOf(disks);
+  for (const { image, snapshotName } of wanted) {
+    const { id } = valueOf(await imageFacts(run, image));
+    if (id !== image.id) throw diskLost(`${nameOfImage(image)} is another image than that of the checkpoint`);
+    if (!valueOf(await snapshotNames(run, image)).includes(snapshotName))
+      throw diskLost(`${nameOfImage(image)} has no snapshot ${snapshotName} any more`);
+  }
+  const open = await stillOpen(async () => {
+    for (const { image } of wanted) {
+      const [address] = valueOf(await watchers(run, image));
+      if (address !== undefined) return { image, address };
+    }
+    return undefined;
+  }, waitMs);
+  if (open === undefined) return;
+  const name = nameOfImage(open.image);
+  throw new CheckpointError('RESTORE_TARGET_BUSY', `a client at ${open.address} has the image ${name} open`, {
+    hint: 'stop the VM that uses it, or unmap it; `rbd status` lists the clients',
+    detail: { path: name },
+  });
+}
+
+/** @throws RESTORE_FAILED, possibly in the middle */
+export async function rollBackImages(disks: readonly DiskSnapshot[], run: RunTool = runTool): Promise<void> {
+  for (const { image, snapshotName } of imagesOf(disks)) {
+    const command = ['snap', 'rollback', '--no-progress', `--snap=${snapshotName}`];
+    const failure = rbdFailure(image, 'snap rollback', await rbd(run, image, command, ROLLBACK_LIMIT_MS));
+    if (failure === '') continue;
+    throw diskLost(
+      `putting it back to ${snapshotName}, ${failure}`,
+      'it may be half way between: restore again',
+    );
+  }
+}
+
+interface Wanted {
+  readonly image: SnapshotImage;
+  readonly snapshotName: string;
+}
+
+function imagesOf(disks: readonly DiskSnapshot[]): readonly Wanted[] {
+  return disks
+    .filter(({ mode }) => mode === 'rbd')
+    .map(({ image, snapshotName, path }) => {
+      if (image === undefined || !isLocation(image) || !/^cairn-[0-9a-z-]+$/.test(snapshotName))
+        throw diskLost(`the checkpoint does not say which image the disk ${path} is`);
+      return { image, snapshotName };
+    });
+}
+
+function valueOf<Value>(answer: Answer<Value>): Value {
+  if ('value' in answer) return answer.value;
+  throw diskLost(`cannot look at ${answer.whyNot}`);
+}
