@@ -9,12 +9,13 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
-import { describeError } from '../errors.js';
-import type { DiskSnapshot, Vm, VmIdentity } from '../hypervisor/vm.js';
+import { describeError, isCheckpointError } from '../errors.js';
+import type { DiskSnapshot, Vm } from '../hypervisor/vm.js';
+import type { DiskPlan } from './cycle.js';
 import { fileNameOf } from './ledger.js';
 import { writeRuntimeFile } from './runtime-file.js';
 
-export interface BegunSnapshots {
+interface BegunSnapshots {
   readonly repositoryId: string;
   readonly checkpointId: string;
   readonly snapshots: readonly DiskSnapshot[];
@@ -22,37 +23,49 @@ export interface BegunSnapshots {
 
 export class SnapshotRecord {
   readonly #path: string;
+  readonly #vm: Vm;
+  readonly #repositoryId: string;
 
-  constructor(runtimeDir: string, identity: VmIdentity) {
-    this.#path = join(runtimeDir, `ledger-${fileNameOf(identity)}.snapshots`);
+  constructor(runtimeDir: string, vm: Vm, repositoryId: string) {
+    this.#path = join(runtimeDir, `ledger-${fileNameOf(vm.identity)}.snapshots`);
+    this.#vm = vm;
+    this.#repositoryId = repositoryId;
   }
 
-  async add(entry: BegunSnapshots): Promise<void> {
+  /** Before the pause of a checkpoint. Nothing is written when nobody but the hypervisor will be asked. */
+  async add(checkpointId: string, plan: DiskPlan): Promise<void> {
+    const snapshots = plan.flatMap(
+      ({ disks, mode }) => this.#vm.foreignSnapshots?.(checkpointId, disks, mode) ?? [],
+    );
+    if (snapshots.length === 0) return;
+    const entry = { repositoryId: this.#repositoryId, checkpointId, snapshots };
     await this.#write([...(await this.#read()), entry]);
   }
 
-  async remove(checkpointId: string): Promise<void> {
-    const entries = await this.#read();
-    const rest = entries.filter((entry) => entry.checkpointId !== checkpointId);
-    if (rest.length < entries.length) await this.#write(rest);
+  /** After a checkpoint that certainly is not there: drops what it took. Never throws; what cannot be dropped is for `settle`. */
+  async dropFailed(checkpointId: string, snapshots: readonly DiskSnapshot[], cause: unknown): Promise<void> {
+    try {
+      if (snapshots.length > 0) await this.#vm.dropDiskSnapshots(snapshots);
+      if (!mayHaveLeftSnapshots(cause)) await this.#remove(checkpointId);
+    } catch (error) {
+      // The failure that led here is what the caller must hear of; what stays behind on the disks is said beside it.
+      process.emitWarning(describeError(error));
+    }
   }
 
   /**
-   * Forgets those of checkpoints that were committed and drops the others. What cannot be dropped is tried again the next time.
+   * After a commit: forgets those of checkpoints that were committed and drops the others. What cannot be dropped is tried again the
+   * next time.
    * @param isCommitted whether there is a manifest, readable or not
    * @returns what stays behind, in words
    */
-  async settle(
-    vm: Vm,
-    repositoryId: string,
-    isCommitted: (checkpointId: string) => Promise<boolean>,
-  ): Promise<readonly string[]> {
+  async settle(isCommitted: (checkpointId: string) => Promise<boolean>): Promise<readonly string[]> {
     const failures: string[] = [];
-    for (const { checkpointId, snapshots, ...entry } of await this.#read()) {
-      if (entry.repositoryId !== repositoryId) continue;
+    for (const { checkpointId, snapshots, repositoryId } of await this.#read()) {
+      if (repositoryId !== this.#repositoryId) continue;
       try {
-        if (!(await isCommitted(checkpointId))) await vm.dropDiskSnapshots(snapshots);
-        await this.remove(checkpointId);
+        if (!(await isCommitted(checkpointId))) await this.#vm.dropDiskSnapshots(snapshots);
+        await this.#remove(checkpointId);
       } catch (error) {
         failures.push(
           `disk snapshots of the failed checkpoint ${checkpointId} stay: ${describeError(error)}`,
@@ -60,6 +73,12 @@ export class SnapshotRecord {
       }
     }
     return failures;
+  }
+
+  async #remove(checkpointId: string): Promise<void> {
+    const entries = await this.#read();
+    const rest = entries.filter((entry) => entry.checkpointId !== checkpointId);
+    if (rest.length < entries.length) await this.#write(rest);
   }
 
   /** Empty as well when what is there cannot be read: it was cut off, or is none of ours. */
@@ -75,4 +94,11 @@ export class SnapshotRecord {
   async #write(entries: readonly BegunSnapshots[]): Promise<void> {
     await writeRuntimeFile(this.#path, JSON.stringify(entries));
   }
+}
+
+/** See `Vm.snapshotDisks`. */
+function mayHaveLeftSnapshots(cause: unknown): boolean {
+  if (!isCheckpointError(cause, 'DISK_SNAPSHOT_FAILED')) return false;
+  const { possiblyPresent } = cause.detail;
+  return Array.isArray(possiblyPresent) && possiblyPresent.length > 0;
 }

@@ -8,40 +8,36 @@ import { performance } from 'node:perf_hooks';
 import { CheckpointError, describeError, isCheckpointError } from '../errors.js';
 import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
 import type { HypervisorRegistry } from '../hypervisor/hypervisor.js';
-import { sameLayout, type MemoryLayout } from '../hypervisor/memory-layout.js';
+import { sameLayout } from '../hypervisor/memory-layout.js';
 import type { Vm, VmReport } from '../hypervisor/vm.js';
-import type { SharePool } from '../pool/share-pool.js';
 import { Calendar } from '../repository/calendar.js';
-import type { ChainReader } from '../repository/chain-reader.js';
 import type { ChainWriter } from '../repository/chain-writer.js';
 import type { CheckpointWriter } from '../repository/checkpoint-writer.js';
 import type { ForgetOptions, ForgetResult, ForgottenCheckpoint } from '../repository/forget.js';
 import type { KeepPolicy } from '../repository/keep-policy.js';
 import type { Manifest } from '../repository/manifest.js';
-import { PageMap } from '../repository/page-map.js';
 import type { Repository } from '../repository/repository.js';
 import type { JsonObject } from '../types.js';
 import { SnapshotRecord } from './begun-snapshots.js';
 import { chainNameOf } from './chain-name.js';
-import { CheckpointCycle, type DiskPlan } from './cycle.js';
+import { loadState, readEarly, type ChainState, type EarlyMap } from './chain-state.js';
+import { CheckpointCycle } from './cycle.js';
 import { planDisks, type DiskMode } from './disk-plan.js';
 import { faultPoint, type FaultPoint } from './fault-points.js';
 import { dropThroughVm, snapshotsOf, type LeftSnapshot } from './forgotten-disks.js';
 import { CommandHook, type Hook, type HookContext } from './hooks.js';
 import { collectGarbage, letHeapGrow, returnMemory } from './garbage.js';
 import { Ledger } from './ledger.js';
-import { DEFAULT_COMPRESSION_LEVEL, openPool } from './open-pool.js';
+import { DEFAULT_COMPRESSION_LEVEL } from './open-pool.js';
+import { fingerprint, openSource, type PageSource } from './page-source.js';
 import { PageWriter } from './page-writer.js';
 import type { CheckpointProgress } from './progress.js';
 import { defaultRuntimeDir, openRuntimeDir } from './runtime-dir.js';
 import { decideScope, type Scope } from './scope.js';
 import { StopPolicy } from './stop-policy.js';
 import { summaryFigures, type CheckpointSummary, type SummaryFigures } from './summary.js';
-import { chooseTracker, escapeFrom } from './tracker-choice.js';
+import { escapeFrom } from './tracker-choice.js';
 import { VmLock } from './vm-lock.js';
-
-/** For frames of older checkpoints. Previous versions are what a session is to spend its memory on. */
-const READER_CACHE_BYTES = 32 << 20;
 
 export interface SessionOptions {
   readonly repository: Repository;
@@ -150,13 +146,10 @@ export class CheckpointSession {
       const vmName = options.name ?? chainNameOf(vm);
       const chain = await options.repository.openChainWriter(vmName, vm.identity, { signal: options.signal });
       cleanUp.push(() => chain.close());
-      // Read while the workers start. Whoever needs it waits for it; until then its failure must not count as unhandled.
-      const latest = chain.latest;
-      const early = latest === null ? undefined : { parentId: latest.id, map: chain.loadMap(latest) };
-      early?.map.catch(() => undefined);
+      const early = readEarly(chain);
       const source = await openSource(vm, options);
       const ledger = new Ledger(runtimeDir, vm.identity);
-      const begun = new SnapshotRecord(runtimeDir, vm.identity);
+      const begun = new SnapshotRecord(runtimeDir, vm, options.repository.id);
       return new CheckpointSession(options, { vm, vmName, chain, lock, ledger, begun, source, early });
     } catch (error) {
       await runAll(cleanUp.reverse());
@@ -248,7 +241,7 @@ export class CheckpointSession {
     let manifest: Manifest;
     try {
       await this.#ledger.write({ ...owner, state: 'owed' });
-      await this.#recordSnapshots(writer.id, diskPlan);
+      await this.#begun.add(writer.id, diskPlan);
       const captured = await cycle.run(diskPlan);
       onProgress({ phase: 'commit', round: captured.rounds, donePages: 0, totalPages: 0 });
       // The index of all pages is about to be made, out of several arrays of their number.
@@ -288,7 +281,7 @@ export class CheckpointSession {
       );
     }
     faultPoint('ledgerWritten');
-    warnings.push(...(await this.#settleSnapshots()));
+    warnings.push(...(await this.#begun.settle((id) => this.#isCommitted(id))));
     const totalMs = performance.now() - started;
     await this.#runQuietly('committed', context);
     const hasTakenMuch = scope.kind !== 'dirty' || writer.regrouped.pages > 0;
@@ -405,51 +398,26 @@ export class CheckpointSession {
 
   /** The page map and the reader that go with `parent`; kept from checkpoint to checkpoint while nothing else intervenes. */
   async #stateFor(scope: Scope, parent: Manifest | null): Promise<ChainState> {
-    const parentId = scope.kind === 'base' ? '' : (parent?.id ?? '');
     const { layout, pool } = this.#source;
-    if (this.#state?.parentId === parentId && sameLayout(this.#state.layout, layout)) return this.#state;
+    const from = scope.kind === 'base' ? null : parent;
+    if (this.#state?.parentId === (from?.id ?? '') && sameLayout(this.#state.layout, layout))
+      return this.#state;
     await pool.forget();
     const early = this.#early;
     this.#early = undefined;
-    const map =
-      scope.kind === 'base' || parent === null
-        ? new PageMap(layout.pageSpan)
-        : (await (early?.parentId === parentId ? early.map : this.#chain.loadMap(parent))).remap(
-            parent.layout,
-            layout,
-          );
-    this.#state = {
-      parentId,
-      layout,
-      map,
-      reader: this.#chain.reader({ cacheBytes: READER_CACHE_BYTES }),
-      carried: false,
-    };
+    this.#state = await loadState(this.#chain, from, layout, early);
     return this.#state;
   }
 
-  /** Drops what checkpoints have left that were cut off, or could not drop it. @returns what stays behind */
-  #settleSnapshots(): Promise<readonly string[]> {
-    const { repository } = this.#options;
-    const isCommitted = async (id: string): Promise<boolean> => {
-      try {
-        await repository.locate(id, this.vmName);
-        return true;
-      } catch (error) {
-        if (isCheckpointError(error, 'CHECKPOINT_NOT_FOUND')) return false;
-        throw error;
-      }
-    };
-    return this.#begun.settle(this.vm, repository.id, isCommitted);
-  }
-
-  async #recordSnapshots(checkpointId: string, plan: DiskPlan): Promise<void> {
-    const { vm } = this;
-    const snapshots = plan.flatMap(
-      ({ disks, mode }) => vm.foreignSnapshots?.(checkpointId, disks, mode) ?? [],
-    );
-    if (snapshots.length === 0) return;
-    await this.#begun.add({ repositoryId: this.#options.repository.id, checkpointId, snapshots });
+  /** Whether there is a manifest, readable or not. */
+  async #isCommitted(checkpointId: string): Promise<boolean> {
+    try {
+      await this.#options.repository.locate(checkpointId, this.vmName);
+      return true;
+    } catch (error) {
+      if (isCheckpointError(error, 'CHECKPOINT_NOT_FOUND')) return false;
+      throw error;
+    }
   }
 
   /** Failure: the harvested bits go back, and nothing that may be ahead of the repository is kept. */
@@ -472,17 +440,7 @@ export class CheckpointSession {
     const isAbsent = await writer.abort();
     await pool.forget().catch(() => undefined);
     // A manifest that may be there after all needs its disk snapshots.
-    if (isAbsent) {
-      let areGone = !mayHaveLeftSnapshots(cause);
-      try {
-        if (cycle.snapshots.length > 0) await this.vm.dropDiskSnapshots(cycle.snapshots);
-      } catch (error) {
-        // The failure that led here is what the caller must hear of; what stays behind on the disks is said beside it.
-        process.emitWarning(describeError(error));
-        areGone = false;
-      }
-      if (areGone) await this.#begun.remove(writer.id).catch(() => undefined);
-    }
+    if (isAbsent) await this.#begun.dropFailed(writer.id, cycle.snapshots, cause);
     // What was put back is known to this process only: the ledger keeps saying "owed" to every other one.
     if (this.#state !== undefined) this.#state.carried = scope.kind === 'dirty';
   }
@@ -496,29 +454,6 @@ export class CheckpointSession {
   }
 }
 
-/** See `Vm.snapshotDisks`. */
-function mayHaveLeftSnapshots(cause: unknown): boolean {
-  if (!isCheckpointError(cause, 'DISK_SNAPSHOT_FAILED')) return false;
-  const { possiblyPresent } = cause.detail;
-  return Array.isArray(possiblyPresent) && possiblyPresent.length > 0;
-}
-
-/** What of the chain is held in memory between checkpoints. */
-interface ChainState {
-  parentId: string;
-  readonly layout: MemoryLayout;
-  readonly map: PageMap;
-  readonly reader: ChainReader;
-  /** True after a failed checkpoint whose bits were put back in this process: the record is still unbroken here. */
-  carried: boolean;
-}
-
-/** The map of the newest checkpoint, being read since the session was opened. */
-interface EarlyMap {
-  readonly parentId: string;
-  readonly map: Promise<PageMap>;
-}
-
 interface SessionParts {
   readonly vm: Vm;
   readonly vmName: string;
@@ -528,37 +463,6 @@ interface SessionParts {
   readonly begun: SnapshotRecord;
   readonly source: PageSource;
   readonly early: EarlyMap | undefined;
-}
-
-/** What pages come from: the regions as they are now, who tells which changed, who reads them. */
-interface PageSource {
-  readonly layout: MemoryLayout;
-  /** Of regions and of where a reader finds them. */
-  readonly fingerprint: string;
-  readonly tracker: DirtyTracker;
-  readonly reason: string;
-  readonly pool: SharePool;
-}
-
-async function openSource(vm: Vm, options: SessionOptions): Promise<PageSource> {
-  const layout = await vm.memoryLayout();
-  const { tracker, reason } = await chooseTracker(vm, options.tracker ?? 'auto');
-  try {
-    const pool = await openPool(vm, options);
-    return { layout, fingerprint: fingerprintOf(vm, layout), tracker, reason, pool };
-  } catch (error) {
-    tracker.close();
-    throw error;
-  }
-}
-
-/** Equal as long as every region has the same id and size and is read from the same place. */
-async function fingerprint(vm: Vm): Promise<string> {
-  return fingerprintOf(vm, await vm.memoryLayout());
-}
-
-function fingerprintOf(vm: Vm, layout: MemoryLayout): string {
-  return JSON.stringify([layout, vm.guestReader()]);
 }
 
 /** Runs every step whatever becomes of the others. What fails is a warning: the work that mattered is done or has its own error. */

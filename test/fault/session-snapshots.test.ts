@@ -82,8 +82,8 @@ describe('storage that does not answer before the pause', () => {
 describe('a snapshot whose checkpoint was killed', () => {
   function leave(checkpointId: string, repositoryId = repository.id): Promise<void> {
     guest.snapshots.add(`disk0@${checkpointId}`);
-    const snapshots = vm.foreignSnapshots(checkpointId, [IMAGE], 'rbd');
-    return new SnapshotRecord(runtimeDir, guest.identity).add({ repositoryId, checkpointId, snapshots });
+    const plan = [{ mode: 'rbd', disks: [IMAGE] }] as const;
+    return new SnapshotRecord(runtimeDir, vm, repositoryId).add(checkpointId, plan);
   }
 
   it('is dropped by the next checkpoint that is committed, and by none that is not', async () => {
