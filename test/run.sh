@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# All tests, or the tiers named as arguments: unit property contract fault golden lab nested. `nested` is real KVM inside an emulated
-# machine: by default its brief run of the trackers, when named also disks on logical volumes; with CAIRN_NESTED=full it takes hours.
+# All tests, or the tiers named as arguments: unit property contract fault golden lab nested; lab/NAME is one file of that tier. `nested`
+# is real KVM inside an emulated machine: by default its brief run of the trackers, when named also disks on logical volumes; with
+# CAIRN_NESTED=full it takes hours.
 # Sets up what it needs first: npm packages, Debian packages for the lab (says so), the build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
