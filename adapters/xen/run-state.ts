@@ -132,13 +132,13 @@ export class SuspendControl {
     try {
       await guard.pausing();
       setPauseMarker(this.#markerPath, this.#marker);
+      stopping?.();
+      if (isUnaware) suspendFromOutside(domain);
+      else requestSuspend(domain.calls, domain.domid);
     } catch (error) {
       await deviceModel?.release();
       throw error;
     }
-    stopping?.();
-    if (isUnaware) suspendFromOutside(domain);
-    else requestSuspend(domain.calls, domain.domid);
     this.#isAsked = true;
     if (!(await this.#suspended())) {
       // A guest that has seen the request will still suspend, however late: then it must be woken.

@@ -172,6 +172,12 @@ describe('suspending a guest with a device model', () => {
     expect(xen.store.get(`/local/domain/${xen.domid}/control/shutdown`)).toBeUndefined();
   });
 
+  it('lets go of its monitor when the guest is about to shut down', async () => {
+    xen.store.set(`/local/domain/${xen.domid}/control/shutdown`, 'poweroff');
+    await expect(control.pause()).rejects.toMatchObject({ code: 'VM_STATE' });
+    expect(order).toEqual(['hold', 'release']);
+  });
+
   it('lets it go on when the guest does not suspend', async () => {
     xen.suspends = false;
     await expect(control.pause()).rejects.toMatchObject({ code: 'VM_STATE' });

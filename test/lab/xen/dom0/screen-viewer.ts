@@ -45,15 +45,17 @@ export class ScreenViewer {
     } else if (this.#step === 'init') {
       if (bytes.length < SERVER_INIT_BYTES) throw new Error(`${bytes.length} bytes of a VNC server's start`);
       this.#step = 'pictures';
-      this.#timer = setInterval(() => this.#ask(bytes.subarray(0, 4)), ASK_EVERY_MS);
+      // The whole screen once, then what changes, which may be nothing.
+      this.#ask(bytes.subarray(0, 4), false);
+      this.#timer = setInterval(() => this.#ask(bytes.subarray(0, 4), true), ASK_EVERY_MS);
     } else {
       this.#received += bytes.length;
     }
   }
 
   /** @param size of the screen, as the server wrote it */
-  #ask(size: Buffer): void {
-    const whole = Buffer.from([UPDATE_REQUEST, 1, 0, 0, 0, 0]);
-    this.#socket.write(Buffer.concat([whole, size]));
+  #ask(size: Buffer, isIncremental: boolean): void {
+    const fromCorner = Buffer.from([UPDATE_REQUEST, isIncremental ? 1 : 0, 0, 0, 0, 0]);
+    this.#socket.write(Buffer.concat([fromCorner, size]));
   }
 }
