@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { FAULT_POINTS, type FaultPoint } from '../../../../src/checkpoint/fault-points.js';
 import { CairnProcess } from '../../support/cairn-cli.js';
 import { GuestChain, type Taken } from './chain.js';
-import { compare } from './comparison.js';
+import { compare, type Compared } from './comparison.js';
 import { check, runScenarios, type Context, type Figures, type Scenario } from './harness.js';
 import { ScreenViewer } from './screen-viewer.js';
 import { answersPing, startTraffic, xl, XenGuest, type GuestOptions } from './xen-guest.js';
@@ -424,9 +424,9 @@ const pvForeign: Scenario = {
 };
 
 /** Not a test: figures for bench/results. */
-function comparison(memoryMib: number): Scenario {
-  const name = `compare-${memoryMib}`;
-  return { name, run: (context) => compare(context, name, memoryMib) };
+function comparison(memoryMib: number, load: Compared['load']): Scenario {
+  const name = `compare-${memoryMib}-${load}`;
+  return { name, run: (context) => compare(context, { name, memoryMib, load }) };
 }
 
 async function balloon(guest: XenGuest, mib: number): Promise<void> {
@@ -525,8 +525,10 @@ await runScenarios(
       emulatedDisk: true,
       churnKib: 64,
     }),
-    comparison(128),
-    comparison(512),
+    ...([128, 512] as const).flatMap((memoryMib) => [
+      comparison(memoryMib, 'random'),
+      comparison(memoryMib, 'files'),
+    ]),
   ],
   process.argv.slice(2),
 );

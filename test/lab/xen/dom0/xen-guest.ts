@@ -14,6 +14,8 @@ export interface GuestOptions {
   readonly vcpus?: number;
   /** Random data written each second. */
   readonly churnKib?: number;
+  /** Small files rewritten each second. */
+  readonly files?: number;
   readonly network?: boolean;
   /**
    * A disk behind blkback, with the buffers of its requests granted for good or anew for each request. Or one that the guest expects to go back
@@ -70,6 +72,7 @@ export class XenGuest {
       memoryMib = 128,
       vcpus = 1,
       churnKib = 0,
+      files = 0,
       isUnaware = false,
       emulatedDisk = isUnaware,
       graphics,
@@ -81,7 +84,7 @@ export class XenGuest {
     const kernelArgs = [
       graphics === undefined ? 'console=hvc0 quiet' : `console=tty0 console=hvc0 vga=${GRAPHICS_MODE}`,
       ...(isUnaware ? ['xen_nopv'] : []),
-      `lab.churn=${churnKib}`,
+      `lab.churn=${churnKib} lab.files=${files}`,
       // Devices stay emulated, and so there are no PV ones.
       ...(emulatedDisk ? ['xen_emul_unplug=never'] : []),
       ...(disk === undefined
