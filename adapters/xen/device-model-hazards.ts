@@ -89,6 +89,13 @@ const RULES: readonly Rule[] = [
           `the guest has the graphics card ${kind}: only ${PROVEN_VGA.join(', ')} were tried`,
         );
   },
+  ({ config }) =>
+    textOf(objectOf(hvmOf(config).vnc).enable) === 'False'
+      ? undefined
+      : refuse(
+          'XEN_DISPLAY',
+          'the screen of the guest is shown over VNC, which is the default: not tried; vnc=0 in its configuration switches it off',
+        ),
   ({ config }) => {
     const firmware = textOf(hvmOf(config).bios);
     if (firmware === '' || firmware === FIRMWARE) return undefined;

@@ -10,7 +10,6 @@ import { CairnProcess } from '../../support/cairn-cli.js';
 import { GuestChain, type Taken } from './chain.js';
 import { compare, type Compared } from './comparison.js';
 import { check, runScenarios, type Context, type Figures, type Scenario } from './harness.js';
-import { ScreenViewer } from './screen-viewer.js';
 import { answersPing, startTraffic, xl, XenGuest, type GuestOptions } from './xen-guest.js';
 
 const LEAVE_SUSPENDED = fileURLToPath(new URL('./leave-suspended.js', import.meta.url));
@@ -183,7 +182,6 @@ function hvmScenario(name: string, options: Omit<GuestOptions, 'name' | 'type'>)
       const guest = await XenGuest.start({ name, type: 'hvm', churnKib: 512, ...options });
       const hasDisk = options.disk !== undefined;
       if (hasDisk) check(guest.ticks().at(-1)?.disk === 'ok', 'the guest has its disk');
-      const viewer = options.graphics === undefined ? undefined : new ScreenViewer();
       const chain = await GuestChain.open(guest, context);
       const trusted = async (): Promise<void> => {
         await guest.countOn(2);
@@ -215,11 +213,6 @@ function hvmScenario(name: string, options: Omit<GuestOptions, 'name' | 'type'>)
         await chain.closeSession();
       }
       await leftSuspended(chain, context);
-      if (viewer !== undefined) {
-        context.say(`${viewer.receivedBytes} bytes of its screen were looked at`);
-        check(viewer.receivedBytes > 0, 'its screen was looked at');
-        viewer.close();
-      }
       const last = chain.taken.at(-1)!;
       const exportBytes = await chain.verifyExport(last);
       for (const from of [first, middle, last]) {

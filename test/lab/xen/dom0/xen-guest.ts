@@ -26,7 +26,7 @@ export interface GuestOptions {
   readonly emulatedDisk?: boolean;
   /** Of an HVM guest: it has no Xen drivers, so no network, no balloon, and a serial port for a console. */
   readonly isUnaware?: boolean;
-  /** Of an HVM guest, shown over VNC; its kernel then writes to that console as well. None when it is not said. */
+  /** Of an HVM guest; its kernel then writes to that console as well. None when it is not said. */
   readonly graphics?: 'cirrus' | 'stdvga';
   /** Lines added to the configuration. */
   readonly extra?: readonly string[];
@@ -43,7 +43,7 @@ export interface Tick {
 }
 
 const TICK = /^TICK (\d+) lines (\d+) cpus (\d+) net (\S+) disk (\S+)/gm;
-/** 1024x768, 16 bits: in a text mode QEMU would not ask the hypervisor which pages of the card's memory were written to. */
+/** 1024x768, 16 bits. */
 const GRAPHICS_MODE = 791;
 const BOOT_LIMIT_MS = 180_000;
 const DISK_MIB = 32;
