@@ -25,6 +25,12 @@ export type { Manifest } from './repository/manifest.js';
 export { Repository } from './repository/repository.js';
 export { verify } from './repository/verify.js';
 export { importCheckpoint, type ImportOptions } from './import/import.js';
+export {
+  receiveCheckpoints,
+  type ReceivedCheckpoint,
+  type ReceiveOptions,
+  type ReceiveResult,
+} from './receive/receive.js';
 export { exportCheckpoint, restoreCheckpoint } from './restore/restore.js';
 export type { StorageBackend } from './storage/backend.js';
 export { openBackend } from './storage/open.js';

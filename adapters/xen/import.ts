@@ -3,7 +3,8 @@
 import type { ImportedMachine, ImportRequest } from '../../src/hypervisor/hypervisor.js';
 import { CheckpointError } from '../../src/errors.js';
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
-import type { Json } from '../../src/types.js';
+import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
+import type { Json, JsonObject } from '../../src/types.js';
 import { encodeDeviceState } from './device-state.js';
 import { framesOf } from './guest-memory.js';
 import { layoutOf, pageOfFrame, windowsOver, type FrameWindow } from './physmap.js';
@@ -33,6 +34,7 @@ export async function importSaveFile({ open, place }: ImportRequest): Promise<Im
     if (item.kind === 'head') head = item.head;
     else if (item.kind === 'state') (isBeforePages(item) ? before : after).push(item.record);
     else if (item.kind === 'emulator') emulator = emulatorState(item.record);
+    else if (item.kind !== 'page') continue;
     else if (item.bytes === null) frames.delete(item.frame);
     else frames.set(item.frame, item.type);
   }
@@ -48,8 +50,7 @@ export async function importSaveFile({ open, place }: ImportRequest): Promise<Im
       `the save file of a guest of type "${kind}" has ${emulator === undefined ? 'no' : 'a'} state of a device model`,
     );
   }
-  const maxPages = Number(objectOf(config.b_info).max_memkb ?? 0) * PAGES_PER_KIB;
-  const layout = layoutOf(windowsOver(stretchesOf(frames.keys()), Math.ceil(maxPages)));
+  const layout = layoutFor(frames.keys(), config);
   const memory = place(layout);
   const present = new DirtyBitmap(layout.pageSpan);
   for await (const item of readSaveFile(open())) {
@@ -62,13 +63,7 @@ export async function importSaveFile({ open, place }: ImportRequest): Promise<Im
   }
   const presentFrames = framesOf(layout, present);
   return {
-    identity: {
-      hypervisor: 'xen',
-      name: textOf(created.name),
-      uuid: textOf(created.uuid),
-      machineType: `xen-${kind}`,
-    },
-    machine: { config, guestKind: kind, xenMajor: head.xenMajor, xenMinor: head.xenMinor },
+    ...machineOf(head, config, kind),
     deviceState: encodeDeviceState({
       guestType: head.guestType,
       presentFrames,
@@ -78,6 +73,29 @@ export async function importSaveFile({ open, place }: ImportRequest): Promise<Im
       after,
     }),
   };
+}
+
+export function machineOf(
+  { xenMajor, xenMinor }: SaveHead,
+  config: JsonObject,
+  kind: string,
+): Omit<ImportedMachine, 'deviceState'> {
+  const { name, uuid } = objectOf(config.c_info);
+  return {
+    identity: {
+      hypervisor: 'xen',
+      name: textOf(name),
+      uuid: textOf(uuid),
+      machineType: `xen-${kind}`,
+    },
+    machine: { config, guestKind: kind, xenMajor, xenMinor },
+  };
+}
+
+/** For frames that have memory behind them, and what the guest may have. */
+export function layoutFor(frames: Iterable<number>, config: JsonObject): MemoryLayout {
+  const maxPages = Number(objectOf(config.b_info).max_memkb ?? 0) * PAGES_PER_KIB;
+  return layoutOf(windowsOver(stretchesOf(frames), Math.ceil(maxPages)));
 }
 
 /** The frames of a PV guest's own table come ahead of the pages in the stream, and with the rest in the stored state. */
@@ -94,7 +112,11 @@ function emulatorState({ type, body }: StateRecord): Uint8Array {
   return body.subarray(EMULATOR_HEADER.sizeBytes);
 }
 
-function kindOf({ guestType }: SaveHead, type: string, before: readonly StateRecord[]): 'pvh' | 'hvm' | 'pv' {
+export function kindOf(
+  { guestType }: SaveHead,
+  type: string,
+  before: readonly StateRecord[],
+): 'pvh' | 'hvm' | 'pv' {
   if (type !== 'pvh' && type !== 'hvm' && type !== 'pv') throw unsupported(`a guest of type "${type}"`);
   if ((type === 'pv') !== (guestType === GUEST_TYPE.pv))
     throw new CheckpointError(
@@ -115,7 +137,7 @@ function typesOf(presentFrames: Uint32Array, frames: ReadonlyMap<number, number>
   return Uint8Array.from(types);
 }
 
-function configOf(head: SaveHead): ReturnType<typeof objectOf> {
+export function configOf(head: SaveHead): ReturnType<typeof objectOf> {
   try {
     return objectOf(JSON.parse(head.config) as Json);
   } catch (cause) {

@@ -5,6 +5,7 @@ import { attachXen } from './attach.js';
 import { dropVolumeSnapshots } from './drop-volume-snapshots.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
 import { IMPORT_FORMATS, importSaveFile } from './import.js';
+import { receiveRemus } from './remus/receive-remus.js';
 import { restoreCheckpoint } from './restore.js';
 
 export const xenHypervisor: Hypervisor = {
@@ -13,6 +14,7 @@ export const xenHypervisor: Hypervisor = {
   exportFormats: EXPORT_FORMATS,
   importFormats: IMPORT_FORMATS,
   importFrom: importSaveFile,
+  receive: (request) => receiveRemus(request),
   dropDiskSnapshots: dropVolumeSnapshots,
   attach: attachXen,
   restore: restoreCheckpoint,

@@ -33,12 +33,16 @@ export function command(name: string, description: string, examples: readonly st
     .exitOverride();
 }
 
-/** Runs the body of a command and sets the exit code. The body returns one when it is not 0. */
+/**
+ * Runs the body of a command and sets the exit code. The body returns one when it is not 0.
+ * @param results where they are printed
+ */
 export async function run(
   shared: SharedOptions,
   body: (context: CommandContext) => Promise<number | undefined>,
+  results: NodeJS.WritableStream = process.stdout,
 ): Promise<void> {
-  const reporter = shared.json === true ? new JsonReporter() : new TextReporter();
+  const reporter = shared.json === true ? new JsonReporter(results) : new TextReporter(results);
   const abort = new AbortController();
   const onSignal = (signal: NodeJS.Signals): void => {
     abort.abort(new CheckpointError('INTERRUPTED', `interrupted by ${signal}`));

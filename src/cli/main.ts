@@ -12,6 +12,7 @@ import { forgetCommand, pruneCommand } from './commands/forget.js';
 import { importCommand } from './commands/import.js';
 import { initCommand } from './commands/init.js';
 import { listCommand } from './commands/list.js';
+import { receiveCommand } from './commands/receive.js';
 import { restoreCommand } from './commands/restore.js';
 import { showCommand } from './commands/show.js';
 import { unlockCommand } from './commands/unlock.js';
@@ -45,6 +46,7 @@ for (const subcommand of [
   restoreCommand(),
   exportCommand(),
   importCommand(),
+  receiveCommand(),
   doctorCommand(),
   unlockCommand(),
 ]) {

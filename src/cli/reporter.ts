@@ -31,7 +31,12 @@ export interface Reporter {
 const STATUS_INTERVAL_MS = 200;
 
 export class JsonReporter implements Reporter {
+  readonly #results: NodeJS.WritableStream;
   #lastStatusMs = 0;
+
+  constructor(results: NodeJS.WritableStream = process.stdout) {
+    this.#results = results;
+  }
 
   progress(update: ProgressUpdate): void {
     const nowMs = Date.now();
@@ -57,13 +62,18 @@ export class JsonReporter implements Reporter {
   }
 
   #print(message: object): void {
-    process.stdout.write(`${JSON.stringify(message)}\n`);
+    this.#results.write(`${JSON.stringify(message)}\n`);
   }
 }
 
 export class TextReporter implements Reporter {
+  readonly #results: NodeJS.WritableStream;
   #bar: cliProgress.SingleBar | undefined;
   #task = '';
+
+  constructor(results: NodeJS.WritableStream = process.stdout) {
+    this.#results = results;
+  }
 
   progress(update: ProgressUpdate): void {
     if (!process.stderr.isTTY || update.total === 0) return;
@@ -89,7 +99,7 @@ export class TextReporter implements Reporter {
 
   summary(_fields: Record<string, unknown>, text: string): void {
     this.end();
-    process.stdout.write(text.endsWith('\n') || text === '' ? text : `${text}\n`);
+    this.#results.write(text.endsWith('\n') || text === '' ? text : `${text}\n`);
   }
 
   error(error: CheckpointError): void {

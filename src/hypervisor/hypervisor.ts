@@ -96,6 +96,11 @@ export interface Hypervisor {
   readonly importFormats?: readonly string[];
   /** Reads a machine from a file. @throws STREAM_MALFORMED, VM_UNSUPPORTED for one that Cairn could not restore */
   importFrom?(request: ImportRequest): Promise<ImportedMachine>;
+  /**
+   * Takes a running machine from the stream in which the hypervisor's own tools replicate it. Returns when its first whole state is there.
+   * @throws STREAM_MALFORMED, VM_UNSUPPORTED for one whose states could not be restored, VM_UNREACHABLE
+   */
+  receive?(request: ReceiveRequest): Promise<ReceivedMachine>;
   /** Writes the checkpoint in a format of the hypervisor's own tools. @returns bytes written */
   exportTo(source: CheckpointSource, format: string, sink: Writable, signal?: AbortSignal): Promise<number>;
 }
@@ -121,6 +126,45 @@ export interface ImportRequest {
   readonly open: () => AsyncIterable<Uint8Array>;
   /** Called once, when the layout of the memory is known. */
   readonly place: (layout: MemoryLayout) => MemorySink;
+}
+
+export type ReceivingHypervisor = Hypervisor & Required<Pick<Hypervisor, 'receive'>>;
+
+export interface ReceiveRequest {
+  /** Read on at once, whatever becomes of what was read: the machine stands still until it is. */
+  readonly stream: AsyncIterable<Uint8Array>;
+  /** Where what was read is kept until it is applied: a folder that is nobody else's. */
+  readonly workDir: string;
+  /** Called for each whole state, with the pages that came for it. */
+  readonly onState?: (state: number, pageCount: number) => void;
+}
+
+/** A machine that runs elsewhere and sends its states, each of one instant: first whole, then what has changed. */
+export interface ReceivedMachine extends Omit<ImportedMachine, 'deviceState'> {
+  /** What changes are known by: the kind of a tracker. */
+  readonly trackerKind: string;
+  readonly layout: MemoryLayout;
+  /** Waits for a whole state that was not claimed yet. @returns false when the stream has ended @throws STREAM_MALFORMED and what reading it throws */
+  nextState(): Promise<boolean>;
+  /**
+   * The newest whole state. Those before it that were not applied are in it.
+   * @throws VM_UNSUPPORTED when the machine has become one whose changes are not all in the stream
+   */
+  claim(): Promise<ReceivedState>;
+  /** Takes nothing more of the stream, which is its owner's to end. */
+  close(): void;
+}
+
+export interface ReceivedState {
+  /** Counted from 1. */
+  readonly number: number;
+  /** How many of the stream's states it stands for. */
+  readonly stateCount: number;
+  readonly pageCount: number;
+  /** How long the machine stood still to send the last of them; undefined when that cannot be told from the stream. */
+  readonly pauseMs: number | undefined;
+  /** Puts the pages that came, and gives the rest of the state, as `Vm.takeDeviceState`. What fails here may be done again. */
+  apply(memory: MemorySink): Promise<Uint8Array>;
 }
 
 export interface AttachOptions {
@@ -161,6 +205,15 @@ export class HypervisorRegistry {
     throw new CheckpointError('USAGE', `no import format "${format}"`, {
       hint: `known: ${known.join(', ')}`,
     });
+  }
+
+  /** The one that takes machines from a stream. @throws VM_UNSUPPORTED when there is none */
+  receiving(): ReceivingHypervisor {
+    const found = this.#all.find(
+      (hypervisor): hypervisor is ReceivingHypervisor => hypervisor.receive !== undefined,
+    );
+    if (found !== undefined) return found;
+    throw new CheckpointError('VM_UNSUPPORTED', 'no adapter takes machines from a stream');
   }
 
   /** @throws VM_UNSUPPORTED when a checkpoint comes from a hypervisor that is not registered */

@@ -54,7 +54,7 @@ export async function importCheckpoint(options: ImportOptions): Promise<Checkpoi
     await mkdir(runtimeDir, { mode: 0o700 });
     const session = await CheckpointSession.open({
       repository: options.repository,
-      hypervisors: new HypervisorRegistry([serving(hypervisor, vm)]),
+      hypervisors: new HypervisorRegistry([servingOnly(hypervisor, vm, 'import')]),
       vm: vm.address,
       name: options.name,
       compressionLevel: options.compressionLevel,
@@ -75,10 +75,10 @@ export async function importCheckpoint(options: ImportOptions): Promise<Checkpoi
 }
 
 /** The hypervisor of the file, with the machine in it as its only VM. */
-function serving(hypervisor: Hypervisor, vm: ImageVm): Hypervisor {
+export function servingOnly(hypervisor: Hypervisor, vm: ImageVm, scheme: string): Hypervisor {
   return {
     name: hypervisor.name,
-    schemes: ['import'],
+    schemes: [scheme],
     exportFormats: [],
     attach: () => Promise.resolve(vm),
     restore: (source, request) => hypervisor.restore(source, request),

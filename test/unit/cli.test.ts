@@ -1,5 +1,8 @@
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 import { describe, expect, it } from '@jest/globals';
@@ -7,6 +10,8 @@ import { describe, expect, it } from '@jest/globals';
 import { EXIT, exitCodeOf } from '../../src/cli/exit-codes.js';
 import { secondsForTimer } from '../../src/cli/parse.js';
 import { snakeCase } from '../../src/cli/reporter.js';
+import { Repository } from '../../src/repository/repository.js';
+import { openBackend } from '../../src/storage/open.js';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 const COMMAND = new URL('../../src/cli/command.js', import.meta.url).href;
@@ -45,6 +50,45 @@ describe('an output that nobody reads any more', () => {
       });`;
     const { exitCode } = await withClosed(output, ['--input-type=module', '-e', script]);
     expect(exitCode).toBe(EXIT.interrupted);
+  });
+});
+
+describe('cairn receive', () => {
+  /** With a stream on stdin that is none of xl. */
+  function received(repo: string) {
+    const { status, stdout, stderr } = spawnSync(
+      process.execPath,
+      [MAIN, 'receive', '--repo', repo, '--json'],
+      {
+        input: 'SSH-2.0\n'.repeat(100),
+        encoding: 'utf8',
+        env: { ...process.env, NODE_OPTIONS: '' },
+      },
+    );
+    return { status, stdout, error: JSON.parse(stderr) as unknown };
+  }
+
+  it('says to xl that it is ready, and everything else on stderr', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'cairn-cli-test-'));
+    try {
+      const repo = join(dir, 'repo');
+      await (await Repository.init(openBackend(repo))).backend.close();
+      expect(received(repo)).toMatchObject({
+        status: 1,
+        stdout: 'xl migration receiver ready, send binary domain data.\n',
+        error: { message_type: 'error', code: 'STREAM_MALFORMED' },
+      });
+    } finally {
+      rmSync(dir, { recursive: true, force: true });
+    }
+  });
+
+  it('lets xl give up before the guest is suspended when there is no repository', () => {
+    expect(received('/nonexistent/repo')).toMatchObject({
+      status: EXIT.repositoryMissing,
+      stdout: '',
+      error: { code: 'REPO_NOT_FOUND' },
+    });
   });
 });
 

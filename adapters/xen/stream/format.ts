@@ -17,7 +17,13 @@ export const XL_HEADER_BYTES = 48;
 
 export const LIBXL_IDENT = Buffer.from('LibxlFmt', 'latin1');
 export const LIBXL_VERSION = 2;
-export const LIBXL_RECORD = { end: 0, libxcContext: 1, emulatorXenstore: 2, emulatorContext: 3 } as const;
+export const LIBXL_RECORD = {
+  end: 0,
+  libxcContext: 1,
+  emulatorXenstore: 2,
+  emulatorContext: 3,
+  checkpointEnd: 4,
+} as const;
 
 /** Ahead of the body of both emulator records: u32 id, u32 index. The id is that of a QEMU of today, not qemu-xen-traditional. */
 export const EMULATOR_HEADER = { sizeBytes: 8, qemuUpstream: 2 } as const;

@@ -48,25 +48,48 @@ export type SaveItem =
       readonly type: number;
       readonly bytes: Uint8Array | null;
     }
-  | { readonly kind: 'emulator'; readonly record: StateRecord };
+  | { readonly kind: 'emulator'; readonly record: StateRecord }
+  /** Of `xl remus`: what came since the last one of these makes up a state of the guest. */
+  | { readonly kind: 'checkpoint' };
 
 /** A configuration or a state record larger than this is none. */
 const MAX_BODY_BYTES = 64 << 20;
 const KNOWN: ReadonlySet<number> = new Set(Object.values(LIBXC_RECORD));
 
-/** @throws STREAM_MALFORMED naming the byte, and what `source` throws */
-export async function* readSaveFile(source: AsyncIterable<Uint8Array>): AsyncGenerator<SaveItem> {
+/**
+ * @param isRemus the stream of `xl remus`, a checkpoint after the other; otherwise a file with one is refused
+ * @throws STREAM_MALFORMED naming the byte, and what `source` throws
+ */
+export async function* readSaveFile(
+  source: AsyncIterable<Uint8Array>,
+  isRemus = false,
+): AsyncGenerator<SaveItem> {
   const input = new Input(source);
   const config = await readXlHeader(input);
   await readLibxlHeader(input);
   for (;;) {
     const { type, body } = await readRecord(input);
     if (type === LIBXL_RECORD.end) return;
-    if (type === LIBXL_RECORD.libxcContext) yield* readLibxc(input, config);
-    else if (type === LIBXL_RECORD.emulatorContext || type === LIBXL_RECORD.emulatorXenstore) {
-      yield { kind: 'emulator', record: { type, body } };
-    } else if (type < OPTIONAL_RECORD) throw input.malformed(`libxl record ${type}`);
+    if (type === LIBXL_RECORD.libxcContext) yield* readLibxc(input, config, isRemus);
+    else yield* emulatorItem(input, { type, body });
   }
+}
+
+/** What the layer below is interrupted for after each of its checkpoints. */
+async function* readCheckpointRecords(input: Input): AsyncGenerator<SaveItem> {
+  for (;;) {
+    const record = await readRecord(input);
+    if (record.type === LIBXL_RECORD.checkpointEnd) break;
+    yield* emulatorItem(input, record);
+  }
+  yield { kind: 'checkpoint' };
+}
+
+function* emulatorItem(input: Input, record: StateRecord): Generator<SaveItem> {
+  const { type } = record;
+  if (type === LIBXL_RECORD.emulatorContext || type === LIBXL_RECORD.emulatorXenstore)
+    yield { kind: 'emulator', record };
+  else if (type < OPTIONAL_RECORD) throw input.malformed(`libxl record ${type}`);
 }
 
 async function readXlHeader(input: Input): Promise<string> {
@@ -91,7 +114,7 @@ async function readLibxlHeader(input: Input): Promise<void> {
   if (!isRight) throw input.malformed('the libxl layer is of another version');
 }
 
-async function* readLibxc(input: Input, config: string): AsyncGenerator<SaveItem> {
+async function* readLibxc(input: Input, config: string, isRemus: boolean): AsyncGenerator<SaveItem> {
   const header = await input.take(40);
   const hasMarker = header.subarray(0, LIBXC_MARKER_BYTES).every((byte) => byte === 0xff);
   if (!hasMarker || header.readUInt32BE(8) !== LIBXC_ID)
@@ -116,7 +139,11 @@ async function* readLibxc(input: Input, config: string): AsyncGenerator<SaveItem
       continue;
     }
     const body = await readBody(input, length);
-    if (type === LIBXC_RECORD.checkpoint) throw input.malformed('a stream of several checkpoints (xl remus)');
+    if (type === LIBXC_RECORD.checkpoint) {
+      if (!isRemus) throw input.malformed('a stream of several checkpoints (xl remus)');
+      yield* readCheckpointRecords(input);
+      continue;
+    }
     if (!KNOWN.has(type)) {
       if (type < OPTIONAL_RECORD) throw input.malformed(`record ${type}`);
       continue;

@@ -119,7 +119,7 @@ async function stir(domid: number): Promise<void> {
   await sleep(STIR_MS);
 }
 
-function withDomain<T>(domid: number, use: (domain: XenDomain) => T): T {
+export function withDomain<T>(domid: number, use: (domain: XenDomain) => T): T {
   const calls = bindXen(xenVersion());
   try {
     return use(new XenDomain(calls, domid));
@@ -129,7 +129,7 @@ function withDomain<T>(domid: number, use: (domain: XenDomain) => T): T {
 }
 
 /** Valid until the next reading into the same image. */
-function readMemory(domid: number, image: keyof typeof images): Memory {
+export function readMemory(domid: number, image: keyof typeof images): Memory {
   return withDomain(domid, (domain) => {
     const table = domain.info().isHvm ? undefined : new PvMemory(domain).load().table;
     const frames: number[] = [];

@@ -10,6 +10,7 @@ import { CairnProcess } from '../../support/cairn-cli.js';
 import { GuestChain, type Taken } from './chain.js';
 import { compare, type Compared } from './comparison.js';
 import { check, runScenarios, type Context, type Figures, type Scenario } from './harness.js';
+import { remusScenario } from './remus.js';
 import { answersPing, startTraffic, xl, XenGuest, type GuestOptions } from './xen-guest.js';
 
 const LEAVE_SUSPENDED = fileURLToPath(new URL('./leave-suspended.js', import.meta.url));
@@ -518,6 +519,7 @@ await runScenarios(
       emulatedDisk: true,
       churnKib: 64,
     }),
+    remusScenario('remus', { vcpus: 2 }),
     ...([128, 512] as const).flatMap((memoryMib) => [
       comparison(memoryMib, 'random'),
       comparison(memoryMib, 'files'),
