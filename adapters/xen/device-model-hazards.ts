@@ -1,6 +1,6 @@
 /**
  * Which HVM guests have a device model of the kind that checkpoints were proven with: the QEMU of today in dom0, SeaBIOS, network
- * and disks by PV drivers or by QEMU's IDE. What else the configuration can give a guest is refused by name.
+ * and disks by PV drivers or emulated by QEMU. What else the configuration can give a guest is refused by name.
  *
  * Source of the names: tools/libs/light/libxl_types.idl of Xen (libxl_domain_build_info).
  */
@@ -8,6 +8,7 @@
 import type { VmHazard } from '../../src/hypervisor/vm.js';
 import type { Json, JsonObject } from '../../src/types.js';
 import type { XenDomain } from './domain.js';
+import type { XenVersion } from './ffi/versions.js';
 import { refuse } from './refuse.js';
 import { isSet, listOf, objectOf, textOf } from './xl.js';
 import { storeText } from './xenstore.js';
@@ -15,6 +16,8 @@ import { storeText } from './xenstore.js';
 const QEMU_OF_TODAY = 'qemu_xen';
 const FIRMWARE = 'seabios';
 const DEFAULT_VGA = 'cirrus';
+/** Of the cards that QEMU emulates beside the PV one: xl's default. */
+const PROVEN_NIC = 'rtl8139';
 const PROVEN_VGA: readonly string[] = ['none', 'cirrus', 'std'];
 
 /** Options that are set when there is anything in them, and what they bring. */
@@ -50,6 +53,8 @@ export interface DeviceModelInventory {
 interface Found {
   readonly config: JsonObject;
   readonly deviceModel: DeviceModelInventory;
+  /** Of the running hypervisor. */
+  readonly xen: XenVersion;
 }
 
 export function deviceModelHazards(found: Found): readonly VmHazard[] {
@@ -89,12 +94,13 @@ const RULES: readonly Rule[] = [
           `the guest has the graphics card ${kind}: only ${PROVEN_VGA.join(', ')} were tried`,
         );
   },
-  ({ config }) =>
-    textOf(objectOf(hvmOf(config).vnc).enable) === 'False'
+  ({ config, xen }) =>
+    keepsScreenApart(xen) || textOf(objectOf(hvmOf(config).vnc).enable) === 'False'
       ? undefined
       : refuse(
           'XEN_DISPLAY',
-          'the screen of the guest is shown over VNC, which is the default: not tried; vnc=0 in its configuration switches it off',
+          `the screen of the guest is shown over VNC, which is the default, and Xen ${xen.major}.${xen.minor} then switches log-dirty ` +
+            'tracking on by itself, for the screen alone; vnc=0 in its configuration switches it off',
         ),
   ({ config }) => {
     const firmware = textOf(hvmOf(config).bios);
@@ -105,13 +111,19 @@ const RULES: readonly Rule[] = [
     isSet(objectOf(config.b_info).nested_hvm) || isSet(hvmOf(config).nested_hvm)
       ? refuse('XEN_NESTED_HVM', 'the guest may run guests of its own (nestedhvm=1): not tried')
       : undefined,
-  ({ config }) =>
-    listOf(config.nics).every((nic) => textOf(objectOf(nic).nictype) === 'vif')
+  ({ config }) => {
+    const nics = listOf(config.nics).map(objectOf);
+    const unproven = nics
+      .filter(({ nictype }) => textOf(nictype) !== 'vif')
+      .map(({ model }) => textOf(model) || PROVEN_NIC)
+      .find((model) => model !== PROVEN_NIC);
+    return unproven === undefined
       ? undefined
       : refuse(
           'XEN_EMULATED_NIC',
-          'a network card is emulated beside the PV one: not tried; "type=vif" in its line of the configuration leaves the PV one',
-        ),
+          `a network card ${unproven} is emulated: only ${PROVEN_NIC} was tried; "type=vif" in its line of the configuration leaves the PV one`,
+        );
+  },
   ({ config }) =>
     isSet(hvmOf(config).gfx_passthru)
       ? refuse(
@@ -139,6 +151,15 @@ const RULES: readonly Rule[] = [
       : undefined,
   ({ deviceModel: { problem } }) => (problem === '' ? undefined : refuse('XEN_DEVICE_MODEL', problem)),
 ];
+
+/**
+ * While somebody looks at the screen, QEMU asks the hypervisor which pages of the graphics card's memory were written to. From 4.17 on the answer
+ * comes from the types of these pages, and the domain's bitmap stays as it is; 4.16 switches log-dirty mode on for it when it is off, so that
+ * the probe of `LogDirtyTracker` would take it for tracking of the whole domain (hap_track_dirty_vram in xen/arch/x86/mm/hap/hap.c).
+ */
+function keepsScreenApart({ major, minor }: XenVersion): boolean {
+  return major > 4 || (major === 4 && minor >= 17);
+}
 
 function hvmOf(config: JsonObject): JsonObject {
   return objectOf(objectOf(config.b_info)['type.hvm']);

@@ -11,6 +11,7 @@ import { GuestChain, type Taken } from './chain.js';
 import { compare, type Compared } from './comparison.js';
 import { check, runScenarios, type Context, type Figures, type Scenario } from './harness.js';
 import { remusScenario } from './remus.js';
+import { ScreenViewer } from './screen-viewer.js';
 import { answersPing, startTraffic, xl, XenGuest, type GuestOptions } from './xen-guest.js';
 
 const LEAVE_SUSPENDED = fileURLToPath(new URL('./leave-suspended.js', import.meta.url));
@@ -183,6 +184,12 @@ function hvmScenario(name: string, options: Omit<GuestOptions, 'name' | 'type'>)
       const guest = await XenGuest.start({ name, type: 'hvm', churnKib: 512, ...options });
       const hasDisk = options.disk !== undefined;
       if (hasDisk) check(guest.ticks().at(-1)?.disk === 'ok', 'the guest has its disk');
+      // Also of a guest that has no other card than an emulated one.
+      const hasNetwork = options.emulatedDisk !== true;
+      if (hasNetwork) check(await answersPing(), 'the guest answers over its network');
+      const endTraffic = hasNetwork ? startTraffic() : () => undefined;
+      const isShown = options.graphics !== undefined || options.isPlain === true;
+      const viewer = isShown ? new ScreenViewer() : undefined;
       const chain = await GuestChain.open(guest, context);
       const trusted = async (): Promise<void> => {
         await guest.countOn(2);
@@ -199,7 +206,7 @@ function hvmScenario(name: string, options: Omit<GuestOptions, 'name' | 'type'>)
       await trusted();
       const middle = chain.taken.at(-1)!;
       // libxl takes the memory of a graphics card off the target, so that another size comes out than was asked for.
-      if (options.isUnaware !== true && options.graphics === undefined) {
+      if (options.isUnaware !== true && !isShown) {
         await balloon(guest, 100);
         await balloon(guest, 128);
       }
@@ -213,7 +220,13 @@ function hvmScenario(name: string, options: Omit<GuestOptions, 'name' | 'type'>)
         check(summary.compareReason !== '', 'after a kill all pages are compared');
         await chain.closeSession();
       }
+      endTraffic();
       await leftSuspended(chain, context);
+      if (viewer !== undefined) {
+        context.say(`${viewer.receivedBytes} bytes of its screen were looked at`);
+        check(viewer.receivedBytes > 0, 'its screen was looked at');
+        viewer.close();
+      }
       const last = chain.taken.at(-1)!;
       const exportBytes = await chain.verifyExport(last);
       for (const from of [first, middle, last]) {
@@ -221,6 +234,7 @@ function hvmScenario(name: string, options: Omit<GuestOptions, 'name' | 'type'>)
         await chain.restore(from);
         check((await guest.deviceModelStatus()) === 'running', 'its device model runs');
         if (hasDisk) check(guest.ticks().at(-1)?.disk === 'ok', 'its disk works on');
+        if (hasNetwork) check(await answersPing(), 'it answers over its network');
         check(guest.ticks().at(-1)?.cpus === (options.vcpus ?? 1), 'all processors run');
       }
       guest.destroy();
@@ -510,6 +524,7 @@ await runScenarios(
     hvmScenario('hvm-2', { vcpus: 2, disk: 'persistent-grants' }),
     hvmScenario('hvm-ide', { disk: 'persistent-grants', emulatedDisk: true, churnKib: 64 }),
     hvmScenario('hvm-vga', { graphics: 'stdvga' }),
+    hvmScenario('hvm-plain', { isPlain: true }),
     hvmScenario('hvm-unaware', { isUnaware: true, disk: 'persistent-grants', churnKib: 64 }),
     diskScenario('hvm-volume', { type: 'hvm', disk: 'volume', emulatedDisk: true }, 'is open'),
     foreignScenario('hvm-foreign', {

@@ -24,10 +24,12 @@ export interface GuestOptions {
   readonly disk?: 'persistent-grants' | 'grants-for-each-request' | 'qcow2' | 'volume';
   /** Of an HVM guest with a disk: it goes through the IDE controller that QEMU emulates, which writes to guest memory itself. No network then. */
   readonly emulatedDisk?: boolean;
-  /** Of an HVM guest: it has no Xen drivers, so no network, no balloon, and a serial port for a console. */
+  /** Of an HVM guest: it has no Xen drivers, so emulated devices only, no balloon, and a serial port for a console. */
   readonly isUnaware?: boolean;
-  /** Of an HVM guest; its kernel then writes to that console as well. None when it is not said. */
+  /** Of an HVM guest: in a graphics mode, shown over VNC. None when it is not said. */
   readonly graphics?: 'cirrus' | 'stdvga';
+  /** Of an HVM guest: graphics, screen over VNC and network cards as xl gives them to a guest whose configuration says nothing of them. */
+  readonly isPlain?: boolean;
   /** Lines added to the configuration. */
   readonly extra?: readonly string[];
 }
@@ -76,13 +78,14 @@ export class XenGuest {
       isUnaware = false,
       emulatedDisk = isUnaware,
       graphics,
-      network = !emulatedDisk,
+      isPlain = false,
+      network = isUnaware || !emulatedDisk,
       disk,
       extra = [],
     } = options;
     const isEmulated = type === 'hvm';
     const kernelArgs = [
-      graphics === undefined ? 'console=hvc0 quiet' : `console=tty0 console=hvc0 vga=${GRAPHICS_MODE}`,
+      graphics === undefined ? 'console=hvc0 quiet' : `console=hvc0 quiet vga=${GRAPHICS_MODE}`,
       ...(isUnaware ? ['xen_nopv'] : []),
       `lab.churn=${churnKib} lab.files=${files}`,
       // Devices stay emulated, and so there are no PV ones.
@@ -101,11 +104,13 @@ export class XenGuest {
       `memory=${memoryMib}`,
       `vcpus=${vcpus}`,
       `extra="${kernelArgs.join(' ')}"`,
-      ...(network ? [`vif=['script=/lab/vif-lab${isEmulated ? ',type=vif' : ''}']`] : []),
-      ...(isEmulated
+      ...(network
+        ? [`vif=['script=/lab/vif-lab${isEmulated && !isUnaware && !isPlain ? ',type=vif' : ''}']`]
+        : []),
+      ...(isEmulated && !isPlain
         ? [
             `vga="${graphics ?? 'none'}"`,
-            'vnc=0',
+            `vnc=${graphics === undefined ? 0 : 1}`,
             `serial="${isUnaware ? serialPipe(options.name) : 'null'}"`,
           ]
         : []),

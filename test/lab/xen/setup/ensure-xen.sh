@@ -53,7 +53,7 @@ root="$work/root"
 mkdir -p "$root"
 for deb in "$debs"/archives/*.deb; do
   case "$(basename "$deb")" in
-    iso-codes_* | initramfs-tools* | ipxe-qemu_* | dpkg_* | debconf_* | adduser_* | passwd_*) continue ;;
+    iso-codes_* | initramfs-tools* | dpkg_* | debconf_* | adduser_* | passwd_*) continue ;;
   esac
   dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$root" --keep-directory-symlink \
     --exclude='./usr/share/doc' --exclude='./usr/share/man' --exclude='./usr/share/locale' --exclude='*.dtb'
@@ -89,7 +89,7 @@ guest_root="$work/guest"
 mkdir -p "$guest_root/bin" "$guest_root/dev" "$guest_root/proc" "$guest_root/sys" "$guest_root/tmp" "$guest_root/lib/modules/$version"
 cp "$(command -v busybox)" "$guest_root/bin/busybox"
 install -m 755 "$guest/init" "$guest_root/init"
-copy_modules "$guest_root/lib/modules/$version" xen_netfront xen_blkfront ext4 crc32c_generic ata_piix sd_mod crct10dif_generic crc64_rocksoft_generic
+copy_modules "$guest_root/lib/modules/$version" xen_netfront xen_blkfront ext4 crc32c_generic ata_piix sd_mod crct10dif_generic crc64_rocksoft_generic 8139cp
 busybox depmod -b "$guest_root" "$version" 2>/dev/null || true
 
 # 4. dom0's disk.
