@@ -21,6 +21,8 @@ import { QmpClient } from '../kvm/qmp-client.js';
 import { asNumber, asObject, asText } from '../kvm/qmp-json.js';
 
 export type ConnectMonitor = (path: string) => Promise<Monitor>;
+/** One exchange over a monitor, which is let go of afterwards. */
+export type ExchangeWithMonitor = <T>(use: (monitor: Monitor) => Promise<T>) => Promise<T>;
 
 export interface DeviceModelVersion {
   readonly major: number;
@@ -38,6 +40,17 @@ export function monitorPath(domid: number): string {
 
 export const connectMonitor: ConnectMonitor = (path) => QmpClient.connect(path);
 
+export function exchangeAt(path: string, connect: ConnectMonitor): ExchangeWithMonitor {
+  return async (use) => {
+    const monitor = await connect(path);
+    try {
+      return await use(monitor);
+    } finally {
+      await monitor.close();
+    }
+  };
+}
+
 export class DeviceModel {
   readonly #path: string;
   readonly #connect: ConnectMonitor;
@@ -50,14 +63,14 @@ export class DeviceModel {
 
   /** @throws VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, QMP_COMMAND */
   async version(): Promise<DeviceModelVersion> {
-    const reply = await this.#exchange((monitor) => monitor.execute('query-version'));
+    const reply = await this.exchange((monitor) => monitor.execute('query-version'));
     const { major, minor } = asObject(asObject(reply).qemu);
     return { major: asNumber(major), minor: asNumber(minor) };
   }
 
   /** From now on its writes are in the hypervisor's dirty bitmap. Again is no harm (QEMU 7.2; older ones must not be told twice). */
   async reportWrites(): Promise<void> {
-    await this.#exchange((monitor) => monitor.execute('xen-set-global-dirty-log', { enable: true }));
+    await this.exchange((monitor) => monitor.execute('xen-set-global-dirty-log', { enable: true }));
   }
 
   /** Takes the monitor for a stop, with all that the stop needs of it. @throws VM_UNREACHABLE, VM_BUSY, QMP_COMMAND */
@@ -110,15 +123,9 @@ export class DeviceModel {
     await held.monitor.close();
   }
 
-  async #exchange<T>(use: (monitor: Monitor) => Promise<T>): Promise<T> {
-    if (this.#held !== undefined) return use(this.#held.monitor);
-    const monitor = await this.#connect(this.#path);
-    try {
-      return await use(monitor);
-    } finally {
-      await monitor.close();
-    }
-  }
+  /** Over the monitor that is held, if it is. @throws VM_UNREACHABLE, VM_BUSY, and what `use` throws */
+  readonly exchange: ExchangeWithMonitor = (use) =>
+    this.#held === undefined ? exchangeAt(this.#path, this.#connect)(use) : use(this.#held.monitor);
 
   #mustHold(): Held {
     if (this.#held === undefined) throw new RangeError('hold() comes first');

@@ -2,7 +2,11 @@
  * Disks in qcow2 images. libxl gives a domain that has one (backend `qdisk`) a QEMU in dom0, also a PVH or PV guest, for which it emulates
  * nothing and only serves the images. That QEMU snapshots them, as on KVM.
  *
- * Its monitor serves one client at a time and is libxl's own, so it is held for a single exchange only. It waits for the requests that
+ * Of an HVM guest the QEMU opens each image twice, for the emulated controller and for the PV driver, and neither sees what the other writes. A guest
+ * with Xen drivers unplugs the emulated one when it boots: then the image is open once. One that has not is refused.
+ *
+ * The monitor serves one client at a time and is libxl's own, so it is held for a single exchange, or for the stop of a guest with a device
+ * model. QEMU waits for the requests that
  * it has taken from the guest's ring before it snapshots. Those that it takes later, and those that the guest had no answer to when it
  * suspended itself, need no care: see docs/xen.md, "Disks".
  *
@@ -12,16 +16,14 @@
 import { CheckpointError, isCheckpointError } from '../../src/errors.js';
 import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../src/hypervisor/vm.js';
 import { dropDiskSnapshots, listDisks, snapshotDisks } from '../kvm/disks.js';
-import type { Monitor } from '../kvm/monitor.js';
-import { connectMonitor, monitorPath, type ConnectMonitor } from './device-model.js';
+import { connectMonitor, exchangeAt, monitorPath, type ExchangeWithMonitor } from './device-model.js';
 
 export class Qcow2Disks {
-  readonly #path: string;
-  readonly #connect: ConnectMonitor;
+  readonly #withMonitor: ExchangeWithMonitor;
 
-  constructor(domid: number, connect: ConnectMonitor = connectMonitor) {
-    this.#path = monitorPath(domid);
-    this.#connect = connect;
+  /** @param exchange of a guest with a device model: through the monitor that is held in its stop */
+  constructor(domid: number, exchange: ExchangeWithMonitor = exchangeAt(monitorPath(domid), connectMonitor)) {
+    this.#withMonitor = exchange;
   }
 
   /** The same disks, with size and snapshot modes of those that a QEMU serves as qcow2. Asks it only when there is one. @throws VM_BUSY */
@@ -36,8 +38,9 @@ export class Qcow2Disks {
       throw error;
     }
     return disks.map((disk) => {
-      const image = isCandidate(disk) ? imageOf(disk, served) : undefined;
+      const [image, ...more] = isCandidate(disk) ? imagesOf(disk, served) : [];
       if (image === undefined) return disk;
+      if (more.length > 0) return { ...disk, whyNoSnapshot: OPEN_TWICE };
       return { ...disk, virtualSizeBytes: image.virtualSizeBytes, snapshotModes: ['internal'] };
     });
   }
@@ -52,8 +55,9 @@ export class Qcow2Disks {
     return this.#withMonitor(async (monitor) => {
       const served = await listDisks(monitor);
       const images = disks.map((disk) => {
-        const image = imageOf(disk, served);
+        const [image, ...more] = imagesOf(disk, served);
         if (image === undefined) throw refused(`no QEMU serves the disk ${disk.id} (${disk.path})`);
+        if (more.length > 0) throw refused(`disk ${disk.id} (${disk.path}): ${OPEN_TWICE}`);
         return image;
       });
       const taken = await snapshotDisks(monitor, name, images, mode);
@@ -67,35 +71,21 @@ export class Qcow2Disks {
       const served = await listDisks(monitor);
       const renamed = snapshots.map((snapshot) => ({
         ...snapshot,
-        diskId: imageOf(snapshot, served)?.id ?? snapshot.diskId,
+        diskId: imagesOf(snapshot, served)[0]?.id ?? snapshot.diskId,
       }));
       await dropDiskSnapshots(monitor, renamed);
     });
   }
-
-  async #withMonitor<T>(use: (monitor: Monitor) => Promise<T>): Promise<T> {
-    const monitor = await this.#connect(this.#path);
-    try {
-      return await use(monitor);
-    } finally {
-      await monitor.close();
-    }
-  }
 }
 
-/** Those of an HVM guest are served twice by the same QEMU, to the emulated controller and to the PV driver: not tried. */
-export function withoutSnapshots(disks: readonly VmDisk[]): readonly VmDisk[] {
-  return disks.map((disk) =>
-    isCandidate(disk) ? { ...disk, whyNoSnapshot: 'images of HVM guests were not tried' } : disk,
-  );
-}
+const OPEN_TWICE = 'the guest has the image twice, behind an emulated controller and behind the PV backend';
 
 function isCandidate({ format, writable }: VmDisk): boolean {
   return format === 'qcow2' && writable;
 }
 
-function imageOf({ path }: Pick<VmDisk, 'path'>, served: readonly VmDisk[]): VmDisk | undefined {
-  return served.find((image) => image.path === path && image.snapshotModes.includes('internal'));
+function imagesOf({ path }: Pick<VmDisk, 'path'>, served: readonly VmDisk[]): readonly VmDisk[] {
+  return served.filter((image) => image.path === path && image.snapshotModes.includes('internal'));
 }
 
 function refused(why: string): CheckpointError {

@@ -29,7 +29,7 @@ import { LOG_DIRTY_KIND, LogDirtyTracker } from './log-dirty-tracker.js';
 import { memoryTargetOf, videoKibOf, withMemoryTarget } from './memory-target.js';
 import { layoutOf, mergeWindows, windowsOver, type FrameWindow } from './physmap.js';
 import { TypeScan } from './presence.js';
-import { Qcow2Disks, withoutSnapshots } from './qcow2-disks.js';
+import { Qcow2Disks } from './qcow2-disks.js';
 import { SuspendControl } from './run-state.js';
 import { lacksXenDrivers } from './xen-drivers.js';
 import { offersSuspend } from './xenstore.js';
@@ -97,7 +97,7 @@ export class XenVm implements Vm {
     this.#deps = deps;
     this.#guest =
       kind === 'pv' ? new PvGuestMemory(domain, options.runtimeDir) : new TranslatedMemory(domain);
-    this.#qcow2 = new Qcow2Disks(domain.domid);
+    this.#qcow2 = new Qcow2Disks(domain.domid, deviceModel?.exchange);
     this.#runState = new SuspendControl({
       domain,
       uuid: options.uuid,
@@ -262,9 +262,7 @@ export class XenVm implements Vm {
   }
 
   async disks(): Promise<readonly VmDisk[]> {
-    const disks = disksOf(this.#options.config);
-    const isHvm = this.#deps.deviceModel !== undefined;
-    return this.#volumes.describe(isHvm ? withoutSnapshots(disks) : await this.#qcow2.describe(disks));
+    return this.#volumes.describe(await this.#qcow2.describe(disksOf(this.#options.config)));
   }
 
   foreignSnapshots(name: string, disks: readonly VmDisk[], mode: DiskSnapshotMode): readonly DiskSnapshot[] {

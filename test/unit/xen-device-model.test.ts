@@ -12,7 +12,6 @@ import { hazardsOf } from '../../adapters/xen/hazards.js';
 import { LogDirtyTracker } from '../../adapters/xen/log-dirty-tracker.js';
 import { layoutOf } from '../../adapters/xen/physmap.js';
 import { TypeScan } from '../../adapters/xen/presence.js';
-import { withoutSnapshots } from '../../adapters/xen/qcow2-disks.js';
 import { SuspendControl } from '../../adapters/xen/run-state.js';
 import { LIBXL_RECORD } from '../../adapters/xen/stream/format.js';
 import { readSaveFile } from '../../adapters/xen/stream/reader.js';
@@ -52,10 +51,11 @@ describe('the device model of a Xen guest', () => {
     await model.hold();
     await model.stop();
     await model.version();
+    await model.exchange((held) => held.execute('query-block'));
     await model.resume();
     await model.release();
     expect(connections).toBe(1);
-    expect(monitor.commands).toEqual(['add-fd', 'stop', 'query-version', 'cont', 'remove-fd']);
+    expect(monitor.commands).toEqual(['add-fd', 'stop', 'query-version', 'query-block', 'cont', 'remove-fd']);
     await model.reportWrites();
     expect(connections).toBe(2);
   });
@@ -96,18 +96,6 @@ describe('the device model of a Xen guest', () => {
     const busy = new CheckpointError('VM_BUSY', 'another client has it', { retryable: true });
     const asked = deviceModelProblem({ version: () => Promise.reject(busy) }, true);
     await expect(asked).rejects.toMatchObject({ code: 'VM_BUSY' });
-  });
-});
-
-describe('images of an HVM guest', () => {
-  it('have no snapshots, and say why', () => {
-    const disk = { id: 'xvda', path: '/srv/a', format: 'qcow2', writable: true, virtualSizeBytes: 0 };
-    const [image, raw] = withoutSnapshots([
-      { ...disk, snapshotModes: [] },
-      { ...disk, format: 'raw', snapshotModes: [] },
-    ]);
-    expect(image).toMatchObject({ snapshotModes: [], whyNoSnapshot: 'images of HVM guests were not tried' });
-    expect(raw?.whyNoSnapshot).toBeUndefined();
   });
 });
 

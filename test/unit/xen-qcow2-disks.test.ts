@@ -5,10 +5,11 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { writersOf } from '../../adapters/xen/image-writers.js';
+import { exchangeAt } from '../../adapters/xen/device-model.js';
 import { Qcow2Disks } from '../../adapters/xen/qcow2-disks.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { VmDisk } from '../../src/hypervisor/vm.js';
-import type { Json } from '../../src/types.js';
+import type { Json, JsonObject } from '../../src/types.js';
 import { FakeMonitor } from '../support/fake-monitor.js';
 
 const disk: VmDisk = {
@@ -21,12 +22,12 @@ const disk: VmDisk = {
 };
 const raw: VmDisk = { ...disk, id: 'xvdb', path: '/dev/vg/data', format: 'raw' };
 
-function served(path = disk.path): Json {
+function served(path = disk.path, name = '51712-qcow2'): JsonObject[] {
   return [
     {
       device: '',
       inserted: {
-        'node-name': '51712-qcow2',
+        'node-name': name,
         drv: 'qcow2',
         ro: false,
         image: { filename: path, 'virtual-size': 1 << 30 },
@@ -51,7 +52,7 @@ function qemu(reply: Json = served()): {
     paths.push(path);
     return Promise.resolve(monitor);
   };
-  return { disks: new Qcow2Disks(7, connect), sent, paths };
+  return { disks: new Qcow2Disks(7, exchangeAt('/m', connect)), sent, paths };
 }
 
 describe('qcow2 disks of a Xen domain', () => {
@@ -61,7 +62,7 @@ describe('qcow2 disks of a Xen domain', () => {
       { ...disk, virtualSizeBytes: 1 << 30, snapshotModes: ['internal'] },
       raw,
     ]);
-    expect(paths).toEqual(['/var/run/xen/qmp-libxl-7']);
+    expect(paths).toEqual(['/m']);
   });
 
   it('are none of the QEMU that serves another image', async () => {
@@ -75,7 +76,8 @@ describe('qcow2 disks of a Xen domain', () => {
   });
 
   it('cannot be snapshotted without a QEMU', async () => {
-    const without = new Qcow2Disks(7, () => Promise.reject(new CheckpointError('VM_UNREACHABLE', 'none')));
+    const connect = (): Promise<never> => Promise.reject(new CheckpointError('VM_UNREACHABLE', 'none'));
+    const without = new Qcow2Disks(7, exchangeAt('/m', connect));
     expect(await without.describe([disk])).toEqual([disk]);
   });
 
@@ -94,6 +96,16 @@ describe('qcow2 disks of a Xen domain', () => {
         },
       },
     ]);
+  });
+
+  it('are left alone while an HVM guest has them behind an emulated controller as well', async () => {
+    const { disks, sent } = qemu([...served(), ...served(disk.path, 'ide0-hd0')]);
+    const [described] = await disks.describe([disk]);
+    expect(described).toMatchObject({ snapshotModes: [], whyNoSnapshot: expect.stringContaining('twice') });
+    await expect(disks.snapshot('c1', [disk], 'internal')).rejects.toMatchObject({
+      code: 'DISK_SNAPSHOT_FAILED',
+    });
+    expect(sent).toEqual([]);
   });
 
   it('lose the snapshots of a failed checkpoint', async () => {

@@ -527,6 +527,7 @@ await runScenarios(
     hvmScenario('hvm-plain', { isPlain: true }),
     hvmScenario('hvm-unaware', { isUnaware: true, disk: 'persistent-grants', churnKib: 64 }),
     diskScenario('hvm-volume', { type: 'hvm', disk: 'volume', emulatedDisk: true }, 'is open'),
+    diskScenario('hvm-qcow2', { type: 'hvm', disk: 'qcow2' }, 'open for writing'),
     foreignScenario('hvm-foreign', {
       type: 'hvm',
       graphics: 'cirrus',
