@@ -389,12 +389,7 @@ async function foreign(context: Context, options: GuestOptions): Promise<Figures
   const guest = await XenGuest.start(options);
   const chain = await GuestChain.open(guest, context);
   await chain.checkpoint();
-  await guest.countOn(1);
-  const ticked = guest.lastTick();
-  xl('save', '-c', guest.name, '/tmp/foreign.xl');
-  const restoreImported = await chain.import('/tmp/foreign.xl', [ticked, guest.lastTick()]);
-  rmSync('/tmp/foreign.xl');
-  await guest.countOn(1);
+  const restoreImported = await savedAndImported(chain);
   const after = await chain.checkpoint();
   check(after.summary.compareReason !== '', 'after xl save -c all pages are compared');
   await guest.countOn(1);
@@ -409,6 +404,18 @@ async function foreign(context: Context, options: GuestOptions): Promise<Figures
   return { checkpoints: figuresOf(chain.taken) };
 }
 
+/** `xl save -c` of the running guest by somebody else, and the file imported. @returns what restores it */
+async function savedAndImported(chain: GuestChain): Promise<() => Promise<void>> {
+  const { guest } = chain;
+  await guest.countOn(1);
+  const ticked = guest.lastTick();
+  xl('save', '-c', guest.name, '/tmp/foreign.xl');
+  const restoreImported = await chain.import('/tmp/foreign.xl', [ticked, guest.lastTick()]);
+  rmSync('/tmp/foreign.xl');
+  await guest.countOn(1);
+  return restoreImported;
+}
+
 /** A PV guest that `xl save -c` wrote: imported, restored, counted on. */
 const pvForeign: Scenario = {
   name: 'pv-foreign',
@@ -416,12 +423,7 @@ const pvForeign: Scenario = {
     const guest = await XenGuest.start({ name: 'pv-foreign', churnKib: 256, type: 'pv' });
     const chain = await GuestChain.open(guest, context);
     await chain.checkpoint();
-    await guest.countOn(1);
-    const ticked = guest.lastTick();
-    xl('save', '-c', guest.name, '/tmp/foreign.xl');
-    const restoreImported = await chain.import('/tmp/foreign.xl', [ticked, guest.lastTick()]);
-    rmSync('/tmp/foreign.xl');
-    await guest.countOn(1);
+    const restoreImported = await savedAndImported(chain);
     await chain.checkpoint();
     await chain.closeSession();
     guest.destroy();
