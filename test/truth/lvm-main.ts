@@ -14,8 +14,9 @@ import { isDeepStrictEqual } from 'node:util';
 import { listVolumes } from '../../adapters/disks/lvm/logical-volumes.js';
 import { runTool } from '../../adapters/disks/run-tool.js';
 import { resumeSuspended } from '../../adapters/disks/lvm/suspended-devices.js';
+import { FAULT_POINTS } from '../../src/checkpoint/fault-points.js';
 import { LabMachine } from '../lab/machine.js';
-import { cairn, runCairn, type CliMessage } from '../lab/support/cairn-cli.js';
+import { cairn, CairnProcess, runCairn, type CliMessage } from '../lab/support/cairn-cli.js';
 import { scratchDir } from '../lab/support/lab-files.js';
 import { chooseAccelerator } from './host.js';
 import { printLine } from './truth-line.js';
@@ -143,6 +144,21 @@ async function main(): Promise<void> {
   must('none is left behind', isDeepStrictEqual(await snapshotNames(), before), await snapshotNames());
   await machine.waitForProgress();
   checked('all or nothing');
+
+  const { signal } = await new CairnProcess(take(), {
+    ...options,
+    env: { CAIRN_FAULT_POINT: String(FAULT_POINTS.beforeResume) },
+  }).ended;
+  must('it was killed in the pause', signal === 'SIGKILL', signal);
+  const orphaned = (await snapshotNames()).filter((name) => !before.includes(name));
+  must('its snapshots are there', orphaned.length === DISKS.length, orphaned);
+  await machine.waitForProgress();
+  const after = await cairn(take(), options);
+  must('the next checkpoint is whole', after.disk_snapshots === DISKS.length, after);
+  const now = await snapshotNames();
+  must('and has dropped them', !orphaned.some((name) => now.includes(name)), { orphaned, now });
+  must('and nothing else', now.length === before.length + DISKS.length, { before, now });
+  checked('snapshots of a Cairn that was killed');
 
   must('the VM is in the way', (await refusal(ids[0]!)).code === 'RESTORE_TARGET_BUSY');
   await machine.waitForProgress();
