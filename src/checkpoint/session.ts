@@ -180,18 +180,20 @@ export class CheckpointSession {
       hookCoversDisks: this.#hook !== undefined,
     });
     const parent = this.#chain.latest;
+    // Asked once: to ask may begin a new record, and what is decided must be about the one that the ledger names.
+    const { token } = tracker;
     const scope = decideScope({
       forceBase: options.forceBase ?? false,
       parent,
       layout,
       ledger: this.#state?.carried === true && ledger !== undefined ? { ...ledger, state: 'clean' } : ledger,
-      tracker,
+      tracker: { kind: tracker.kind, token },
       trackerReason: this.trackerReason,
       repositoryId: repository.id,
       chain: this.vmName,
     });
     const owner = {
-      token: tracker.token,
+      token,
       repositoryId: repository.id,
       chain: this.vmName,
       checkpointId: parent?.id ?? '',

@@ -426,6 +426,18 @@ describe('a VM that changes on the way', () => {
   });
 });
 
+describe('a record that turns out to be lost when the tracker is asked for it', () => {
+  it.each([1, 2, 3])('is not trusted, at whichever question that is (number %d)', async (asks) => {
+    await begin();
+    await session.checkpoint();
+    write(9);
+    guest.asksUntilRecordIsLost = asks;
+    const { compareReason } = await session.checkpoint();
+    expect(compareReason !== '').toBe(guest.asksUntilRecordIsLost <= 0);
+    await expectNewestIsMemory();
+  });
+});
+
 describe('bits that were harvested for a checkpoint that failed', () => {
   beforeEach(async () => {
     await begin();

@@ -44,6 +44,8 @@ export class FakeGuest {
   readonly canTrack: boolean;
   /** Of its trackers, see `DirtyTracker.isLastCollectEnough`. */
   isLastCollectEnough = false;
+  /** The tracker loses its record when it is asked for its token that often. */
+  asksUntilRecordIsLost = Infinity;
   state: RunState = 'running';
   deviceState = new Uint8Array([0x51, 0x45, 0x56, 0x4d, 0, 0, 0, 3, 1, 2, 3, 0]);
   isFrozen = false;

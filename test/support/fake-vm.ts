@@ -242,6 +242,13 @@ class FakeTracker implements DirtyTracker {
   }
 
   get token(): string {
+    const { guest } = this.vm;
+    // As on Xen: whoever asks finds that somebody had switched tracking off, and switches it on again, with nothing in it.
+    if (--guest.asksUntilRecordIsLost === 0) {
+      guest.loseTracker();
+      this.#token = guest.arm();
+      guest.harvest();
+    }
     return this.#on();
   }
 
