@@ -45,10 +45,12 @@ describe('a page map', () => {
         map.commit();
         const refs = map.refs.slice();
         const depths = map.depths.slice();
+        expect(map.maxDepth()).toBe(Math.max(...depths));
         for (const [page, ref, depth] of undone) map.set(page, ref, depth);
         map.rollback();
         expect(map.refs).toEqual(refs);
         expect(map.depths).toEqual(depths);
+        expect(map.maxDepth()).toBe(Math.max(...depths));
         expect(map.changedPages()).toHaveLength(0);
       }),
     );
@@ -73,6 +75,7 @@ describe('a page map', () => {
     expect(mapped.get(0)).toEqual({ ref: 200, depth: 2 });
     expect(mapped.get(128 + 9)).toEqual({ ref: 109, depth: 1 });
     expect(mapped.countRecords()).toBe(2);
+    expect(mapped.maxDepth()).toBe(2);
     expect(mapped.changedPages()).toHaveLength(0);
   });
 
