@@ -60,7 +60,7 @@ export class DirtyBitmap {
   /** @throws RangeError when a run leads past the last page */
   static fromRuns(pageCount: number, runs: PageRuns): DirtyBitmap {
     const bitmap = new DirtyBitmap(pageCount);
-    for (let i = 0; i < runs.length; i += 2) bitmap.setRange(runs[i]!, runs[i + 1]!);
+    bitmap.setRuns(runs);
     return bitmap;
   }
 
@@ -72,11 +72,7 @@ export class DirtyBitmap {
 
   /** Adds the pages [first, first + count). @throws RangeError when they are not all there */
   setRange(first: number, count: number): void {
-    if (!(Number.isInteger(first) && first >= 0 && Number.isInteger(count) && count >= 0)) {
-      throw new RangeError(`pages from ${first}, ${count} of them`);
-    }
-    const end = first + count;
-    if (end > this.pageCount) throw new RangeError(`pages ${first} to ${end} of ${this.pageCount}`);
+    const end = this.checkRange(first, count);
     if (count === 0) return;
     const firstHalf = first >>> 5;
     const lastHalf = (end - 1) >>> 5;
@@ -89,6 +85,33 @@ export class DirtyBitmap {
     this.halves[firstHalf]! |= head;
     this.halves.fill(0xffffffff, firstHalf + 1, lastHalf);
     this.halves[lastHalf]! |= tail;
+  }
+
+  /** Takes the pages [first, first + count) away. @throws RangeError when they are not all there */
+  clearRange(first: number, count: number): void {
+    const end = this.checkRange(first, count);
+    if (count === 0) return;
+    const firstHalf = first >>> 5;
+    const lastHalf = (end - 1) >>> 5;
+    const head = -1 << (first & 31);
+    const tail = -1 >>> (31 - ((end - 1) & 31));
+    if (firstHalf === lastHalf) {
+      this.halves[firstHalf]! &= ~(head & tail);
+      return;
+    }
+    this.halves[firstHalf]! &= ~head;
+    this.halves.fill(0, firstHalf + 1, lastHalf);
+    this.halves[lastHalf]! &= ~tail;
+  }
+
+  /** Adds the pages of `runs`. Of a few runs in a large memory it takes far less time than `or`. @throws RangeError as `setRange` */
+  setRuns(runs: PageRuns): void {
+    for (let i = 0; i < runs.length; i += 2) this.setRange(runs[i]!, runs[i + 1]!);
+  }
+
+  /** Takes the pages of `runs` away. @throws RangeError as `clearRange` */
+  clearRuns(runs: PageRuns): void {
+    for (let i = 0; i < runs.length; i += 2) this.clearRange(runs[i]!, runs[i + 1]!);
   }
 
   /** @throws RangeError when there is no such page */
@@ -143,6 +166,16 @@ export class DirtyBitmap {
     if (!(Number.isInteger(page) && page >= 0 && page < this.pageCount)) {
       throw new RangeError(`page ${page} of ${this.pageCount}`);
     }
+  }
+
+  /** @returns the first page behind the range */
+  private checkRange(first: number, count: number): number {
+    if (!(Number.isInteger(first) && first >= 0 && Number.isInteger(count) && count >= 0)) {
+      throw new RangeError(`pages from ${first}, ${count} of them`);
+    }
+    const end = first + count;
+    if (end > this.pageCount) throw new RangeError(`pages ${first} to ${end} of ${this.pageCount}`);
+    return end;
   }
 
   private checkSameSize(other: DirtyBitmap): void {

@@ -360,8 +360,8 @@ export class CheckpointCycle {
 
   #take(): TakenPages {
     const taken = this.#pending.take();
-    this.#absent.andNot(DirtyBitmap.fromRuns(this.#layout.pageSpan, taken.present));
-    this.#absent.or(DirtyBitmap.fromRuns(this.#layout.pageSpan, taken.absent));
+    this.#absent.clearRuns(taken.present);
+    this.#absent.setRuns(taken.absent);
     return taken;
   }
 

@@ -35,10 +35,11 @@ export class PendingPages {
   }
 
   add(harvest: Harvest): void {
-    this.harvested.or(harvest.dirty);
-    this.#pending.or(harvest.dirty);
-    this.#absent.andNot(harvest.dirty);
-    this.#absent.or(harvest.absent);
+    const dirty = harvest.dirty.toRuns();
+    this.harvested.setRuns(dirty);
+    this.#pending.setRuns(dirty);
+    this.#absent.clearRuns(dirty);
+    this.#absent.setRuns(harvest.absent.toRuns());
   }
 
   /** Every page of every region. */
@@ -65,14 +66,15 @@ export class PendingPages {
 
   /** Hands over all that is pending and starts empty again. */
   take(): TakenPages {
-    const absentNow = this.#pending.clone();
-    const presentNow = this.#pending.clone();
-    presentNow.andNot(this.#absent);
-    absentNow.andNot(presentNow);
-    this.#touched.or(this.#pending);
-    this.#pending.clear();
+    const all = this.#pending.toRuns();
+    this.#touched.setRuns(all);
+    this.#pending.andNot(this.#absent);
+    const present = this.#pending.toRuns();
+    this.#pending.setRuns(all);
+    this.#pending.clearRuns(present);
+    const absent = this.#pending.toRuns();
+    this.#pending.clearRuns(absent);
     this.#absent.clear();
-    const present = presentNow.toRuns();
-    return { present, presentCount: countRunPages(present), absent: absentNow.toRuns() };
+    return { present, presentCount: countRunPages(present), absent };
   }
 }

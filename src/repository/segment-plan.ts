@@ -1,11 +1,13 @@
 /** Which pages go into the index segment of a checkpoint: the policy of `index-policy.ts` applied to a map. */
 
+import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
 import { sameLayout, type MemoryLayout } from '../hypervisor/memory-layout.js';
 import type { CallOptions } from '../storage/backend.js';
 import { planIndex } from './index-policy.js';
 import { loadSegment, type SegmentSource } from './load-map.js';
 import { BOTTOM_LEVEL, type Manifest, type SegmentEntry } from './manifest.js';
 import type { PageMap } from './page-map.js';
+import { expandRuns } from '../types.js';
 import { ZERO_REF } from './record-ref.js';
 
 export interface SegmentPlan {
@@ -49,15 +51,7 @@ function pagesWithRecord(map: PageMap): Uint32Array {
 
 /** All pages of the lists, each once, ascending. */
 function union(lists: readonly Uint32Array[], pageSpan: number): Uint32Array {
-  const isIn = new Uint8Array(pageSpan);
-  let count = 0;
-  for (const list of lists) {
-    for (const page of list) {
-      count += 1 - isIn[page]!;
-      isIn[page] = 1;
-    }
-  }
-  const pages = new Uint32Array(count);
-  for (let page = 0, at = 0; at < count; page++) if (isIn[page] === 1) pages[at++] = page;
-  return pages;
+  const all = new DirtyBitmap(pageSpan);
+  for (const list of lists) for (const page of list) all.set(page);
+  return expandRuns(all.toRuns());
 }

@@ -72,6 +72,11 @@ describe('DirtyBitmap', () => {
         const rest = build(a);
         rest.andNot(other);
         expect(pagesOf(rest)).toEqual(sorted([...a.pages].filter((page) => !b.pages.has(page))));
+        const byRuns = { union: build(a), rest: build(a) };
+        byRuns.union.setRuns(other.toRuns());
+        byRuns.rest.clearRuns(other.toRuns());
+        expect(byRuns.union.bytes).toEqual(union.bytes);
+        expect(byRuns.rest.bytes).toEqual(rest.bytes);
         expect(pagesOf(other)).toEqual(sorted(b.pages));
       }),
     );

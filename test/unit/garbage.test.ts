@@ -8,6 +8,7 @@ describe('the collection between checkpoints', () => {
   it('frees what nothing refers to any more', async () => {
     letHeapGrow();
     collectGarbage();
+    await sleep(200);
     const held = Array.from({ length: 64 }, () => new Uint8Array(1 << 20));
     const before = process.memoryUsage().arrayBuffers;
     held.length = 0;

@@ -193,9 +193,9 @@ export class PagemapScanTracker implements DirtyTracker {
       written.or(discarded);
     }
     // What had no memory behind it and was not written since still reads as zero, populated by a read or not.
-    this.#absent.andNot(written);
-    this.#absent.or(unpopulated);
-    written.or(this.#owed);
+    this.#absent.clearRuns(written.toRuns());
+    this.#absent.setRuns(unpopulated.toRuns());
+    written.setRuns(this.#owed.toRuns());
     this.#owed.clear();
     return { dirty: written, absent: this.#absent.clone() };
   }
