@@ -39,7 +39,8 @@ export class PendingPages {
     this.harvested.setRuns(dirty);
     this.#pending.setRuns(dirty);
     this.#absent.clearRuns(dirty);
-    this.#absent.setRuns(harvest.absent.toRuns());
+    // Of a ballooned guest these may be very many small runs.
+    this.#absent.or(harvest.absent);
   }
 
   /** Every page of every region. */

@@ -194,7 +194,7 @@ export class PagemapScanTracker implements DirtyTracker {
     }
     // What had no memory behind it and was not written since still reads as zero, populated by a read or not.
     this.#absent.clearRuns(written.toRuns());
-    this.#absent.setRuns(unpopulated.toRuns());
+    this.#absent.or(unpopulated);
     written.setRuns(this.#owed.toRuns());
     this.#owed.clear();
     return { dirty: written, absent: this.#absent.clone() };
