@@ -72,36 +72,12 @@ export class DirtyBitmap {
 
   /** Adds the pages [first, first + count). @throws RangeError when they are not all there */
   setRange(first: number, count: number): void {
-    const end = this.checkRange(first, count);
-    if (count === 0) return;
-    const firstHalf = first >>> 5;
-    const lastHalf = (end - 1) >>> 5;
-    const head = -1 << (first & 31);
-    const tail = -1 >>> (31 - ((end - 1) & 31));
-    if (firstHalf === lastHalf) {
-      this.halves[firstHalf]! |= head & tail;
-      return;
-    }
-    this.halves[firstHalf]! |= head;
-    this.halves.fill(0xffffffff, firstHalf + 1, lastHalf);
-    this.halves[lastHalf]! |= tail;
+    this.putRange(first, count, 0xffffffff);
   }
 
   /** Takes the pages [first, first + count) away. @throws RangeError when they are not all there */
   clearRange(first: number, count: number): void {
-    const end = this.checkRange(first, count);
-    if (count === 0) return;
-    const firstHalf = first >>> 5;
-    const lastHalf = (end - 1) >>> 5;
-    const head = -1 << (first & 31);
-    const tail = -1 >>> (31 - ((end - 1) & 31));
-    if (firstHalf === lastHalf) {
-      this.halves[firstHalf]! &= ~(head & tail);
-      return;
-    }
-    this.halves[firstHalf]! &= ~head;
-    this.halves.fill(0, firstHalf + 1, lastHalf);
-    this.halves[lastHalf]! &= ~tail;
+    this.putRange(first, count, 0);
   }
 
   /** Adds the pages of `runs`. Of a few runs in a large memory it takes far less time than `or`. @throws RangeError as `setRange` */
@@ -168,14 +144,29 @@ export class DirtyBitmap {
     }
   }
 
-  /** @returns the first page behind the range */
-  private checkRange(first: number, count: number): number {
+  /** @param bits of 32 pages: all set or none */
+  private putRange(first: number, count: number, bits: 0 | 0xffffffff): void {
     if (!(Number.isInteger(first) && first >= 0 && Number.isInteger(count) && count >= 0)) {
       throw new RangeError(`pages from ${first}, ${count} of them`);
     }
     const end = first + count;
     if (end > this.pageCount) throw new RangeError(`pages ${first} to ${end} of ${this.pageCount}`);
-    return end;
+    if (count === 0) return;
+    const firstHalf = first >>> 5;
+    const lastHalf = (end - 1) >>> 5;
+    const head = -1 << (first & 31);
+    const tail = -1 >>> (31 - ((end - 1) & 31));
+    if (firstHalf === lastHalf) {
+      this.putMasked(firstHalf, head & tail, bits);
+      return;
+    }
+    this.putMasked(firstHalf, head, bits);
+    this.halves.fill(bits, firstHalf + 1, lastHalf);
+    this.putMasked(lastHalf, tail, bits);
+  }
+
+  private putMasked(half: number, mask: number, bits: number): void {
+    this.halves[half] = (this.halves[half]! & ~mask) | (bits & mask);
   }
 
   private checkSameSize(other: DirtyBitmap): void {

@@ -8,7 +8,7 @@ import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { tmpdir } from 'node:os';
 
-import { CheckpointSession } from '../checkpoint/session.js';
+import { CheckpointSession, type SessionOptions } from '../checkpoint/session.js';
 import type { CheckpointSummary } from '../checkpoint/summary.js';
 import { CheckpointError, systemErrorCode } from '../errors.js';
 import { HypervisorRegistry, type Hypervisor } from '../hypervisor/hypervisor.js';
@@ -50,19 +50,7 @@ export async function importCheckpoint(options: ImportOptions): Promise<Checkpoi
     });
     if (memory === undefined) throw new CheckpointError('STREAM_MALFORMED', `${path} has no memory in it`);
     const vm = new ImageVm(`import:${resolve(path)}`, image, memory);
-    const runtimeDir = join(work, 'runtime');
-    await mkdir(runtimeDir, { mode: 0o700 });
-    const session = await CheckpointSession.open({
-      repository: options.repository,
-      hypervisors: new HypervisorRegistry([servingOnly(hypervisor, vm, 'import')]),
-      vm: vm.address,
-      name: options.name,
-      compressionLevel: options.compressionLevel,
-      workers: options.workers,
-      memoryOnly: true,
-      runtimeDir,
-      signal,
-    });
+    const session = await openImageSession(hypervisor, vm, work, options);
     try {
       return await session.checkpoint();
     } finally {
@@ -74,11 +62,34 @@ export async function importCheckpoint(options: ImportOptions): Promise<Checkpoi
   }
 }
 
-/** The hypervisor of the file, with the machine in it as its only VM. */
-export function servingOnly(hypervisor: Hypervisor, vm: ImageVm, scheme: string): Hypervisor {
+/** A session on a machine whose memory is unpacked in `work`, and whose address is `SCHEME:...`. @throws see `CheckpointSession.open` */
+export async function openImageSession(
+  hypervisor: Hypervisor,
+  vm: ImageVm,
+  work: string,
+  options: Pick<SessionOptions, 'repository' | 'name' | 'compressionLevel' | 'workers' | 'signal'>,
+): Promise<CheckpointSession> {
+  const { repository, name, compressionLevel, workers, signal } = options;
+  const runtimeDir = join(work, 'runtime');
+  await mkdir(runtimeDir, { mode: 0o700 });
+  return CheckpointSession.open({
+    repository,
+    hypervisors: new HypervisorRegistry([servingOnly(hypervisor, vm)]),
+    vm: vm.address,
+    name,
+    compressionLevel,
+    workers,
+    memoryOnly: true,
+    runtimeDir,
+    signal,
+  });
+}
+
+/** The hypervisor of the machine, with it as its only VM. */
+function servingOnly(hypervisor: Hypervisor, vm: ImageVm): Hypervisor {
   return {
     name: hypervisor.name,
-    schemes: [scheme],
+    schemes: [vm.address.slice(0, vm.address.indexOf(':'))],
     exportFormats: [],
     attach: () => Promise.resolve(vm),
     restore: (source, request) => hypervisor.restore(source, request),

@@ -3,17 +3,17 @@
  * when they come faster than they can be stored.
  */
 
-import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 
-import { CheckpointSession } from '../checkpoint/session.js';
+import type { CheckpointSession } from '../checkpoint/session.js';
 import type { CheckpointSummary } from '../checkpoint/summary.js';
 import { isCheckpointError } from '../errors.js';
-import { HypervisorRegistry, type ReceivingHypervisor } from '../hypervisor/hypervisor.js';
+import type { ReceivingHypervisor } from '../hypervisor/hypervisor.js';
 import { MemoryFile } from '../import/memory-file.js';
-import { servingOnly } from '../import/import.js';
+import { openImageSession } from '../import/import.js';
 import type { Repository } from '../repository/repository.js';
 import { StreamVm } from './stream-vm.js';
 
@@ -80,18 +80,8 @@ export async function receiveCheckpoints(options: ReceiveOptions): Promise<Recei
     try {
       memory = new MemoryFile(received.layout, join(workDir, 'memory'));
       const vm = new StreamVm(`receive:${received.identity.name}`, received, memory);
-      const runtimeDir = join(workDir, 'runtime');
-      await mkdir(runtimeDir, { mode: 0o700 });
-      const session = await CheckpointSession.open({
-        repository: options.repository,
-        hypervisors: new HypervisorRegistry([servingOnly(hypervisor, vm, 'receive')]),
-        vm: vm.address,
-        name: options.name,
-        compressionLevel: options.compressionLevel,
-        workers: options.workers,
-        memoryOnly: true,
-        runtimeDir,
-      });
+      // A checkpoint under way is finished when the signal comes.
+      const session = await openImageSession(hypervisor, vm, workDir, { ...options, signal: undefined });
       try {
         return await takeEach(options, session, vm, () => received.nextState());
       } finally {

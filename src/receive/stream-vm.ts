@@ -3,11 +3,11 @@
  * last checkpoint.
  */
 
+import { randomBytes } from 'node:crypto';
 import { performance } from 'node:perf_hooks';
 
 import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
 import { CheckpointError } from '../errors.js';
-import { randomBytes } from 'node:crypto';
 import type { DirtyTracker, Harvest, MemoryPicture } from '../hypervisor/dirty-tracker.js';
 import type { ReceivedMachine, ReceivedState } from '../hypervisor/hypervisor.js';
 import type { VmReport } from '../hypervisor/vm.js';
