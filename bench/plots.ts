@@ -5,7 +5,7 @@ import { join } from 'node:path';
 
 import * as Plot from '@observablehq/plot';
 
-import { COLORS, standAloneFigure, type PlotSettings } from '../src/plots/figure.js';
+import { COLORS, standAloneFigure, type PlotSettings } from '../src/study/figure.js';
 import type { BenchArea, BenchRow } from './rows.js';
 
 /** Where they lie, below docs. */

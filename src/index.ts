@@ -11,26 +11,31 @@ export function hypervisors(): HypervisorRegistry {
 }
 
 export { CheckpointSession, type CheckpointOptions, type SessionOptions } from './checkpoint/session.js';
-export type { PhaseTimes } from './checkpoint/captured.js';
+export type { PhaseTimes } from './checkpoint/pause/captured.js';
 export type { CheckpointProgress } from './checkpoint/progress.js';
 export type { CheckpointSummary } from './checkpoint/summary.js';
 export { CheckpointError, isCheckpointError, type ErrorCode } from './errors.js';
 export type { Hypervisor, RestoreRequest, RestoreResult } from './hypervisor/hypervisor.js';
 export { HypervisorRegistry } from './hypervisor/hypervisor.js';
 export type { Vm, VmReport } from './hypervisor/vm.js';
-export { Calendar, parseDuration } from './repository/calendar.js';
-export { forget, type ForgetChoice, type ForgetOptions, type ForgetResult } from './repository/forget.js';
-export type { KeepPolicy } from './repository/keep-policy.js';
-export type { Manifest } from './repository/manifest.js';
+export { Calendar, parseDuration } from './repository/forget/calendar.js';
+export {
+  forget,
+  type ForgetChoice,
+  type ForgetOptions,
+  type ForgetResult,
+} from './repository/forget/forget.js';
+export type { KeepPolicy } from './repository/forget/keep-policy.js';
+export type { Manifest } from './format/manifest.js';
 export { Repository } from './repository/repository.js';
-export { verify } from './repository/verify.js';
-export { importCheckpoint, type ImportOptions } from './import/import.js';
+export { verify } from './repository/verify/verify.js';
+export { importCheckpoint, type ImportOptions } from './intake/import.js';
 export {
   receiveCheckpoints,
   type ReceivedCheckpoint,
   type ReceiveOptions,
   type ReceiveResult,
-} from './receive/receive.js';
+} from './intake/receive.js';
 export { exportCheckpoint, restoreCheckpoint } from './restore/restore.js';
 export type { StorageBackend } from './storage/backend.js';
 export { openBackend } from './storage/open.js';

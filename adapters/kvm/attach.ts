@@ -5,9 +5,9 @@ import { resolve } from 'node:path';
 import { CheckpointError } from '../../src/errors.js';
 import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
 import { KvmVm } from './kvm-vm.js';
-import { peerPid, qemuProcess } from './peer-process.js';
-import { QmpClient } from './qmp-client.js';
-import { sweepRuntimeDir } from './runtime-files.js';
+import { peerPid, qemuProcess } from '../qemu/peer-process.js';
+import { QmpClient } from '../qemu/qmp-client.js';
+import { sweepRuntimeDir } from '../qemu/runtime-files.js';
 
 const SCHEME = 'qmp:';
 

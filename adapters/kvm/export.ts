@@ -4,9 +4,9 @@ import type { Writable } from 'node:stream';
 
 import { CheckpointError } from '../../src/errors.js';
 import type { CheckpointSource } from '../../src/hypervisor/hypervisor.js';
-import { deviceSections } from './stream/device-state.js';
-import { pushStream } from './stream/push.js';
-import { writeMigrationStream } from './stream/writer.js';
+import { deviceSections } from '../qemu/stream/device-state.js';
+import { pushStream } from '../qemu/stream/push.js';
+import { writeMigrationStream } from '../qemu/stream/writer.js';
 
 /**
  * `qemu`: a complete migration stream. A QEMU with the same machine type, memory size and devices loads it with

@@ -3,8 +3,8 @@
 import type { ImportedMachine, ImportRequest } from '../../src/hypervisor/hypervisor.js';
 import { CheckpointError } from '../../src/errors.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
-import { SECTION, STREAM_HEADER_BYTES, STREAM_MAGIC, STREAM_VERSION } from './stream/format.js';
-import { readMigrationStream } from './stream/reader.js';
+import { SECTION, STREAM_HEADER_BYTES, STREAM_MAGIC, STREAM_VERSION } from '../qemu/stream/format.js';
+import { readMigrationStream } from '../qemu/stream/reader.js';
 
 export const IMPORT_FORMATS: readonly string[] = ['qemu'];
 

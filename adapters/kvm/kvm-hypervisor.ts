@@ -2,10 +2,10 @@
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { attachKvm } from './attach.js';
-import { dropStoredSnapshots } from './drop-stored-snapshots.js';
+import { dropStoredSnapshots } from '../disks/stored-snapshots.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
 import { IMPORT_FORMATS, importMigration } from './import.js';
-import { restoreCheckpoint } from './restore.js';
+import { restoreCheckpoint } from './restore/restore.js';
 
 export const kvmHypervisor: Hypervisor = {
   name: 'kvm',

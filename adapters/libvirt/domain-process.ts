@@ -4,7 +4,7 @@ import { readFile, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { CheckpointError } from '../../src/errors.js';
-import { qemuProcess, type QemuProcess } from '../kvm/peer-process.js';
+import { qemuProcess, type QemuProcess } from '../qemu/peer-process.js';
 import type { LibvirtDomain } from './domain.js';
 
 /** @throws VM_UNSUPPORTED when it is not visible from here, VM_GONE, VM_PERMISSION */

@@ -4,8 +4,8 @@ import { performance } from 'node:perf_hooks';
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { CheckpointError, isCheckpointError } from '../../src/errors.js';
-import type { LibvirtConnection } from './connection.js';
-import { libvirt, takeText, type Pointer } from './native.js';
+import type { LibvirtConnection } from './native/connection.js';
+import { libvirt, takeText, type Pointer } from './native/native.js';
 
 const UUID_TEXT_BYTES = 37;
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;

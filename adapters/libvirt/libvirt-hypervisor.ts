@@ -1,11 +1,11 @@
 /** VMs that libvirt owns, as one of Cairn's hypervisors. */
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
-import { dropStoredSnapshots } from '../kvm/drop-stored-snapshots.js';
+import { dropStoredSnapshots } from '../disks/stored-snapshots.js';
 import { LIBVIRT_SCHEME } from './address.js';
-import { EXPORT_FORMATS, exportDomain } from './export.js';
+import { EXPORT_FORMATS, exportDomain } from './restore/export.js';
 import { attachDomain, LIBVIRT_NAME } from './libvirt-vm.js';
-import { restoreDomain } from './restore.js';
+import { restoreDomain } from './restore/restore.js';
 
 export const libvirtHypervisor: Hypervisor = {
   name: LIBVIRT_NAME,

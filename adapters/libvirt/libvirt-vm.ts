@@ -19,18 +19,18 @@ import { CheckpointError } from '../../src/errors.js';
 import type { JsonObject } from '../../src/types.js';
 import { withFrozenLayers } from '../disks/frozen-layers.js';
 import { KvmVm } from '../kvm/kvm-vm.js';
-import { QMP_STREAM_KIND } from '../kvm/qmp-stream/support.js';
-import { sweepRuntimeDir } from '../kvm/runtime-files.js';
+import { QMP_STREAM_KIND } from '../kvm/trackers/qmp-stream/support.js';
+import { sweepRuntimeDir } from '../qemu/runtime-files.js';
 import { parseDomainAddress } from './address.js';
-import { snapshotExternally } from './external-snapshot.js';
-import { LibvirtConnection } from './connection.js';
-import { DomainAgent } from './domain-agent.js';
+import { snapshotExternally } from './qemu/external-snapshot.js';
+import { LibvirtConnection } from './native/connection.js';
+import { DomainAgent } from './qemu/domain-agent.js';
 import { domainProcess } from './domain-process.js';
 import { LibvirtDomain } from './domain.js';
-import { disksIn, type DomainDisk } from './domain-disks.js';
-import { LibvirtMonitor } from './monitor.js';
-import { libvirtGuard } from './pauses.js';
-import { streamManager } from './stream-manager.js';
+import { disksIn, type DomainDisk } from './xml/domain-disks.js';
+import { LibvirtMonitor } from './qemu/monitor.js';
+import { libvirtGuard } from './qemu/pauses.js';
+import { streamManager } from './qemu/stream-manager.js';
 
 /** What a manifest records as the hypervisor of a domain. */
 export const LIBVIRT_NAME = 'libvirt';

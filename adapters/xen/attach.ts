@@ -4,15 +4,15 @@ import { readFileSync } from 'node:fs';
 
 import { CheckpointError } from '../../src/errors.js';
 import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
-import type { GuardProgram } from '../kvm/pause-guard.js';
-import { DeviceModel } from './device-model.js';
-import { XenDomain } from './domain.js';
+import type { GuardProgram } from '../guard/pause-guard.js';
+import { DeviceModel } from './devices/device-model.js';
+import { XenDomain } from './domain/domain.js';
 import { bindXen } from './ffi/bind.js';
-import { foreignSave } from './foreign-save.js';
-import { guestKind } from './hazards.js';
-import { xenVersion } from './host.js';
+import { foreignSave } from './inspect/foreign-save.js';
+import { guestKind } from './inspect/hazards.js';
+import { xenVersion } from './domain/host.js';
 import { XenVm } from './xen-vm.js';
-import { domainConfig, domainIdOf, objectOf, textOf } from './xl.js';
+import { domainConfig, domainIdOf, objectOf, textOf } from './domain/xl.js';
 
 const SCHEME = 'xen:';
 

@@ -4,8 +4,8 @@ import type { Writable } from 'node:stream';
 
 import { CheckpointError } from '../../src/errors.js';
 import type { CheckpointSource } from '../../src/hypervisor/hypervisor.js';
-import { pushStream } from '../kvm/stream/push.js';
-import { saveContentOf } from './save-file.js';
+import { pushStream } from '../qemu/stream/push.js';
+import { saveContentOf } from './stream/save-file.js';
 import { writeSaveFile } from './stream/writer.js';
 
 /** `xl`: what `xl save` writes and `xl restore` reads. Disks are not in it. */

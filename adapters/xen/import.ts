@@ -5,13 +5,13 @@ import { CheckpointError } from '../../src/errors.js';
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
 import type { Json, JsonObject } from '../../src/types.js';
-import { encodeDeviceState } from './device-state.js';
-import { framesOf } from './guest-memory.js';
-import { layoutOf, pageOfFrame, windowsOver, type FrameWindow } from './physmap.js';
+import { encodeDeviceState } from './stream/device-state.js';
+import { framesOf } from './memory/guest-memory.js';
+import { layoutOf, pageOfFrame, windowsOver, type FrameWindow } from './domain/physmap.js';
 import { EMULATOR_HEADER, GUEST_TYPE, LIBXC_RECORD, LIBXL_RECORD } from './stream/format.js';
 import { readSaveFile, type SaveHead, type SaveItem } from './stream/reader.js';
 import type { StateRecord } from './stream/records.js';
-import { objectOf, textOf } from './xl.js';
+import { objectOf, textOf } from './domain/xl.js';
 
 export const IMPORT_FORMATS: readonly string[] = ['xl'];
 

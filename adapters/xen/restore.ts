@@ -18,14 +18,14 @@ import type {
 } from '../../src/hypervisor/hypervisor.js';
 import type { Json, JsonObject } from '../../src/types.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
-import { checkSnapshots, rollBack } from '../kvm/restore-disks.js';
-import { pushStream } from '../kvm/stream/push.js';
-import { untestedImages } from './disks.js';
-import { writersOf } from './image-writers.js';
-import { saveContentOf } from './save-file.js';
+import { checkSnapshots, rollBack } from '../disks/qcow2/qcow2-restore.js';
+import { pushStream } from '../qemu/stream/push.js';
+import { untestedImages } from './devices/disks.js';
+import { writersOf } from './devices/image-writers.js';
+import { saveContentOf } from './stream/save-file.js';
 import { lastAfter } from './stream/last-after.js';
 import { writeSaveFile } from './stream/writer.js';
-import { domainIdOf, listOf, objectOf, textOf } from './xl.js';
+import { domainIdOf, listOf, objectOf, textOf } from './domain/xl.js';
 
 const MAX_SAID_BYTES = 64 << 10;
 

@@ -2,7 +2,7 @@
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { attachXen } from './attach.js';
-import { dropVolumeSnapshots } from './drop-volume-snapshots.js';
+import { dropVolumeSnapshots } from './devices/drop-volume-snapshots.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
 import { IMPORT_FORMATS, importSaveFile } from './import.js';
 import { receiveRemus } from './remus/receive-remus.js';

@@ -14,25 +14,25 @@ import type {
   VmReport,
 } from '../../src/hypervisor/vm.js';
 import { DEFAULT_SNAPSHOT_SIZE, LvmDisks, snapshotSizeArguments } from '../disks/lvm/lvm-disks.js';
-import type { GuardProgram } from '../kvm/pause-guard.js';
+import type { GuardProgram } from '../guard/pause-guard.js';
 import type { JsonObject } from '../../src/types.js';
-import { COMPARE_KIND, compareReport, CompareTracker } from './compare-tracker.js';
-import { disksOf } from './disks.js';
-import { deviceModelProblem, type DeviceModel } from './device-model.js';
-import { encodeDeviceState } from './device-state.js';
-import type { XenDomain } from './domain.js';
-import { framesOf, PvGuestMemory, TranslatedMemory, type GuestMemory } from './guest-memory.js';
-import { deviceModelInventory } from './device-model-hazards.js';
-import { guestKind, hazardsOf } from './hazards.js';
-import { recordPath } from './log-dirty-record.js';
-import { LOG_DIRTY_KIND, LogDirtyTracker } from './log-dirty-tracker.js';
-import { memoryTargetOf, videoKibOf, withMemoryTarget } from './memory-target.js';
-import { layoutOf, mergeWindows, windowsOver, type FrameWindow } from './physmap.js';
-import { TypeScan } from './presence.js';
-import { Qcow2Disks } from './qcow2-disks.js';
-import { SuspendControl } from './run-state.js';
-import { lacksXenDrivers } from './xen-drivers.js';
-import { offersSuspend } from './xenstore.js';
+import { COMPARE_KIND, compareReport, CompareTracker } from './trackers/compare-tracker.js';
+import { disksOf } from './devices/disks.js';
+import { deviceModelProblem, type DeviceModel } from './devices/device-model.js';
+import { encodeDeviceState } from './stream/device-state.js';
+import type { XenDomain } from './domain/domain.js';
+import { framesOf, PvGuestMemory, TranslatedMemory, type GuestMemory } from './memory/guest-memory.js';
+import { deviceModelInventory } from './inspect/device-model-hazards.js';
+import { guestKind, hazardsOf } from './inspect/hazards.js';
+import { recordPath } from './trackers/log-dirty-record.js';
+import { LOG_DIRTY_KIND, LogDirtyTracker } from './trackers/log-dirty-tracker.js';
+import { memoryTargetOf, videoKibOf, withMemoryTarget } from './domain/memory-target.js';
+import { layoutOf, mergeWindows, windowsOver, type FrameWindow } from './domain/physmap.js';
+import { TypeScan } from './memory/presence.js';
+import { Qcow2Disks } from './devices/qcow2-disks.js';
+import { SuspendControl } from './suspend/run-state.js';
+import { lacksXenDrivers } from './suspend/xen-drivers.js';
+import { offersSuspend } from './domain/xenstore.js';
 
 export interface XenVmOptions {
   readonly address: string;

@@ -4,7 +4,7 @@ import { performance } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { openBackend, Repository, type CheckpointSummary, type Manifest } from '../../src/index.js';
-import { MAX_DELTA_DEPTH } from '../../src/repository/record-ref.js';
+import { MAX_DELTA_DEPTH } from '../../src/format/record-ref.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { LiveGuest } from '../live-guest.js';
 import { againstPeer, alone, median, type BenchContext, type BenchRow } from '../rows.js';

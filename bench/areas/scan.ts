@@ -6,7 +6,7 @@
 import { performance } from 'node:perf_hooks';
 
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
-import { TraceReader } from '../../src/trace/trace-reader.js';
+import { TraceReader } from '../../src/study/trace/trace-reader.js';
 import { deltaPeers } from '../peers/delta-peers.js';
 import { bitsTs, scanPeers, wordsTs, type Scan } from '../peers/scan-peers.js';
 import { againstPeer, median, type BenchContext, type BenchRow } from '../rows.js';

@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { defaultRuntimeDir } from '../../src/checkpoint/runtime-dir.js';
+import { defaultRuntimeDir } from '../../src/host/runtime-dir.js';
 import { CheckpointSession, hypervisors, openBackend, Repository } from '../../src/index.js';
 import { LabMachine } from '../../test/lab/machine.js';
 import { againstPeer, alone, median, type BenchContext, type BenchRow } from '../rows.js';

@@ -3,7 +3,7 @@
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { TraceReader, type TraceEpoch } from '../../src/trace/trace-reader.js';
+import { TraceReader, type TraceEpoch } from '../../src/study/trace/trace-reader.js';
 import { SOURCE_ROOT } from '../../test/lab/support/lab-files.js';
 import type { BenchContext } from '../rows.js';
 import { cachedTraces, ensureTraces } from './ensure-traces.js';

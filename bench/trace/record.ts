@@ -4,11 +4,11 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-import { chooseTracker } from '../../src/checkpoint/tracker-choice.js';
+import { chooseTracker } from '../../src/checkpoint/trust/tracker-choice.js';
 import { hypervisors } from '../../src/index.js';
-import { recordEpochs, type RecordOptions } from '../../src/trace/recorder.js';
-import type { TraceHeader } from '../../src/trace/trace-format.js';
-import { TraceWriter } from '../../src/trace/trace-writer.js';
+import { recordEpochs, type RecordOptions } from '../../src/study/trace/recorder.js';
+import type { TraceHeader } from '../../src/study/trace/trace-format.js';
+import { TraceWriter } from '../../src/study/trace/trace-writer.js';
 
 export interface TraceRequest extends RecordOptions, Pick<TraceHeader, 'workload' | 'description'> {
   readonly address: string;

@@ -6,11 +6,11 @@
 import { performance } from 'node:perf_hooks';
 
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
-import { CODEC_RUNS } from '../../src/codec/codec-ids.js';
+import { CODEC_RUNS } from '../../src/kernels/codec-ids.js';
 import { ENCODE_BATCH_PAGES } from '../../src/pool/messages.js';
 import { PageShare } from '../../src/pool/page-share.js';
-import { makeRef, MAX_DELTA_DEPTH } from '../../src/repository/record-ref.js';
-import type { TraceEpoch } from '../../src/trace/trace-reader.js';
+import { makeRef, MAX_DELTA_DEPTH } from '../../src/format/record-ref.js';
+import type { TraceEpoch } from '../../src/study/trace/trace-reader.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { holdPages } from './replay-reader.js';
 

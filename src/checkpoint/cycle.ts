@@ -27,15 +27,15 @@ import type { MemoryLayout } from '../hypervisor/memory-layout.js';
 import type { DiskSnapshot, DiskSnapshotMode, FrozenGuest, Vm, VmDisk } from '../hypervisor/vm.js';
 import type { SharePool } from '../pool/share-pool.js';
 import { PAGE_SIZE_BYTES, expandRuns } from '../types.js';
-import type { Captured, PhaseTimes } from './captured.js';
+import type { Captured, PhaseTimes } from './pause/captured.js';
 import { faultPoint } from './fault-points.js';
-import type { Hook, HookContext } from './hooks.js';
-import type { PageWriter } from './page-writer.js';
-import { PendingPages, type TakenPages } from './pending-pages.js';
+import type { Hook, HookContext } from './pause/hooks.js';
+import type { PageWriter } from './pages/page-writer.js';
+import { PendingPages, type TakenPages } from './pages/pending-pages.js';
 import type { CheckpointProgress } from './progress.js';
-import type { Scope } from './scope.js';
-import type { StopPolicy } from './stop-policy.js';
-import { Stopwatch } from './stopwatch.js';
+import type { Scope } from './trust/scope.js';
+import type { StopPolicy } from './pause/stop-policy.js';
+import { Stopwatch } from './pause/stopwatch.js';
 
 /** Captured pages held from the pause until they are encoded; beyond it pages are encoded inside the pause. */
 const STAGING_PAGES = (256 << 20) / PAGE_SIZE_BYTES;

@@ -2,9 +2,9 @@
 
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
-import type { Captured, PhaseTimes } from './captured.js';
-import type { PageWriterTotals } from './page-writer.js';
-import type { Scope } from './scope.js';
+import type { Captured, PhaseTimes } from './pause/captured.js';
+import type { PageWriterTotals } from './pages/page-writer.js';
+import type { Scope } from './trust/scope.js';
 
 export interface CheckpointSummary {
   readonly checkpointId: string;

@@ -1,7 +1,7 @@
 /** One checkpoint as a line for people. */
 
 import type { CheckpointSummary } from '../checkpoint/summary.js';
-import { formatBytes, formatMs } from '../format.js';
+import { formatBytes, formatMs } from '../text.js';
 
 export function checkpointText(summary: CheckpointSummary): string {
   const how =

@@ -1,9 +1,9 @@
 /** What was forgotten, for people and for programs. */
 
-import type { LeftSnapshot } from '../checkpoint/forgotten-disks.js';
-import { formatBytes, formatTable } from '../format.js';
-import type { ForgetResult } from '../repository/forget.js';
-import type { Manifest } from '../repository/manifest.js';
+import type { LeftSnapshot } from '../disks/forgotten-disks.js';
+import { formatBytes, formatTable } from '../text.js';
+import type { ForgetResult } from '../repository/forget/forget.js';
+import type { Manifest } from '../format/manifest.js';
 
 export interface ForgetReport extends ForgetResult {
   /** Of the VM. */

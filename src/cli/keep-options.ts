@@ -4,8 +4,8 @@ import type { Command } from 'commander';
 import { InvalidArgumentError } from 'commander';
 
 import { isCheckpointError } from '../errors.js';
-import { parseDuration, type Duration } from '../repository/calendar.js';
-import type { KeepPolicy } from '../repository/keep-policy.js';
+import { parseDuration, type Duration } from '../repository/forget/calendar.js';
+import type { KeepPolicy } from '../repository/forget/keep-policy.js';
 import { wholeNumber } from './parse.js';
 
 export interface KeepCliOptions {

@@ -1,6 +1,6 @@
 /** Reading the engine's figures back from a manifest, whose `stats` are data without a schema. */
 
-import type { Manifest } from '../repository/manifest.js';
+import type { Manifest } from '../format/manifest.js';
 
 /** 0 when the figure is not there. */
 export function statNumber(manifest: Manifest, key: string): number {

@@ -3,7 +3,7 @@
 import { type Command, Option } from 'commander';
 
 import type { SessionOptions } from '../checkpoint/session.js';
-import type { DiskMode } from '../checkpoint/disk-plan.js';
+import type { DiskMode } from '../disks/disk-plan.js';
 import type { SharedOptions } from './command.js';
 import { positiveNumber, wholeNumber } from './parse.js';
 

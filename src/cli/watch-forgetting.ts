@@ -2,7 +2,7 @@
 
 import type { CheckpointSession } from '../checkpoint/session.js';
 import { isCheckpointError } from '../errors.js';
-import type { KeepPolicy } from '../repository/keep-policy.js';
+import type { KeepPolicy } from '../repository/forget/keep-policy.js';
 import { forgetFields, forgetText } from './forget-text.js';
 import { asCheckpointError, type Reporter } from './reporter.js';
 

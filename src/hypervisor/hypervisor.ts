@@ -168,7 +168,7 @@ export interface ReceivedState {
 }
 
 export interface AttachOptions {
-  /** Folder of this host for sockets and small state, 0700; see `checkpoint/runtime-dir.ts`. */
+  /** Folder of this host for sockets and small state, 0700; see `host/runtime-dir.ts`. */
   readonly runtimeDir: string;
   /** How long to wait for a job of the VM's manager (a save, a backup) to end; default 0: refuse. */
   readonly waitJobMs?: number | undefined;

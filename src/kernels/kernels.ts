@@ -59,7 +59,7 @@ export interface EncodeJob {
   readonly newPages: Pointer;
   /** In: u32 for each page: BASE_NONE, BASE_ZERO_PAGE or the pointer of the page's previous contents. */
   readonly bases: Pointer;
-  /** Out: u8 for each page, see `codec/codec-ids.ts`. */
+  /** Out: u8 for each page, see `kernels/codec-ids.ts`. */
   readonly codecs: Pointer;
   /** Out: u16 for each page, its share of the control stream. */
   readonly controlLengths: Pointer;
@@ -128,7 +128,7 @@ export interface Kernels {
   /** Clears in dst the bits that are set in src. */
   andNot(dst: Pointer, src: Pointer, wordCount: number): void;
 
-  /** Encodes a batch. The records depend on page and base contents alone, see `codec/codec-ids.ts`. Bases may be shared between pages. */
+  /** Encodes a batch. The records depend on page and base contents alone, see `kernels/codec-ids.ts`. Bases may be shared between pages. */
   encodePages(job: EncodeJob): EncodeTotals;
   /**
    * Applies one record to the page at `page`, which holds the base for `runs` and `same`, anything for `zero` and `raw`.

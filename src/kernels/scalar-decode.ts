@@ -1,6 +1,6 @@
 /** Twin of `assembly/decode.ts`: the same checks in the same order, so that the error numbers are the same. */
 
-import { CODEC_RAW, CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from '../codec/codec-ids.js';
+import { CODEC_RAW, CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from './codec-ids.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { DecodeResult } from './decode-result.js';
 

@@ -1,6 +1,6 @@
 /** Twin of `assembly/encode.ts`: page by page, byte by byte. */
 
-import { CODEC_RAW, CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from '../codec/codec-ids.js';
+import { CODEC_RAW, CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from './codec-ids.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { BASE_NONE, BASE_ZERO_PAGE } from './kernels.js';
 

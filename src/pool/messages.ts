@@ -10,7 +10,7 @@
 
 import type { GuestReaderDescription } from '../hypervisor/guest-reader.js';
 import type { PageRuns } from '../types.js';
-import type { EncodedFrame } from '../repository/frame.js';
+import type { EncodedFrame } from '../format/frame.js';
 
 /** Pages of one stripe belong to the same share: 512 pages are 2 MiB, a huge page, so runs are seldom cut. */
 export const STRIPE_PAGES = 512;

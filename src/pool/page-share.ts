@@ -9,10 +9,10 @@ import type { GuestReader, GuestReaderModule } from '../hypervisor/guest-reader.
 import { BASE_NONE, BASE_ZERO_PAGE, type Kernels } from '../kernels/kernels.js';
 import { createWasmKernels } from '../kernels/wasm.js';
 import { MAX_LEVEL } from '../ffi/zstd.js';
-import { encodeFrame, FRAME_PAYLOAD_BYTES, type EncodedFrame } from '../repository/frame.js';
-import { encodePatchFrame } from '../repository/patch-frame.js';
-import { MAX_DELTA_DEPTH } from '../repository/record-ref.js';
-import { CODEC_RAW, CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from '../codec/codec-ids.js';
+import { encodeFrame, FRAME_PAYLOAD_BYTES, type EncodedFrame } from '../format/frame.js';
+import { encodePatchFrame } from '../format/patch-frame.js';
+import { MAX_DELTA_DEPTH } from '../format/record-ref.js';
+import { CODEC_RAW, CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from '../kernels/codec-ids.js';
 import { PAGE_SIZE_BYTES, countRunPages, expandRuns, type PageRuns } from '../types.js';
 import { layOutArena, type Arena } from './arena.js';
 import {

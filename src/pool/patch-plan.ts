@@ -6,7 +6,7 @@
  * previous versions of pages that hold some of it: its own, and others found by an index of content.
  */
 
-import { MAX_PATCH_RECORDS, MAX_PATCH_SOURCES } from '../repository/frame-limits.js';
+import { MAX_PATCH_RECORDS, MAX_PATCH_SOURCES } from '../format/frame-limits.js';
 import { ContentIndex } from './content-index.js';
 
 export interface PatchCandidate {

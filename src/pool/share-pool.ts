@@ -9,7 +9,7 @@ import { Piscina } from 'piscina';
 
 import { splitByOwner } from '../bitmap/split-by-owner.js';
 import { CheckpointError, isCheckpointError } from '../errors.js';
-import { Scratch } from '../scratch.js';
+import { Scratch } from '../host/scratch.js';
 import type { PageRuns } from '../types.js';
 import {
   STRIPE_PAGES,

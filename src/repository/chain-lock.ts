@@ -12,12 +12,12 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { CheckpointError, isCheckpointError } from '../errors.js';
 import type { CallOptions, StorageBackend } from '../storage/backend.js';
-import { isCertainlyGone, thisProcess, type ProcessOwner } from '../storage/process-owner.js';
+import { isCertainlyGone, thisProcess, type ProcessOwner } from '../host/process-owner.js';
 import type { JsonObject } from '../types.js';
-import type { ChainKeys } from './chain-keys.js';
-import { checkVersion, FORMAT_NAME, FORMAT_VERSION } from './format-version.js';
-import { JsonFields } from './json-fields.js';
-import { openSealedJson, sealJson } from './sealed-json.js';
+import type { ChainKeys } from '../format/chain-keys.js';
+import { checkVersion, FORMAT_NAME, FORMAT_VERSION } from '../format/format-version.js';
+import { JsonFields } from '../format/json-fields.js';
+import { openSealedJson, sealJson } from '../format/sealed-json.js';
 
 export interface LockOwner extends ProcessOwner {
   readonly key: string;

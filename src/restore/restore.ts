@@ -5,9 +5,9 @@ import { finished } from 'node:stream/promises';
 
 import { CheckpointError, describeError, isCheckpointError, systemErrorCode } from '../errors.js';
 import type { HypervisorRegistry, RestoreRequest, RestoreResult } from '../hypervisor/hypervisor.js';
-import type { Manifest } from '../repository/manifest.js';
+import type { Manifest } from '../format/manifest.js';
 import type { Repository } from '../repository/repository.js';
-import { refuseRollbackOfFrozen } from './rollback-check.js';
+import { refuseRollbackOfFrozen } from '../disks/rollback-check.js';
 
 export interface RestoreOptions {
   readonly repository: Repository;

@@ -11,7 +11,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import { readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 
-import { isCertainlyGone, thisProcess } from './process-owner.js';
+import { isCertainlyGone, thisProcess } from '../host/process-owner.js';
 
 const PREFIX = '~';
 /** A writer whose fate cannot be known counts as gone when it has not touched its file for that long. */

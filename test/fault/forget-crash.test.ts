@@ -2,10 +2,10 @@
 
 import { describe, expect, it } from '@jest/globals';
 
-import { forget, type ForgetResult } from '../../src/repository/forget.js';
-import { Calendar } from '../../src/repository/calendar.js';
+import { forget, type ForgetResult } from '../../src/repository/forget/forget.js';
+import { Calendar } from '../../src/repository/forget/calendar.js';
 import { Repository } from '../../src/repository/repository.js';
-import { verify } from '../../src/repository/verify.js';
+import { verify } from '../../src/repository/verify/verify.js';
 import { FaultyBackend, type FaultMode } from '../../src/storage/faulty.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { forgetIds, mustBeWhole, sourceOf, strays } from '../support/forget-model.js';

@@ -4,13 +4,13 @@ import { describe, expect, it } from '@jest/globals';
 
 import { CheckpointError } from '../../src/errors.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
-import type { ChainReader } from '../../src/repository/chain-reader.js';
+import type { ChainReader } from '../../src/repository/read/chain-reader.js';
 import type { ChainWriter } from '../../src/repository/chain-writer.js';
-import type { CheckpointWriter } from '../../src/repository/checkpoint-writer.js';
-import type { Manifest } from '../../src/repository/manifest.js';
-import type { PageMap } from '../../src/repository/page-map.js';
+import type { CheckpointWriter } from '../../src/repository/write/checkpoint-writer.js';
+import type { Manifest } from '../../src/format/manifest.js';
+import type { PageMap } from '../../src/repository/read/page-map.js';
 import { Repository } from '../../src/repository/repository.js';
-import { verify } from '../../src/repository/verify.js';
+import { verify } from '../../src/repository/verify/verify.js';
 import type { CallOptions, ObjectBody } from '../../src/storage/backend.js';
 import { FaultyBackend, type FaultMode } from '../../src/storage/faulty.js';
 import { MemoryBackend } from '../../src/storage/memory.js';

@@ -7,8 +7,8 @@ import {
   DIRECTORY_ENTRY_BYTES,
   PACK_HEADER_BYTES,
   PACK_TRAILER_BYTES,
-} from '../../src/repository/pack-format.js';
-import { verify } from '../../src/repository/verify.js';
+} from '../../src/format/pack-format.js';
+import { verify } from '../../src/repository/verify/verify.js';
 import type { StorageBackend } from '../../src/storage/backend.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { IDENTITY, ModelVm, mustReadBack, readBack, type Expected } from '../unit/repository-model.js';

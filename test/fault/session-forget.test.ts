@@ -11,7 +11,7 @@ import { CheckpointError } from '../../src/errors.js';
 import { HypervisorRegistry } from '../../src/hypervisor/hypervisor.js';
 import type { VmDisk } from '../../src/hypervisor/vm.js';
 import { Repository } from '../../src/repository/repository.js';
-import { verify } from '../../src/repository/verify.js';
+import { verify } from '../../src/repository/verify/verify.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { FakeGuest } from '../support/fake-guest.js';

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { SnapshotRecord } from '../../src/checkpoint/begun-snapshots.js';
+import { SnapshotRecord } from '../../src/disks/begun-snapshots.js';
 import { CheckpointSession, type SessionOptions } from '../../src/checkpoint/session.js';
 import { CheckpointError } from '../../src/errors.js';
 import { HypervisorRegistry } from '../../src/hypervisor/hypervisor.js';

@@ -12,7 +12,7 @@ import { CheckpointError } from '../../src/errors.js';
 import { HypervisorRegistry } from '../../src/hypervisor/hypervisor.js';
 import type { VmDisk } from '../../src/hypervisor/vm.js';
 import { Repository } from '../../src/repository/repository.js';
-import { verify } from '../../src/repository/verify.js';
+import { verify } from '../../src/repository/verify/verify.js';
 import type { CallOptions, ObjectBody } from '../../src/storage/backend.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';

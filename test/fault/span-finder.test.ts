@@ -5,15 +5,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { scanWritten, writtenSpans, type Span } from '../../adapters/kvm/pagemap-scan/scan.js';
-import { SpanFinder } from '../../adapters/kvm/pagemap-scan/span-finder.js';
-import { pagemapScanReport } from '../../adapters/kvm/pagemap-scan/support.js';
+import { scanWritten, writtenSpans, type Span } from '../../adapters/kvm/memory/pagemap.js';
+import { SpanFinder } from '../../adapters/kvm/trackers/pagemap-scan/span-finder.js';
+import { pagemapScanReport } from '../../adapters/kvm/trackers/pagemap-scan/support.js';
 import {
   enableWriteTracking,
   registerRange,
   SYS_USERFAULTFD,
   USERFAULTFD_FLAGS,
-} from '../../adapters/kvm/pagemap-scan/userfaultfd.js';
+} from '../../adapters/kvm/trackers/pagemap-scan/userfaultfd.js';
 import { addressOf, libc } from '../../src/ffi/libc.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 

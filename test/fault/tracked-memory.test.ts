@@ -6,14 +6,14 @@ import { fileURLToPath } from 'node:url';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { CompareTracker } from '../../adapters/kvm/compare-tracker.js';
-import { writeTrackingDescriptors } from '../../adapters/kvm/pagemap-scan/arming.js';
-import { pagemapScanReport } from '../../adapters/kvm/pagemap-scan/support.js';
-import { PagemapScanTracker } from '../../adapters/kvm/pagemap-scan/tracker.js';
-import { softDirtyReport } from '../../adapters/kvm/soft-dirty/support.js';
-import { SoftDirtyTracker } from '../../adapters/kvm/soft-dirty/tracker.js';
-import type { RamBlock } from '../../adapters/kvm/ram-blocks.js';
-import { processStartTime } from '../../src/checkpoint/process-identity.js';
+import { CompareTracker } from '../../adapters/kvm/trackers/compare-tracker.js';
+import { writeTrackingDescriptors } from '../../adapters/kvm/trackers/pagemap-scan/arming.js';
+import { pagemapScanReport } from '../../adapters/kvm/trackers/pagemap-scan/support.js';
+import { PagemapScanTracker } from '../../adapters/kvm/trackers/pagemap-scan/tracker.js';
+import { softDirtyReport } from '../../adapters/kvm/trackers/soft-dirty/support.js';
+import { SoftDirtyTracker } from '../../adapters/kvm/trackers/soft-dirty/tracker.js';
+import type { RamBlock } from '../../adapters/kvm/memory/ram-blocks.js';
+import { processStartTime } from '../../src/host/process-identity.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 

@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 
 import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type { Manifest } from '../../src/repository/manifest.js';
+import type { Manifest } from '../../src/format/manifest.js';
 import { Repository } from '../../src/repository/repository.js';
 import { FileBackend } from '../../src/storage/file.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';

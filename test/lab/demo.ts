@@ -8,7 +8,7 @@ import { performance } from 'node:perf_hooks';
 import { statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { formatBytes, formatMs, formatTable } from '../../src/format.js';
+import { formatBytes, formatMs, formatTable } from '../../src/text.js';
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, type CliMessage } from './support/cairn-cli.js';
 import { migrateToFile } from './support/ground-truth.js';

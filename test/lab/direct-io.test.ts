@@ -7,8 +7,8 @@ import { afterEach, describe, expect, it } from '@jest/globals';
 
 import { attachKvm } from '../../adapters/kvm/attach.js';
 import type { KvmVm } from '../../adapters/kvm/kvm-vm.js';
-import { PagemapScanTracker } from '../../adapters/kvm/pagemap-scan/tracker.js';
-import { qemuProcess } from '../../adapters/kvm/peer-process.js';
+import { PagemapScanTracker } from '../../adapters/kvm/trackers/pagemap-scan/tracker.js';
+import { qemuProcess } from '../../adapters/qemu/peer-process.js';
 import type { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';

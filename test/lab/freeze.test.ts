@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
-import { SocketAgent } from '../../adapters/kvm/guest-agent/socket-agent.js';
+import { SocketAgent } from '../../adapters/kvm/run/guest-agent/socket-agent.js';
 import { FAULT_POINTS } from '../../src/checkpoint/fault-points.js';
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, runCairn, type CliOptions } from './support/cairn-cli.js';

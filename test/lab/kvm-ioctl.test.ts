@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, it } from '@jest/globals';
 
-import { KvmDevice } from '../../adapters/kvm/ioctl/device.js';
+import { KvmDevice } from '../../adapters/kvm/trackers/dirty-log/device.js';
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import {
   hasRings,

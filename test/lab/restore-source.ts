@@ -3,10 +3,10 @@
 import { createReadStream, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { machineFacts } from '../../adapters/kvm/machine-facts.js';
-import { peerPid, qemuProcess } from '../../adapters/kvm/peer-process.js';
-import { QmpClient } from '../../adapters/kvm/qmp-client.js';
-import { readMigrationStream, type MigrationStream } from '../../adapters/kvm/stream/reader.js';
+import { machineFacts } from '../../adapters/kvm/inspect/machine-facts.js';
+import { peerPid, qemuProcess } from '../../adapters/qemu/peer-process.js';
+import { QmpClient } from '../../adapters/qemu/qmp-client.js';
+import { readMigrationStream, type MigrationStream } from '../../adapters/qemu/stream/reader.js';
 import type { CheckpointSource, PageChunk } from '../../src/hypervisor/hypervisor.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';

@@ -7,9 +7,9 @@ import { once } from 'node:events';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { exportCheckpoint } from '../../adapters/kvm/export.js';
-import { deviceSections } from '../../adapters/kvm/stream/device-state.js';
-import { restoreCheckpoint } from '../../adapters/kvm/restore.js';
-import { splitSections } from '../../adapters/kvm/stream/sections.js';
+import { deviceSections } from '../../adapters/qemu/stream/device-state.js';
+import { restoreCheckpoint } from '../../adapters/kvm/restore/restore.js';
+import { splitSections } from '../../adapters/qemu/stream/sections.js';
 import type { CheckpointSource, PageChunk, RestoreRequest } from '../../src/hypervisor/hypervisor.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
 import { CheckpointError } from '../../src/errors.js';

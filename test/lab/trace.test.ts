@@ -5,9 +5,9 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { attachKvm } from '../../adapters/kvm/attach.js';
-import { chooseTracker } from '../../src/checkpoint/tracker-choice.js';
+import { chooseTracker } from '../../src/checkpoint/trust/tracker-choice.js';
 import { regionOfPage } from '../../src/hypervisor/memory-layout.js';
-import { recordEpochs } from '../../src/trace/recorder.js';
+import { recordEpochs } from '../../src/study/trace/recorder.js';
 import { LabMachine } from './machine.js';
 import { groundTruth } from './support/ground-truth.js';
 

@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
 import fc from 'fast-check';
-import { CODEC_RAW, CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from '../../src/codec/codec-ids.js';
+import { CODEC_RAW, CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from '../../src/kernels/codec-ids.js';
 import type { Kernels } from '../../src/kernels/kernels.js';
 import { DecodeResult } from '../../src/kernels/decode-result.js';
 import {

@@ -3,9 +3,9 @@
 import { describe, expect, it } from '@jest/globals';
 import fc from 'fast-check';
 
-import { MAX_DELTA_DEPTH } from '../../src/repository/record-ref.js';
+import { MAX_DELTA_DEPTH } from '../../src/format/record-ref.js';
 import { Repository } from '../../src/repository/repository.js';
-import { verify } from '../../src/repository/verify.js';
+import { verify } from '../../src/repository/verify/verify.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { forgetIds, mustBeWhole, storedBytes, strays } from '../support/forget-model.js';
 import { IDENTITY, ModelVm, type Expected } from '../unit/repository-model.js';

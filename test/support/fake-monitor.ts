@@ -1,6 +1,6 @@
 /** A monitor without a QEMU: answers as a test says, and sends the events that it is told to. */
 
-import type { Monitor, QmpEvent } from '../../adapters/kvm/monitor.js';
+import type { Monitor, QmpEvent } from '../../adapters/qemu/monitor.js';
 import type { Json, JsonObject } from '../../src/types.js';
 
 export type Answer = (command: string, args: JsonObject) => Json;

@@ -6,13 +6,13 @@ import { dirname, join } from 'node:path';
 
 import { expect } from '@jest/globals';
 
-import { ChainKeys } from '../../src/repository/chain-keys.js';
-import { forget, type ForgetOptions, type ForgetResult } from '../../src/repository/forget.js';
-import { manifestKey } from '../../src/repository/manifest.js';
+import { ChainKeys } from '../../src/format/chain-keys.js';
+import { forget, type ForgetOptions, type ForgetResult } from '../../src/repository/forget/forget.js';
+import { manifestKey } from '../../src/format/manifest.js';
 import { Repository } from '../../src/repository/repository.js';
-import { isMark } from '../../src/repository/sequence-mark.js';
-import type { SweepSource } from '../../src/repository/sweep-plan.js';
-import { verify } from '../../src/repository/verify.js';
+import { isMark } from '../../src/repository/write/sequence-mark.js';
+import type { SweepSource } from '../../src/repository/forget/sweep-plan.js';
+import { verify } from '../../src/repository/verify/verify.js';
 import type { StorageBackend } from '../../src/storage/backend.js';
 import { verifyRepository } from '../golden/verifier.js';
 import { mustReadBack, type Expected } from '../unit/repository-model.js';

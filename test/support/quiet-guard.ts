@@ -1,5 +1,5 @@
 /** A pause guard for tests: speaks the protocol and touches nothing. */
 
-import { runPauseGuard } from '../../adapters/kvm/pause-guard-process.js';
+import { runPauseGuard } from '../../adapters/guard/pause-guard-process.js';
 
 runPauseGuard({ resumeOnce: () => Promise.resolve(true), retryMs: 1 });

@@ -6,8 +6,8 @@ import { closeSync, existsSync, openSync, readFileSync, writeFileSync, writeSync
 import { join } from 'node:path';
 
 import { addressOf, errnoName, libc } from '../../src/ffi/libc.js';
-import { kernelObstacle } from '../../adapters/kvm/pagemap-scan/support.js';
-import { softDirtyKernelObstacle } from '../../adapters/kvm/soft-dirty/support.js';
+import { kernelObstacle } from '../../adapters/kvm/trackers/pagemap-scan/support.js';
+import { softDirtyKernelObstacle } from '../../adapters/kvm/trackers/soft-dirty/support.js';
 import { LabMachine, type Accelerator } from '../lab/machine.js';
 import { slowReads } from '../lab/support/slow-reads.js';
 

@@ -3,9 +3,9 @@
  * against what changed in memory. Throws at the first thing that is not so; needs a /dev/kvm that runs a guest of ten bytes.
  */
 
-import { CAPABILITY } from '../../adapters/kvm/ioctl/constants.js';
-import { KvmDevice, type KvmMachine } from '../../adapters/kvm/ioctl/device.js';
-import { KvmDirtyLogTracker } from '../../adapters/kvm/ioctl/tracker.js';
+import { CAPABILITY } from '../../adapters/kvm/trackers/dirty-log/constants.js';
+import { KvmDevice, type KvmMachine } from '../../adapters/kvm/trackers/dirty-log/device.js';
+import { KvmDirtyLogTracker } from '../../adapters/kvm/trackers/dirty-log/tracker.js';
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';

@@ -1,7 +1,7 @@
 /** A guest of ten bytes: it writes a number to each address of a list and halts. 32-bit protected mode without paging. */
 
-import { EXIT } from '../../adapters/kvm/ioctl/constants.js';
-import type { KvmMachine, KvmVcpu, MemorySlot } from '../../adapters/kvm/ioctl/device.js';
+import { EXIT } from '../../adapters/kvm/trackers/dirty-log/constants.js';
+import type { KvmMachine, KvmVcpu, MemorySlot } from '../../adapters/kvm/trackers/dirty-log/device.js';
 import { addressOf } from '../../src/ffi/libc.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 

@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
-import { CODEC_RAW, CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from '../../src/codec/codec-ids.js';
-import { PageCodec } from '../../src/codec/page-codec.js';
+import { CODEC_RAW, CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from '../../src/kernels/codec-ids.js';
+import { PageCodec } from '../../src/kernels/page-codec.js';
 import { isCheckpointError } from '../../src/errors.js';
 import { createScalarKernels } from '../../src/kernels/scalar.js';
 

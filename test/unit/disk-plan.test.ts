@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { INTERNAL_LIMIT_BYTES, planDisks, type DiskOptions } from '../../src/checkpoint/disk-plan.js';
+import { INTERNAL_LIMIT_BYTES, planDisks, type DiskOptions } from '../../src/disks/disk-plan.js';
 import type { VmDisk } from '../../src/hypervisor/vm.js';
 
 function disk(id: string, snapshotModes: VmDisk['snapshotModes'], virtualSizeBytes = 1 << 30): VmDisk {

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { snapshotDisks } from '../../adapters/kvm/disks.js';
+import { snapshotDisks } from '../../adapters/disks/qcow2/qcow2-disks.js';
 import { CheckpointError, type ErrorCode } from '../../src/errors.js';
 import type { DiskSnapshotMode, VmDisk } from '../../src/hypervisor/vm.js';
 import { FakeMonitor } from '../support/fake-monitor.js';

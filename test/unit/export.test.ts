@@ -6,7 +6,7 @@ import type { Writable } from 'node:stream';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { HypervisorRegistry, type Hypervisor } from '../../src/hypervisor/hypervisor.js';
-import type { Manifest } from '../../src/repository/manifest.js';
+import type { Manifest } from '../../src/format/manifest.js';
 import type { Repository } from '../../src/repository/repository.js';
 import { exportCheckpoint } from '../../src/restore/restore.js';
 

@@ -9,13 +9,13 @@ import { fileURLToPath } from 'node:url';
 
 import { afterAll, afterEach, describe, expect, it } from '@jest/globals';
 
-import { ChainKeys } from '../../src/repository/chain-keys.js';
-import { Calendar } from '../../src/repository/calendar.js';
+import { ChainKeys } from '../../src/format/chain-keys.js';
+import { Calendar } from '../../src/repository/forget/calendar.js';
 import { diffCheckpoints } from '../../src/repository/diff.js';
-import { forget } from '../../src/repository/forget.js';
-import { manifestKey } from '../../src/repository/manifest.js';
+import { forget } from '../../src/repository/forget/forget.js';
+import { manifestKey } from '../../src/format/manifest.js';
 import { Repository } from '../../src/repository/repository.js';
-import { verify } from '../../src/repository/verify.js';
+import { verify } from '../../src/repository/verify/verify.js';
 import { FileBackend } from '../../src/storage/file.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { forgetIds, mustBeWhole, sourceOf, storedBytes, strays } from '../support/forget-model.js';

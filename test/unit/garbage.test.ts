@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { describe, expect, it } from '@jest/globals';
 
-import { collectGarbage, letHeapGrow } from '../../src/checkpoint/garbage.js';
+import { collectGarbage, letHeapGrow } from '../../src/host/garbage.js';
 
 describe('the collection between checkpoints', () => {
   it('frees what nothing refers to any more', async () => {

@@ -5,12 +5,12 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { agentPathIn, recordedAgentPath } from '../../adapters/kvm/guest-agent/agent-path.js';
-import { GuestFreezer } from '../../adapters/kvm/guest-agent/guest-freezer.js';
-import { SocketAgent } from '../../adapters/kvm/guest-agent/socket-agent.js';
-import type { PauseGuard } from '../../adapters/kvm/pause-guard.js';
-import { setPauseMarker } from '../../adapters/kvm/pause-marker.js';
-import { parseCommandLine } from '../../adapters/kvm/restore-command-line.js';
+import { agentPathIn, recordedAgentPath } from '../../adapters/kvm/run/guest-agent/agent-path.js';
+import { GuestFreezer } from '../../adapters/kvm/run/guest-agent/guest-freezer.js';
+import { SocketAgent } from '../../adapters/kvm/run/guest-agent/socket-agent.js';
+import type { PauseGuard } from '../../adapters/guard/pause-guard.js';
+import { setPauseMarker } from '../../adapters/guard/pause-marker.js';
+import { parseCommandLine } from '../../adapters/disks/qcow2/command-line.js';
 
 /** No process has it: above the kernel's limit of process ids. */
 const DEAD_PID = 2 ** 30;

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { CommandHook, type HookContext } from '../../src/checkpoint/hooks.js';
+import { CommandHook, type HookContext } from '../../src/checkpoint/pause/hooks.js';
 
 const context: HookContext = { checkpointId: 'c1', vmAddress: 'fake:a', vmName: 'a', repository: '/srv/r' };
 

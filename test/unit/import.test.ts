@@ -6,17 +6,17 @@ import { Readable } from 'node:stream';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { captureHvmState } from '../../adapters/xen/device-state.js';
-import { XenDomain } from '../../adapters/xen/domain.js';
-import { layoutOf } from '../../adapters/xen/physmap.js';
+import { captureHvmState } from '../../adapters/xen/stream/device-state.js';
+import { XenDomain } from '../../adapters/xen/domain/domain.js';
+import { layoutOf } from '../../adapters/xen/domain/physmap.js';
 import { GUEST_TYPE, LIBXC_RECORD, LIBXL_RECORD } from '../../adapters/xen/stream/format.js';
 import { encodeRecord } from '../../adapters/xen/stream/records.js';
 import { writeSaveFile } from '../../adapters/xen/stream/writer.js';
-import { readMigrationStream } from '../../adapters/kvm/stream/reader.js';
-import { writeMigrationStream } from '../../adapters/kvm/stream/writer.js';
+import { readMigrationStream } from '../../adapters/qemu/stream/reader.js';
+import { writeMigrationStream } from '../../adapters/qemu/stream/writer.js';
 import type { PageChunk } from '../../src/hypervisor/hypervisor.js';
 import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import { importCheckpoint } from '../../src/import/import.js';
+import { importCheckpoint } from '../../src/intake/import.js';
 import { hypervisors } from '../../src/index.js';
 import { Repository } from '../../src/repository/repository.js';
 import { exportCheckpoint } from '../../src/restore/restore.js';

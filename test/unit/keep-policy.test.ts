@@ -1,8 +1,8 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { before, Calendar, parseDuration } from '../../src/repository/calendar.js';
-import { select, type KeepPolicy } from '../../src/repository/keep-policy.js';
-import type { Manifest } from '../../src/repository/manifest.js';
+import { before, Calendar, parseDuration } from '../../src/repository/forget/calendar.js';
+import { select, type KeepPolicy } from '../../src/repository/forget/keep-policy.js';
+import type { Manifest } from '../../src/format/manifest.js';
 
 /** Of these times, oldest first; only what a policy looks at. */
 function chainOf(times: readonly string[]): readonly Manifest[] {

@@ -6,8 +6,8 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { Ledger, type LedgerEntry } from '../../src/checkpoint/ledger.js';
-import { VmLock } from '../../src/checkpoint/vm-lock.js';
+import { Ledger, type LedgerEntry } from '../../src/checkpoint/trust/ledger.js';
+import { VmLock } from '../../src/host/vm-lock.js';
 import type { VmIdentity } from '../../src/hypervisor/vm.js';
 
 const identity: VmIdentity = {
@@ -60,7 +60,7 @@ describe('the lock of a running VM', () => {
 
   it('is free again once its process is killed', async () => {
     const code = `
-      import { VmLock } from ${JSON.stringify(new URL('../../src/checkpoint/vm-lock.js', import.meta.url).href)};
+      import { VmLock } from ${JSON.stringify(new URL('../../src/host/vm-lock.js', import.meta.url).href)};
       await VmLock.take(${JSON.stringify(identity)});
       process.stdout.write('held');
       setInterval(() => undefined, 1000);`;

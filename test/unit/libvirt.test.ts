@@ -12,21 +12,21 @@ import {
   parseRestoreTarget,
 } from '../../adapters/libvirt/address.js';
 import { isStartedFor } from '../../adapters/libvirt/domain-process.js';
-import { compressInto, IMAGE_COMPRESSIONS } from '../../adapters/libvirt/compression.js';
-import { disksIn, withDisk } from '../../adapters/libvirt/domain-disks.js';
+import { compressInto, IMAGE_COMPRESSIONS } from '../../adapters/libvirt/restore/compression.js';
+import { disksIn, withDisk } from '../../adapters/libvirt/xml/domain-disks.js';
 import {
   editedXml,
   identityIn,
   recordedXml,
   renamed,
   withNewMacs,
-} from '../../adapters/libvirt/domain-xml.js';
-import { snapshotExternally, snapshotXml } from '../../adapters/libvirt/external-snapshot.js';
-import { describeFailure, libvirtError } from '../../adapters/libvirt/libvirt-error.js';
-import { resultOf } from '../../adapters/libvirt/monitor.js';
-import { pushStream } from '../../adapters/kvm/stream/push.js';
-import { saveImageHead } from '../../adapters/libvirt/save-image.js';
-import { escaped, unescaped } from '../../adapters/libvirt/xml-text.js';
+} from '../../adapters/libvirt/xml/domain-xml.js';
+import { snapshotExternally, snapshotXml } from '../../adapters/libvirt/qemu/external-snapshot.js';
+import { describeFailure, libvirtError } from '../../adapters/libvirt/native/libvirt-error.js';
+import { resultOf } from '../../adapters/libvirt/qemu/monitor.js';
+import { pushStream } from '../../adapters/qemu/stream/push.js';
+import { saveImageHead } from '../../adapters/libvirt/restore/save-image.js';
+import { escaped, unescaped } from '../../adapters/libvirt/xml/xml-text.js';
 import { CheckpointError } from '../../src/errors.js';
 
 const UUID = '30c526e0-ee48-4b63-8d6a-f7642f082b91';

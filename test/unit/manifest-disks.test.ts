@@ -2,7 +2,7 @@ import { describe, expect, it } from '@jest/globals';
 
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
-import { decodeManifest, encodeManifest, manifestKey, type Manifest } from '../../src/repository/manifest.js';
+import { decodeManifest, encodeManifest, manifestKey, type Manifest } from '../../src/format/manifest.js';
 
 const OLD: DiskSnapshot = {
   diskId: 'hd0',

@@ -5,14 +5,9 @@ import { compressWithPrefix, decompress, decompressWithPrefix } from '../../src/
 import { ANCHOR_CAPACITY_BYTES } from '../../src/kernels/kernels.js';
 import { createScalarKernels } from '../../src/kernels/scalar.js';
 import { planPatches } from '../../src/pool/patch-plan.js';
-import { frameChecksum } from '../../src/repository/frame.js';
-import {
-  encodePatchFrame,
-  readPatch,
-  unpackPatch,
-  type PatchInput,
-} from '../../src/repository/patch-frame.js';
-import { makeRef } from '../../src/repository/record-ref.js';
+import { frameChecksum } from '../../src/format/frame.js';
+import { encodePatchFrame, readPatch, unpackPatch, type PatchInput } from '../../src/format/patch-frame.js';
+import { makeRef } from '../../src/format/record-ref.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { seeded } from './repository-model.js';
 

@@ -1,7 +1,7 @@
 import * as Plot from '@observablehq/plot';
 import { describe, expect, it } from '@jest/globals';
 
-import { escapeText, figure, standAloneFigure } from '../../src/plots/figure.js';
+import { escapeText, figure, standAloneFigure } from '../../src/study/figure.js';
 
 const settings = { marks: [Plot.dot([[1, 2]], { fill: 'var(--series-1)' })] };
 

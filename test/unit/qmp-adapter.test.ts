@@ -1,11 +1,11 @@
 import { describe, expect, it } from '@jest/globals';
 
 import { attachKvm, socketPathOf } from '../../adapters/kvm/attach.js';
-import { disksOf } from '../../adapters/kvm/disks.js';
-import { hazardsOf, type VmInventory } from '../../adapters/kvm/hazards.js';
-import { backingOf, mappingsOf, parseMapping } from '../../adapters/kvm/process-maps.js';
-import { parseRamBlockTable } from '../../adapters/kvm/ram-block-table.js';
-import { runStateOf } from '../../adapters/kvm/run-state.js';
+import { disksOf } from '../../adapters/disks/qcow2/qcow2-disks.js';
+import { hazardsOf, type VmInventory } from '../../adapters/kvm/inspect/hazards.js';
+import { backingOf, mappingsOf, parseMapping } from '../../adapters/kvm/memory/process-maps.js';
+import { parseRamBlockTable } from '../../adapters/kvm/memory/ram-block-table.js';
+import { runStateOf } from '../../adapters/kvm/run/run-state.js';
 import { FakeQmpServer } from '../support/fake-qmp-server.js';
 
 describe('the table of RAM blocks', () => {

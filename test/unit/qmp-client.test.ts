@@ -4,8 +4,8 @@ import { join } from 'node:path';
 
 import { afterEach, describe, expect, it } from '@jest/globals';
 
-import { QmpClient, type QmpOptions } from '../../adapters/kvm/qmp-client.js';
-import type { QmpEvent } from '../../adapters/kvm/monitor.js';
+import { QmpClient, type QmpOptions } from '../../adapters/qemu/qmp-client.js';
+import type { QmpEvent } from '../../adapters/qemu/monitor.js';
 import {
   FakeQmpServer,
   GREETING,

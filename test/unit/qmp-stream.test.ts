@@ -4,16 +4,16 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import type { Monitor, QmpEvent } from '../../adapters/kvm/monitor.js';
-import { Migration } from '../../adapters/kvm/qmp-stream/migration.js';
-import { allocateShared, viewsOf } from '../../adapters/kvm/qmp-stream/receiver-messages.js';
-import { receiveStream } from '../../adapters/kvm/qmp-stream/receive.js';
-import { planSettings } from '../../adapters/kvm/qmp-stream/settings.js';
-import { openGuestReader } from '../../adapters/kvm/qmp-stream/staging-reader.js';
-import { hasBit, StagingWriter } from '../../adapters/kvm/qmp-stream/staging-writer.js';
-import { losesWrites, qmpStreamReport } from '../../adapters/kvm/qmp-stream/support.js';
-import { writeMigrationStream } from '../../adapters/kvm/stream/writer.js';
-import { decideTracker } from '../../src/checkpoint/tracker-choice.js';
+import type { Monitor, QmpEvent } from '../../adapters/qemu/monitor.js';
+import { Migration } from '../../adapters/kvm/trackers/qmp-stream/migration.js';
+import { allocateShared, viewsOf } from '../../adapters/kvm/trackers/qmp-stream/receiver-messages.js';
+import { receiveStream } from '../../adapters/kvm/trackers/qmp-stream/receive.js';
+import { planSettings } from '../../adapters/kvm/trackers/qmp-stream/settings.js';
+import { openGuestReader } from '../../adapters/kvm/trackers/qmp-stream/staging-reader.js';
+import { hasBit, StagingWriter } from '../../adapters/kvm/trackers/qmp-stream/staging-writer.js';
+import { losesWrites, qmpStreamReport } from '../../adapters/kvm/trackers/qmp-stream/support.js';
+import { writeMigrationStream } from '../../adapters/qemu/stream/writer.js';
+import { decideTracker } from '../../src/checkpoint/trust/tracker-choice.js';
 import { CheckpointError } from '../../src/errors.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 import type { Json, JsonObject } from '../../src/types.js';

@@ -4,8 +4,8 @@ import { locationIn } from '../../adapters/disks/rbd/image-names.js';
 import { RbdDisks } from '../../adapters/disks/rbd/rbd-disks.js';
 import { checkImages } from '../../adapters/disks/rbd/rbd-restore.js';
 import type { RunTool, ToolResult } from '../../adapters/disks/run-tool.js';
-import { disksIn } from '../../adapters/libvirt/domain-disks.js';
-import { planDisks } from '../../src/checkpoint/disk-plan.js';
+import { disksIn } from '../../adapters/libvirt/xml/domain-disks.js';
+import { planDisks } from '../../src/disks/disk-plan.js';
 import type { DiskSnapshot, VmDisk } from '../../src/hypervisor/vm.js';
 
 const DONE: ToolResult = { kind: 'done', stdout: '' };

@@ -5,9 +5,9 @@ import { PassThrough } from 'node:stream';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { captureHvmState } from '../../adapters/xen/device-state.js';
-import { XenDomain } from '../../adapters/xen/domain.js';
-import { layoutOf } from '../../adapters/xen/physmap.js';
+import { captureHvmState } from '../../adapters/xen/stream/device-state.js';
+import { XenDomain } from '../../adapters/xen/domain/domain.js';
+import { layoutOf } from '../../adapters/xen/domain/physmap.js';
 import type { DomainMemory } from '../../adapters/xen/remus/memory-watch.js';
 import { receiveRemus } from '../../adapters/xen/remus/receive-remus.js';
 import { LIBXC_RECORD, LIBXL_RECORD } from '../../adapters/xen/stream/format.js';
@@ -21,7 +21,7 @@ import {
   receiveCheckpoints,
   type ReceivedCheckpoint,
   type ReceiveOptions,
-} from '../../src/receive/receive.js';
+} from '../../src/intake/receive.js';
 import { Repository } from '../../src/repository/repository.js';
 import { exportCheckpoint } from '../../src/restore/restore.js';
 import type { StorageBackend } from '../../src/storage/backend.js';

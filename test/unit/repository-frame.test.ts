@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from '@jest/globals';
 
-import { CODEC_RAW, CODEC_RUNS } from '../../src/codec/codec-ids.js';
+import { CODEC_RAW, CODEC_RUNS } from '../../src/kernels/codec-ids.js';
 import {
   putDeltas32,
   putDeltas64,
@@ -9,7 +9,7 @@ import {
   takeDeltas32,
   takeDeltas64,
   takePlanes,
-} from '../../src/repository/byte-columns.js';
+} from '../../src/format/byte-columns.js';
 import {
   decodeBlobFrame,
   decodeFrame,
@@ -20,8 +20,8 @@ import {
   frameChecksum,
   type FrameRecords,
   type PageRecords,
-} from '../../src/repository/frame.js';
-import { makeRef, MAX_RECORDS_PER_FRAME } from '../../src/repository/record-ref.js';
+} from '../../src/format/frame.js';
+import { makeRef, MAX_RECORDS_PER_FRAME } from '../../src/format/record-ref.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 
 const PLACE = { key: 'vms/web1/packs/00000001', frame: 3 };

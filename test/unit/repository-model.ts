@@ -1,19 +1,19 @@
 /** A made-up VM: memory that tests change as they like, and its way into a repository without workers or a hypervisor. */
 
-import { CODEC_RUNS } from '../../src/codec/codec-ids.js';
-import { PageCodec } from '../../src/codec/page-codec.js';
+import { CODEC_RUNS } from '../../src/kernels/codec-ids.js';
+import { PageCodec } from '../../src/kernels/page-codec.js';
 import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
 import type { VmIdentity } from '../../src/hypervisor/vm.js';
 import { createWasmKernels } from '../../src/kernels/wasm.js';
 import type { BeginOptions, ChainWriter } from '../../src/repository/chain-writer.js';
-import type { CheckpointWriter } from '../../src/repository/checkpoint-writer.js';
-import { encodeFrame, type EncodedFrame } from '../../src/repository/frame.js';
-import type { Manifest } from '../../src/repository/manifest.js';
-import { PageMap } from '../../src/repository/page-map.js';
-import { encodePatchFrame } from '../../src/repository/patch-frame.js';
-import { MAX_DELTA_DEPTH } from '../../src/repository/record-ref.js';
+import type { CheckpointWriter } from '../../src/repository/write/checkpoint-writer.js';
+import { encodeFrame, type EncodedFrame } from '../../src/format/frame.js';
+import type { Manifest } from '../../src/format/manifest.js';
+import { PageMap } from '../../src/repository/read/page-map.js';
+import { encodePatchFrame } from '../../src/format/patch-frame.js';
+import { MAX_DELTA_DEPTH } from '../../src/format/record-ref.js';
 import type { Repository } from '../../src/repository/repository.js';
-import { digestOf } from '../../src/repository/verify-pages.js';
+import { digestOf } from '../../src/repository/verify/verify-pages.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 
 export const IDENTITY: VmIdentity = {

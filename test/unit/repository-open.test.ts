@@ -1,10 +1,10 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { chainKey } from '../../src/repository/chain-keys.js';
+import { chainKey } from '../../src/format/chain-keys.js';
 import { Repository } from '../../src/repository/repository.js';
-import { sealJson } from '../../src/repository/sealed-json.js';
+import { sealJson } from '../../src/format/sealed-json.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
-import { thisProcess } from '../../src/storage/process-owner.js';
+import { thisProcess } from '../../src/host/process-owner.js';
 import { IDENTITY, ModelVm } from './repository-model.js';
 
 const HEAD = { format: 'cairn-repository', version: 1, requires: [] };

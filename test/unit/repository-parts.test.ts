@@ -3,11 +3,11 @@ import { describe, expect, it } from '@jest/globals';
 
 import { compress, compressInBlocks, decompress, decompressAsync } from '../../src/ffi/zstd.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
-import { MAX_LEVELS, MAX_SEGMENTS, MERGE_FACTOR, planIndex } from '../../src/repository/index-policy.js';
-import { decodeSegment, encodeSegment } from '../../src/repository/index-segment.js';
-import { BOTTOM_LEVEL, type SegmentEntry } from '../../src/repository/manifest.js';
-import { PageMap } from '../../src/repository/page-map.js';
-import { frameOfRef, isRecordRef, makeRef, packOfRef, recordOfRef } from '../../src/repository/record-ref.js';
+import { MAX_LEVELS, MAX_SEGMENTS, MERGE_FACTOR, planIndex } from '../../src/format/index-policy.js';
+import { decodeSegment, encodeSegment } from '../../src/format/index-segment.js';
+import { BOTTOM_LEVEL, type SegmentEntry } from '../../src/format/manifest.js';
+import { PageMap } from '../../src/repository/read/page-map.js';
+import { frameOfRef, isRecordRef, makeRef, packOfRef, recordOfRef } from '../../src/format/record-ref.js';
 
 describe('a record reference', () => {
   it('is taken apart into what it was made of, and orders by writing', () => {

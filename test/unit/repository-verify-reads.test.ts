@@ -2,11 +2,11 @@ import { describe, expect, it } from '@jest/globals';
 
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 import { sharedKernels } from '../../src/kernels/shared-kernels.js';
-import { ChainReader } from '../../src/repository/chain-reader.js';
-import type { RecordTable } from '../../src/repository/record-table.js';
+import { ChainReader } from '../../src/repository/read/chain-reader.js';
+import type { RecordTable } from '../../src/repository/verify/record-table.js';
 import { Repository } from '../../src/repository/repository.js';
-import { verifyPack } from '../../src/repository/verify-pack.js';
-import { verifyPages } from '../../src/repository/verify-pages.js';
+import { verifyPack } from '../../src/repository/verify/verify-pack.js';
+import { verifyPages } from '../../src/repository/verify/verify-pages.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { IDENTITY, ModelVm, seeded } from './repository-model.js';

@@ -1,7 +1,7 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { parseCommandLine } from '../../adapters/kvm/restore-command-line.js';
-import { withoutOptionValues } from '../../adapters/kvm/restore-redact.js';
+import { parseCommandLine } from '../../adapters/disks/qcow2/command-line.js';
+import { withoutOptionValues } from '../../adapters/kvm/restore/redact.js';
 
 const options = parseCommandLine([
   ...['-m', '256', '-object', 'secret,id=s0,data=hunter,,2'],

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { restoreIntoTarget } from '../../adapters/kvm/restore-target.js';
+import { restoreIntoTarget } from '../../adapters/kvm/restore/target.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { CheckpointSource, PageChunk } from '../../src/hypervisor/hypervisor.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';

@@ -2,8 +2,8 @@ import { describe, expect, it } from '@jest/globals';
 
 import type { RestoreRequest } from '../../src/hypervisor/hypervisor.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
-import type { Manifest } from '../../src/repository/manifest.js';
-import { refuseRollbackOfFrozen } from '../../src/restore/rollback-check.js';
+import type { Manifest } from '../../src/format/manifest.js';
+import { refuseRollbackOfFrozen } from '../../src/disks/rollback-check.js';
 
 const REQUEST: RestoreRequest = { setArgs: [], dropArgs: [], paused: false, keepDisks: false };
 

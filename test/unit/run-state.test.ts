@@ -4,9 +4,9 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { qmpGuard } from '../../adapters/kvm/pause-guard.js';
-import { isLeftPaused, pauseMarkerPath, setPauseMarker } from '../../adapters/kvm/pause-marker.js';
-import { RunStateControl } from '../../adapters/kvm/run-state.js';
+import { qmpGuard } from '../../adapters/guard/pause-guard.js';
+import { isLeftPaused, pauseMarkerPath, setPauseMarker } from '../../adapters/guard/pause-marker.js';
+import { RunStateControl } from '../../adapters/kvm/run/run-state.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { Json } from '../../src/types.js';
 import { FakeMonitor } from '../support/fake-monitor.js';

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { defaultRuntimeDir, openRuntimeDir } from '../../src/checkpoint/runtime-dir.js';
+import { defaultRuntimeDir, openRuntimeDir } from '../../src/host/runtime-dir.js';
 
 describe('the default runtime folder', () => {
   const { getuid } = process;

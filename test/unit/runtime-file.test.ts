@@ -4,7 +4,7 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { writeRuntimeFile } from '../../src/checkpoint/runtime-file.js';
+import { writeRuntimeFile } from '../../src/host/runtime-file.js';
 
 let dir: string;
 beforeEach(() => {

@@ -4,8 +4,8 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { sweepRuntimeDir } from '../../adapters/kvm/runtime-files.js';
-import { processStartTime } from '../../src/checkpoint/process-identity.js';
+import { sweepRuntimeDir } from '../../adapters/qemu/runtime-files.js';
+import { processStartTime } from '../../src/host/process-identity.js';
 
 let dir: string;
 beforeEach(() => {

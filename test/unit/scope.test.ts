@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { decideScope, type ScopeFacts } from '../../src/checkpoint/scope.js';
+import { decideScope, type ScopeFacts } from '../../src/checkpoint/trust/scope.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 
 const layout = layOut([{ id: 'pc.ram', sizeBytes: 1 << 20 }]);

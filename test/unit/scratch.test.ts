@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { Scratch } from '../../src/scratch.js';
+import { Scratch } from '../../src/host/scratch.js';
 
 describe('scratch memory', () => {
   it('hands out again what was given back, cut to size', () => {

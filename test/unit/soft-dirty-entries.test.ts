@@ -2,9 +2,9 @@ import { readFileSync } from 'node:fs';
 
 import { describe, expect, it } from '@jest/globals';
 
-import { judgeEntry } from '../../adapters/kvm/soft-dirty/entries.js';
-import { softDirtyKernelObstacle, softDirtyReport } from '../../adapters/kvm/soft-dirty/support.js';
-import type { RamBlock } from '../../adapters/kvm/ram-blocks.js';
+import { judgeEntry } from '../../adapters/kvm/trackers/soft-dirty/entries.js';
+import { softDirtyKernelObstacle, softDirtyReport } from '../../adapters/kvm/trackers/soft-dirty/support.js';
+import type { RamBlock } from '../../adapters/kvm/memory/ram-blocks.js';
 
 /** High half of a pagemap entry with these bits, numbered as in the kernel's documentation. */
 function entry(...bits: readonly number[]): number {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { StopPolicy } from '../../src/checkpoint/stop-policy.js';
+import { StopPolicy } from '../../src/checkpoint/pause/stop-policy.js';
 
 describe('the stop policy', () => {
   it('stops at once when the pause is predicted to hold', () => {

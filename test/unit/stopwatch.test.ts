@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { Stopwatch } from '../../src/checkpoint/stopwatch.js';
+import { Stopwatch } from '../../src/checkpoint/pause/stopwatch.js';
 
 describe('the stopwatch of a pause', () => {
   it('leaves out what came before its start and after its first stop', () => {

@@ -1,14 +1,14 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { restoredCommandLine } from '../../adapters/kvm/restore-argv.js';
+import { restoredCommandLine } from '../../adapters/kvm/restore/argv.js';
 import {
   formatCommandLine,
   parseCommandLine,
   valueOf,
   withValueOf,
-} from '../../adapters/kvm/restore-command-line.js';
+} from '../../adapters/disks/qcow2/command-line.js';
 import type { JsonObject } from '../../src/types.js';
-import { recordedMachine, type RecordedMachine } from '../../adapters/kvm/restore-machine.js';
+import { recordedMachine, type RecordedMachine } from '../../adapters/kvm/restore/machine.js';
 
 const TYPE = 'pc-i440fx-7.2';
 const QMP = 'unix:/run/web1.qmp,server=on,wait=off';

@@ -1,7 +1,7 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { formatCommandLine, parseCommandLine } from '../../adapters/kvm/restore-command-line.js';
-import { diskReferences } from '../../adapters/kvm/restore-disk-options.js';
+import { formatCommandLine, parseCommandLine } from '../../adapters/disks/qcow2/command-line.js';
+import { diskReferences } from '../../adapters/disks/qcow2/restore-disk-options.js';
 
 const NEW = '/vm/new.qcow2';
 

@@ -4,7 +4,11 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { finishStream, recoverStream, setStreamMarker } from '../../adapters/kvm/qmp-stream/stream-marker.js';
+import {
+  finishStream,
+  recoverStream,
+  setStreamMarker,
+} from '../../adapters/kvm/trackers/qmp-stream/stream-marker.js';
 import type { Json } from '../../src/types.js';
 import { FakeMonitor } from '../support/fake-monitor.js';
 

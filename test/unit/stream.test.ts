@@ -2,16 +2,16 @@ import { describe, expect, it } from '@jest/globals';
 import fc from 'fast-check';
 
 import { EXPORT_FORMATS, exportCheckpoint } from '../../adapters/kvm/export.js';
-import { deviceSections, withRunState } from '../../adapters/kvm/stream/device-state.js';
-import { pushStream } from '../../adapters/kvm/stream/push.js';
-import { readMigrationStream, type MigrationStream } from '../../adapters/kvm/stream/reader.js';
-import { splitSections } from '../../adapters/kvm/stream/sections.js';
-import { sectionLengths } from '../../adapters/kvm/stream/vm-description.js';
+import { deviceSections, withRunState } from '../../adapters/qemu/stream/device-state.js';
+import { pushStream } from '../../adapters/qemu/stream/push.js';
+import { readMigrationStream, type MigrationStream } from '../../adapters/qemu/stream/reader.js';
+import { splitSections } from '../../adapters/qemu/stream/sections.js';
+import { sectionLengths } from '../../adapters/qemu/stream/vm-description.js';
 import {
   maxStreamBytes,
   writeMigrationStream,
   type StreamContent,
-} from '../../adapters/kvm/stream/writer.js';
+} from '../../adapters/qemu/stream/writer.js';
 import type { CheckpointSource, PageChunk } from '../../src/hypervisor/hypervisor.js';
 import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
 import { Writable } from 'node:stream';

@@ -4,9 +4,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 import { layOut } from '../../src/hypervisor/memory-layout.js';
-import { BLOCK_HEADER_BYTES, MAX_BLOCK_PAGES, type TraceHeader } from '../../src/trace/trace-format.js';
-import { TraceReader } from '../../src/trace/trace-reader.js';
-import { TraceWriter, type RecordedEpoch } from '../../src/trace/trace-writer.js';
+import { BLOCK_HEADER_BYTES, MAX_BLOCK_PAGES, type TraceHeader } from '../../src/study/trace/trace-format.js';
+import { TraceReader } from '../../src/study/trace/trace-reader.js';
+import { TraceWriter, type RecordedEpoch } from '../../src/study/trace/trace-writer.js';
 import { SOURCE_ROOT } from '../lab/support/lab-files.js';
 
 const HEADER: TraceHeader = {

@@ -5,14 +5,22 @@ import { fileURLToPath } from 'node:url';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { DeviceModel, deviceModelProblem, resumeDeviceModel } from '../../adapters/xen/device-model.js';
-import { captureHvmState, decodeDeviceState, encodeDeviceState } from '../../adapters/xen/device-state.js';
-import { REASON_SUSPEND, XenDomain } from '../../adapters/xen/domain.js';
-import { hazardsOf } from '../../adapters/xen/hazards.js';
-import { LogDirtyTracker } from '../../adapters/xen/log-dirty-tracker.js';
-import { layoutOf } from '../../adapters/xen/physmap.js';
-import { TypeScan } from '../../adapters/xen/presence.js';
-import { SuspendControl } from '../../adapters/xen/run-state.js';
+import {
+  DeviceModel,
+  deviceModelProblem,
+  resumeDeviceModel,
+} from '../../adapters/xen/devices/device-model.js';
+import {
+  captureHvmState,
+  decodeDeviceState,
+  encodeDeviceState,
+} from '../../adapters/xen/stream/device-state.js';
+import { REASON_SUSPEND, XenDomain } from '../../adapters/xen/domain/domain.js';
+import { hazardsOf } from '../../adapters/xen/inspect/hazards.js';
+import { LogDirtyTracker } from '../../adapters/xen/trackers/log-dirty-tracker.js';
+import { layoutOf } from '../../adapters/xen/domain/physmap.js';
+import { TypeScan } from '../../adapters/xen/memory/presence.js';
+import { SuspendControl } from '../../adapters/xen/suspend/run-state.js';
 import { LIBXL_RECORD } from '../../adapters/xen/stream/format.js';
 import { readSaveFile } from '../../adapters/xen/stream/reader.js';
 import { writeSaveFile } from '../../adapters/xen/stream/writer.js';

@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { grantedForWriting } from '../../adapters/xen/shared-frames.js';
+import { grantedForWriting } from '../../adapters/xen/memory/shared-frames.js';
 
 const PERMIT_ACCESS = 1;
 const TRANSITIVE = 3;

@@ -4,20 +4,20 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { XenDomain } from '../../adapters/xen/domain.js';
-import { framesOf } from '../../adapters/xen/guest-memory.js';
-import { FrameReader } from '../../adapters/xen/guest-reader.js';
-import { hazardsOf } from '../../adapters/xen/hazards.js';
-import { memoryTargetOf, videoKibOf, withMemoryTarget } from '../../adapters/xen/memory-target.js';
-import { firstFrameOf, layoutOf, windowsOver } from '../../adapters/xen/physmap.js';
+import { XenDomain } from '../../adapters/xen/domain/domain.js';
+import { framesOf } from '../../adapters/xen/memory/guest-memory.js';
+import { FrameReader } from '../../adapters/xen/memory/guest-reader.js';
+import { hazardsOf } from '../../adapters/xen/inspect/hazards.js';
+import { memoryTargetOf, videoKibOf, withMemoryTarget } from '../../adapters/xen/domain/memory-target.js';
+import { firstFrameOf, layoutOf, windowsOver } from '../../adapters/xen/domain/physmap.js';
 import {
   FrameTable,
   FrameTableFile,
   NO_FRAME,
   removeFrameTable,
   writeFrameTable,
-} from '../../adapters/xen/pv/frame-table.js';
-import { tableLevel, toGuestFrames } from '../../adapters/xen/pv/page-table.js';
+} from '../../adapters/xen/memory/pv/frame-table.js';
+import { tableLevel, toGuestFrames } from '../../adapters/xen/memory/pv/page-table.js';
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import { FakeXen } from '../support/fake-xen.js';
 

@@ -4,10 +4,10 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { XenDomain } from '../../adapters/xen/domain.js';
-import { PvGuestMemory } from '../../adapters/xen/guest-memory.js';
-import { PvMemory } from '../../adapters/xen/pv/pv-memory.js';
-import { NO_FRAME } from '../../adapters/xen/pv/frame-table.js';
+import { XenDomain } from '../../adapters/xen/domain/domain.js';
+import { PvGuestMemory } from '../../adapters/xen/memory/guest-memory.js';
+import { PvMemory } from '../../adapters/xen/memory/pv/pv-memory.js';
+import { NO_FRAME } from '../../adapters/xen/memory/pv/frame-table.js';
 import { LIBXC_RECORD } from '../../adapters/xen/stream/format.js';
 import type { CallResult } from '../../src/ffi/libc.js';
 import { FakeXen } from '../support/fake-xen.js';

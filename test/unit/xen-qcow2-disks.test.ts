@@ -4,9 +4,9 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { writersOf } from '../../adapters/xen/image-writers.js';
-import { exchangeAt } from '../../adapters/xen/device-model.js';
-import { Qcow2Disks } from '../../adapters/xen/qcow2-disks.js';
+import { writersOf } from '../../adapters/xen/devices/image-writers.js';
+import { exchangeAt } from '../../adapters/xen/devices/device-model.js';
+import { Qcow2Disks } from '../../adapters/xen/devices/qcow2-disks.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { VmDisk } from '../../src/hypervisor/vm.js';
 import type { Json, JsonObject } from '../../src/types.js';

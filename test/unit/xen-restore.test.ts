@@ -1,12 +1,12 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { disksOf } from '../../adapters/xen/disks.js';
-import { dropVolumeSnapshots } from '../../adapters/xen/drop-volume-snapshots.js';
+import { disksOf } from '../../adapters/xen/devices/disks.js';
+import { dropVolumeSnapshots } from '../../adapters/xen/devices/drop-volume-snapshots.js';
 import { restoreCheckpoint } from '../../adapters/xen/restore.js';
 import type { CheckpointSource, RestoreRequest } from '../../src/hypervisor/hypervisor.js';
 import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
-import { layoutOf } from '../../adapters/xen/physmap.js';
-import { encodeDeviceState } from '../../adapters/xen/device-state.js';
+import { layoutOf } from '../../adapters/xen/domain/physmap.js';
+import { encodeDeviceState } from '../../adapters/xen/stream/device-state.js';
 import { lastAfter } from '../../adapters/xen/stream/last-after.js';
 
 const source: CheckpointSource = {

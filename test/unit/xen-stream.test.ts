@@ -7,9 +7,9 @@ import {
   decodeDeviceState,
   encodeDeviceState,
   type XenDeviceState,
-} from '../../adapters/xen/device-state.js';
-import { XenDomain } from '../../adapters/xen/domain.js';
-import { layoutOf } from '../../adapters/xen/physmap.js';
+} from '../../adapters/xen/stream/device-state.js';
+import { XenDomain } from '../../adapters/xen/domain/domain.js';
+import { layoutOf } from '../../adapters/xen/domain/physmap.js';
 import { LIBXC_RECORD } from '../../adapters/xen/stream/format.js';
 import { readSaveFile, type SaveItem } from '../../adapters/xen/stream/reader.js';
 import { decodeRecords, encodeRecord } from '../../adapters/xen/stream/records.js';

@@ -5,8 +5,8 @@ import { fileURLToPath } from 'node:url';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { XenDomain } from '../../adapters/xen/domain.js';
-import { SuspendControl } from '../../adapters/xen/run-state.js';
+import { XenDomain } from '../../adapters/xen/domain/domain.js';
+import { SuspendControl } from '../../adapters/xen/suspend/run-state.js';
 import { FakeXen } from '../support/fake-xen.js';
 
 const EACCES = 13;

@@ -4,11 +4,11 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { XenDomain } from '../../adapters/xen/domain.js';
+import { XenDomain } from '../../adapters/xen/domain/domain.js';
 import { LOGDIRTY_FINAL } from '../../adapters/xen/ffi/library.js';
-import { LogDirtyTracker } from '../../adapters/xen/log-dirty-tracker.js';
-import { layoutOf } from '../../adapters/xen/physmap.js';
-import { TypeScan } from '../../adapters/xen/presence.js';
+import { LogDirtyTracker } from '../../adapters/xen/trackers/log-dirty-tracker.js';
+import { layoutOf } from '../../adapters/xen/domain/physmap.js';
+import { TypeScan } from '../../adapters/xen/memory/presence.js';
 import type { Harvest } from '../../src/hypervisor/dirty-tracker.js';
 import { expandRuns } from '../../src/types.js';
 import { FakeXen } from '../support/fake-xen.js';

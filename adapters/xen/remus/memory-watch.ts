@@ -12,8 +12,8 @@ import { execFile } from 'node:child_process';
 
 import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
 import type { JsonObject } from '../../../src/types.js';
-import { videoKibOf } from '../memory-target.js';
-import { domainIdOf, objectOf, runXl, textOf } from '../xl.js';
+import { videoKibOf } from '../domain/memory-target.js';
+import { domainIdOf, objectOf, runXl, textOf } from '../domain/xl.js';
 
 export interface DomainMemory {
   /** As xenstore tells the guest: without the memory of a graphics card. */

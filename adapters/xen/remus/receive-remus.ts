@@ -19,13 +19,13 @@ import type {
 } from '../../../src/hypervisor/hypervisor.js';
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../../../src/types.js';
-import { encodeDeviceState } from '../device-state.js';
-import { framesOf } from '../guest-memory.js';
+import { encodeDeviceState } from '../stream/device-state.js';
+import { framesOf } from '../memory/guest-memory.js';
 import { configOf, kindOf, layoutFor, machineOf } from '../import.js';
-import { pageOfFrame } from '../physmap.js';
+import { pageOfFrame } from '../domain/physmap.js';
 import { readSaveFile, type SaveHead } from '../stream/reader.js';
 import type { StateRecord } from '../stream/records.js';
-import { objectOf, textOf } from '../xl.js';
+import { objectOf, textOf } from '../domain/xl.js';
 import { EpochSpool } from './epoch-spool.js';
 import { ballooning, MemoryWatch, type ReadDomainMemory } from './memory-watch.js';
 

@@ -8,9 +8,9 @@ import { regionOfPage } from '../../../src/hypervisor/memory-layout.js';
 import type { PageChunk } from '../../../src/hypervisor/hypervisor.js';
 import { CheckpointError } from '../../../src/errors.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
-import type { XenDeviceState } from '../device-state.js';
+import type { XenDeviceState } from './device-state.js';
 import type { XenVersion } from '../ffi/versions.js';
-import { firstFrameOf } from '../physmap.js';
+import { firstFrameOf } from '../domain/physmap.js';
 import {
   EMULATOR_HEADER,
   LIBXC_ID,

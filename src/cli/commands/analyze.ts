@@ -3,14 +3,14 @@ import { open } from 'node:fs/promises';
 
 import type { Command } from 'commander';
 
-import { analyze, type Analysis } from '../../analyze/analysis.js';
-import { openLiveSubject } from '../../analyze/live-subject.js';
-import { openRepositorySubject } from '../../analyze/repository-subject.js';
-import type { Subject } from '../../analyze/subject.js';
-import { openTraceSubject } from '../../analyze/trace-subject.js';
-import { defaultRuntimeDir, openRuntimeDir } from '../../checkpoint/runtime-dir.js';
+import { analyze, type Analysis } from '../../study/analysis.js';
+import { openLiveSubject } from '../../study/live-subject.js';
+import { openRepositorySubject } from '../../study/repository-subject.js';
+import type { Subject } from '../../study/subject.js';
+import { openTraceSubject } from '../../study/trace-subject.js';
+import { defaultRuntimeDir, openRuntimeDir } from '../../host/runtime-dir.js';
 import { CheckpointError, systemErrorCode } from '../../errors.js';
-import { formatBytes, formatInterval, formatMs } from '../../format.js';
+import { formatBytes, formatInterval, formatMs } from '../../text.js';
 import { hypervisors } from '../../index.js';
 import { command, run, type CommandContext, type SharedOptions } from '../command.js';
 import { positiveNumber, wholeNumber } from '../parse.js';
@@ -63,7 +63,7 @@ export function analyzeCommand(): Command {
         }
         if (options.out !== undefined) {
           // The plotting library takes longer to load than all the rest of Cairn: only where it is used.
-          const { reportOf } = await import('../../analyze/report.js');
+          const { reportOf } = await import('../../study/report.js');
           await writeNew(options.out, reportOf(analysis));
         }
         reporter.summary(

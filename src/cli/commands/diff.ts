@@ -2,7 +2,7 @@ import type { Command } from 'commander';
 
 import { diffCheckpoints } from '../../repository/diff.js';
 import { command, run, type SharedOptions } from '../command.js';
-import { formatBytes, formatTable } from '../../format.js';
+import { formatBytes, formatTable } from '../../text.js';
 
 interface Options extends SharedOptions {
   readonly name?: string;

@@ -1,14 +1,14 @@
 import type { Command } from 'commander';
 
-import { defaultRuntimeDir, openRuntimeDir } from '../../checkpoint/runtime-dir.js';
-import { planDisks } from '../../checkpoint/disk-plan.js';
-import { decideTracker } from '../../checkpoint/tracker-choice.js';
+import { defaultRuntimeDir, openRuntimeDir } from '../../host/runtime-dir.js';
+import { planDisks } from '../../disks/disk-plan.js';
+import { decideTracker } from '../../checkpoint/trust/tracker-choice.js';
 import { isCheckpointError } from '../../errors.js';
 import type { VmReport } from '../../hypervisor/vm.js';
 import { hypervisors } from '../../index.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { formatBytes, formatTable } from '../../format.js';
+import { formatBytes, formatTable } from '../../text.js';
 
 export function doctorCommand(): Command {
   return command('doctor', 'say what this host and this VM allow, and what to change', [

@@ -3,7 +3,7 @@ import type { Command } from 'commander';
 import { hypervisors } from '../../index.js';
 import { exportCheckpoint } from '../../restore/restore.js';
 import { command, run, type SharedOptions } from '../command.js';
-import { formatBytes } from '../../format.js';
+import { formatBytes } from '../../text.js';
 
 interface Options extends SharedOptions {
   readonly name?: string;

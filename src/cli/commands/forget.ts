@@ -5,19 +5,19 @@ import {
   snapshotsOf,
   type DiskDropper,
   type LeftSnapshot,
-} from '../../checkpoint/forgotten-disks.js';
+} from '../../disks/forgotten-disks.js';
 import { CheckpointError } from '../../errors.js';
 import { hypervisors } from '../../index.js';
-import { Calendar } from '../../repository/calendar.js';
+import { Calendar } from '../../repository/forget/calendar.js';
 import {
   forget,
   type ForgetChoice,
   type ForgetResult,
   type ForgottenCheckpoint,
-} from '../../repository/forget.js';
-import type { KeepPolicy } from '../../repository/keep-policy.js';
+} from '../../repository/forget/forget.js';
+import type { KeepPolicy } from '../../repository/forget/keep-policy.js';
 import type { Repository } from '../../repository/repository.js';
-import type { SweepSource } from '../../repository/sweep-plan.js';
+import type { SweepSource } from '../../repository/forget/sweep-plan.js';
 import { command, run, type CommandContext, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
 import { forgetFields, forgetText } from '../forget-text.js';

@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 
-import { importCheckpoint } from '../../import/import.js';
+import { importCheckpoint } from '../../intake/import.js';
 import { hypervisors } from '../../index.js';
 import { checkpointText } from '../checkpoint-text.js';
 import { command, run, type SharedOptions } from '../command.js';

@@ -1,9 +1,9 @@
 import type { Command } from 'commander';
 
-import type { Manifest } from '../../repository/manifest.js';
+import type { Manifest } from '../../format/manifest.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { formatBytes, formatMs, formatTable } from '../../format.js';
+import { formatBytes, formatMs, formatTable } from '../../text.js';
 import { statNumber } from '../manifest-stats.js';
 
 interface Options extends SharedOptions {

@@ -2,7 +2,7 @@ import type { Command } from 'commander';
 
 import { CheckpointError } from '../../errors.js';
 import { hypervisors } from '../../index.js';
-import { receiveCheckpoints } from '../../receive/receive.js';
+import { receiveCheckpoints } from '../../intake/receive.js';
 import { checkpointText } from '../checkpoint-text.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';

@@ -4,7 +4,7 @@ import type { RestoreRequest } from '../../hypervisor/hypervisor.js';
 import { hypervisors } from '../../index.js';
 import { restoreCheckpoint } from '../../restore/restore.js';
 import { command, run, type SharedOptions } from '../command.js';
-import { formatBytes } from '../../format.js';
+import { formatBytes } from '../../text.js';
 import { collect } from '../parse.js';
 
 interface Options extends SharedOptions {

@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
 
 import { command, run, type SharedOptions } from '../command.js';
-import { formatBytes, formatMs, formatTable } from '../../format.js';
+import { formatBytes, formatMs, formatTable } from '../../text.js';
 import { statNumber } from '../manifest-stats.js';
 
 interface Options extends SharedOptions {

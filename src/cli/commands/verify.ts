@@ -1,9 +1,9 @@
 import type { Command } from 'commander';
 
-import { verify } from '../../repository/verify.js';
+import { verify } from '../../repository/verify/verify.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { formatBytes } from '../../format.js';
+import { formatBytes } from '../../text.js';
 
 interface Options extends SharedOptions {
   readonly name?: string;

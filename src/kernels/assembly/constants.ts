@@ -1,4 +1,4 @@
-/** Values shared with the TypeScript side: `types.ts`, `codec/codec-ids.ts`, `kernels/decode-result.ts`, `kernels/kernels.ts`. */
+/** Values shared with the TypeScript side: `types.ts`, `kernels/codec-ids.ts`, `kernels/decode-result.ts`, `kernels/kernels.ts`. */
 
 export const PAGE_SIZE: u32 = 4096;
 

@@ -5,9 +5,9 @@
 
 import { closeSync, openSync, readSync } from 'node:fs';
 
-import type { Monitor } from '../../../adapters/kvm/monitor.js';
-import { qemuProcess } from '../../../adapters/kvm/peer-process.js';
-import { RamBlocks } from '../../../adapters/kvm/ram-blocks.js';
+import type { Monitor } from '../../../adapters/qemu/monitor.js';
+import { qemuProcess } from '../../../adapters/qemu/peer-process.js';
+import { RamBlocks } from '../../../adapters/kvm/memory/ram-blocks.js';
 import type { Json } from '../../../src/types.js';
 import type { LabMachine } from '../machine.js';
 

@@ -2,7 +2,7 @@
 
 import { Repository, openBackend, type Manifest } from '../../../src/index.js';
 import { sameLayout } from '../../../src/hypervisor/memory-layout.js';
-import type { CheckpointReader } from '../../../src/repository/checkpoint-reader.js';
+import type { CheckpointReader } from '../../../src/repository/read/checkpoint-reader.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 import { differingPages } from './ground-truth.js';
 

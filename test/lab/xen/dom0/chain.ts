@@ -4,10 +4,10 @@ import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { decodeDeviceState } from '../../../../adapters/xen/device-state.js';
+import { decodeDeviceState } from '../../../../adapters/xen/stream/device-state.js';
 import { CheckpointSession } from '../../../../src/checkpoint/session.js';
 import type { CheckpointSummary } from '../../../../src/checkpoint/summary.js';
-import { importCheckpoint } from '../../../../src/import/import.js';
+import { importCheckpoint } from '../../../../src/intake/import.js';
 import { hypervisors } from '../../../../src/index.js';
 import { Repository } from '../../../../src/repository/repository.js';
 import { exportCheckpoint, restoreCheckpoint } from '../../../../src/restore/restore.js';

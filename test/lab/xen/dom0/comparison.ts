@@ -9,10 +9,10 @@ import { rmSync, statSync } from 'node:fs';
 import { performance } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { XenDomain } from '../../../../adapters/xen/domain.js';
+import { XenDomain } from '../../../../adapters/xen/domain/domain.js';
 import { bindXen } from '../../../../adapters/xen/ffi/bind.js';
 import { SHADOW_OP } from '../../../../adapters/xen/ffi/library.js';
-import { xenVersion } from '../../../../adapters/xen/host.js';
+import { xenVersion } from '../../../../adapters/xen/domain/host.js';
 import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
 import { CheckpointSession } from '../../../../src/checkpoint/session.js';
 import { hypervisors } from '../../../../src/index.js';

@@ -1,5 +1,5 @@
 /** A guard that wakes nobody: what is left then is left to the next Cairn. */
 
-import { runPauseGuard } from '../../../../adapters/kvm/pause-guard-process.js';
+import { runPauseGuard } from '../../../../adapters/guard/pause-guard-process.js';
 
 runPauseGuard({ resumeOnce: () => new Promise<boolean>(() => undefined), retryMs: 1000 });

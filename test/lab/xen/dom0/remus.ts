@@ -5,7 +5,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { framesSharedForWriting } from '../../../../adapters/xen/shared-frames.js';
+import { framesSharedForWriting } from '../../../../adapters/xen/memory/shared-frames.js';
 import { CAIRN_MAIN, isSummary, type CliMessage } from '../../support/cairn-cli.js';
 import { GuestChain } from './chain.js';
 import { check, type Context, type Figures, type Scenario } from './harness.js';

@@ -10,10 +10,10 @@
  */
 
 import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
-import type { XenDomain } from '../../../../adapters/xen/domain.js';
+import type { XenDomain } from '../../../../adapters/xen/domain/domain.js';
 import { SHADOW_OP } from '../../../../adapters/xen/ffi/library.js';
-import type { FrameTable } from '../../../../adapters/xen/pv/frame-table.js';
-import { grantedFrames, readGrantTable } from '../../../../adapters/xen/shared-frames.js';
+import type { FrameTable } from '../../../../adapters/xen/memory/pv/frame-table.js';
+import { grantedFrames, readGrantTable } from '../../../../adapters/xen/memory/shared-frames.js';
 
 const PAGE = 4096;
 const MOST_WORDS = 8;

@@ -4,8 +4,8 @@ import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { QmpClient } from '../../../../adapters/kvm/qmp-client.js';
-import { asObject, asText } from '../../../../adapters/kvm/qmp-json.js';
+import { QmpClient } from '../../../../adapters/qemu/qmp-client.js';
+import { asObject, asText } from '../../../../adapters/qemu/qmp-json.js';
 
 export interface GuestOptions {
   readonly name: string;

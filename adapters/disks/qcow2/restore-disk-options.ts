@@ -1,0 +1,173 @@
+/**
+ * Where a QEMU command line names disk images, and how another image takes the place of one.
+ *
+ *     -drive file=P,format=F      -drive driver=F,file.filename=P       -hda P     P (alone)
+ *     -blockdev driver=F,file.driver=file,file.filename=P               (also as JSON)
+ *     -blockdev driver=file,filename=P,node-name=N  -blockdev driver=F,file=N
+ *
+ * The replacement is always qcow2, so the format that stands beside the path changes too.
+ */
+
+import { resolve } from 'node:path';
+
+import { CheckpointError } from '../../../src/errors.js';
+import { valueOf, withoutValueOf, withValueOf, type QemuOption } from './command-line.js';
+
+export interface DiskReference {
+  /** Absolute. */
+  readonly path: string;
+  /** Undefined when the command line leaves it to QEMU to find out. */
+  readonly format: string | undefined;
+  /** The whole command line with a qcow2 image in place of this one. @throws VM_UNSUPPORTED */
+  replace(options: readonly QemuOption[], path: string): QemuOption[];
+}
+
+const PLAIN = new Set(['', 'hda', 'hdb', 'hdc', 'hdd', 'fda', 'fdb', 'cdrom', 'sd', 'pflash', 'mtdblock']);
+const PATH_KEYS = ['file', 'file.filename', 'filename'];
+
+export function diskReferences(options: readonly QemuOption[], cwd: string): DiskReference[] {
+  return options.flatMap((each, at) => {
+    const value = each.value ?? '';
+    if (PLAIN.has(each.name)) return [plainReference(at, value, cwd)];
+    if (each.name === 'drive') return driveReference(at, value, cwd);
+    if (each.name === 'blockdev') return blockdevReference(at, value, options, cwd);
+    return [];
+  });
+}
+
+function plainReference(at: number, value: string, cwd: string): DiskReference {
+  const replace = (options: readonly QemuOption[], path: string): QemuOption[] =>
+    withValueAt(options, at, path);
+  return { path: absolute(value, cwd), format: undefined, replace };
+}
+
+function driveReference(at: number, value: string, cwd: string): DiskReference[] {
+  const key = PATH_KEYS.find((each) => valueOf(value, each) !== undefined);
+  if (key === undefined) return [];
+  const formatKey = valueOf(value, 'driver') === undefined ? 'format' : 'driver';
+  return [
+    {
+      path: absolute(valueOf(value, key) ?? '', cwd),
+      format: valueOf(value, formatKey),
+      replace: (options, path) => {
+        const now = options[at]!.value ?? '';
+        return withValueAt(options, at, withValueOf(withValueOf(now, key, path), formatKey, 'qcow2'));
+      },
+    },
+  ];
+}
+
+function blockdevReference(
+  at: number,
+  value: string,
+  options: readonly QemuOption[],
+  cwd: string,
+): DiskReference[] {
+  const node = blockNode(value);
+  const inner = node.get('file.filename');
+  if (inner !== undefined) {
+    return [
+      {
+        path: absolute(inner, cwd),
+        format: node.get('driver'),
+        replace: (now, path) => {
+          const changed = blockNode(now[at]!.value ?? '').with('file.filename', path);
+          return withValueAt(now, at, asQcow2(changed, path).value);
+        },
+      },
+    ];
+  }
+  const filename = node.get('filename');
+  if (filename === undefined) return [];
+  const name = node.get('node-name');
+  const formatAt = options.findIndex(
+    (each) =>
+      each.name === 'blockdev' && name !== undefined && blockNode(each.value ?? '').get('file') === name,
+  );
+  return [
+    {
+      path: absolute(filename, cwd),
+      format: formatAt < 0 ? undefined : blockNode(options[formatAt]!.value ?? '').get('driver'),
+      replace: (now, path) => {
+        if (formatAt < 0) throw unsupported(path, 'no format node stands on it');
+        const changed = withValueAt(now, at, blockNode(now[at]!.value ?? '').with('filename', path).value);
+        return withValueAt(changed, formatAt, asQcow2(blockNode(changed[formatAt]!.value ?? ''), path).value);
+      },
+    },
+  ];
+}
+
+/** A -blockdev in either of its two forms. Keys with a dot lead into nested objects. */
+interface BlockNode {
+  readonly value: string;
+  get(key: string): string | undefined;
+  with(key: string, to: string): BlockNode;
+  without(key: string): BlockNode;
+}
+
+function blockNode(value: string): BlockNode {
+  if (!value.startsWith('{')) {
+    return {
+      value,
+      get: (key) => valueOf(value, key),
+      with: (key, to) => blockNode(withValueOf(value, key, to)),
+      without: (key) => blockNode(withoutValueOf(value, key)),
+    };
+  }
+  const parsed = JSON.parse(value) as Record<string, unknown>;
+  return {
+    value,
+    get: (key) => {
+      const found = key
+        .split('.')
+        .reduce<unknown>((inside, part) => (isObject(inside) ? inside[part] : undefined), parsed);
+      return typeof found === 'string' ? found : undefined;
+    },
+    with: (key, to) => blockNode(JSON.stringify(withNested(parsed, key.split('.'), to))),
+    without: (key) =>
+      blockNode(JSON.stringify(Object.fromEntries(Object.entries(parsed).filter(([name]) => name !== key)))),
+  };
+}
+
+function withNested(
+  into: Record<string, unknown>,
+  [key, ...rest]: readonly string[],
+  to: string,
+): Record<string, unknown> {
+  const inner = into[key!];
+  return { ...into, [key!]: rest.length === 0 ? to : withNested(isObject(inner) ? inner : {}, rest, to) };
+}
+
+/**
+ * The overlay names its backing file itself. A backing node that the command line gave the former image would be taken in
+ * place of that image, whose changes would be lost.
+ */
+function asQcow2(node: BlockNode, path: string): BlockNode {
+  const driver = node.get('driver');
+  if (
+    driver !== 'qcow2' &&
+    (driver !== 'raw' || node.get('offset') !== undefined || node.get('size') !== undefined)
+  ) {
+    throw unsupported(path, `its block node has the driver "${driver ?? ''}"`);
+  }
+  return node.with('driver', 'qcow2').without('backing');
+}
+
+function unsupported(path: string, why: string): CheckpointError {
+  return new CheckpointError('VM_UNSUPPORTED', `cannot put ${path} into the recorded command line: ${why}`, {
+    hint: 'name the disk with --set-arg and pass --keep-disks',
+  });
+}
+
+function withValueAt(options: readonly QemuOption[], at: number, value: string): QemuOption[] {
+  return options.map((each, i) => (i === at ? { ...each, value } : each));
+}
+
+/** QEMU takes a path with or without the prefix "file:". */
+function absolute(path: string, cwd: string): string {
+  return resolve(cwd, path.replace(/^file:/, ''));
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}

@@ -1,0 +1,222 @@
+/**
+ * What about a VM lets writes escape the tracker, or keeps a checkpoint from being restored. Found out through QEMU's object
+ * model, its open files and its memory map; nothing is changed.
+ */
+
+import { readdir, readFile, readlink } from 'node:fs/promises';
+
+import { isCheckpointError, systemErrorCode } from '../../../src/errors.js';
+import type { VmHazard } from '../../../src/hypervisor/vm.js';
+import { findDirectIo } from './direct-io.js';
+import type { Monitor } from '../../qemu/monitor.js';
+import { asArray, asObject, asText } from '../../qemu/qmp-json.js';
+import type { RamBlock } from '../memory/ram-blocks.js';
+
+/** What the rules below look at. */
+export interface VmInventory {
+  /** QOM types of all devices that were added by -device or device_add. */
+  readonly deviceTypes: readonly string[];
+  readonly commandLine: string;
+  /** Targets of the descriptors that QEMU has open. */
+  readonly openFiles: readonly string[];
+  /** One that is read straight into guest memory; undefined when there is none. */
+  readonly directFile: string | undefined;
+  readonly blocks: readonly RamBlock[];
+  /** Blocks whose file other processes have mapped, with one such process. */
+  readonly sharedWith: readonly { readonly block: RamBlock; readonly pid: number }[];
+  /** `status` of query-migrate; empty when there was no migration. */
+  readonly migration: string;
+  readonly migrationBlockers: readonly string[];
+}
+
+const MIGRATION_RUNS = new Set([
+  'setup',
+  'active',
+  'cancelling',
+  'device',
+  'wait-unplug',
+  'pre-switchover',
+  'postcopy-active',
+  'postcopy-paused',
+  'postcopy-recover',
+  'postcopy-recover-setup',
+  'colo',
+]);
+
+/** @throws VM_GONE, VM_PERMISSION */
+export async function takeInventory(
+  monitor: Monitor,
+  pid: number,
+  blocks: readonly RamBlock[],
+): Promise<VmInventory> {
+  const [deviceTypes, migration, openFiles, commandLine, sharedWith] = await Promise.all([
+    listDeviceTypes(monitor),
+    monitor.execute('query-migrate'),
+    listOpenFiles(pid),
+    readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => ''),
+    findSharers(pid, blocks),
+  ]);
+  const blockers = asObject(migration)['blocked-reasons'];
+  return {
+    deviceTypes,
+    commandLine: commandLine.replaceAll('\0', ' '),
+    openFiles,
+    directFile: findDirectIo(pid),
+    blocks,
+    sharedWith,
+    migration: asText(asObject(migration).status),
+    migrationBlockers: Array.isArray(blockers) ? blockers.map(String) : [],
+  };
+}
+
+export function hazardsOf(found: VmInventory): readonly VmHazard[] {
+  return RULES.flatMap((rule) => rule(found) ?? []);
+}
+
+export function isMigrating(status: string): boolean {
+  return MIGRATION_RUNS.has(status);
+}
+
+type Rule = (found: VmInventory) => VmHazard | undefined;
+
+const RULES: readonly Rule[] = [
+  ({ migration }) =>
+    isMigrating(migration)
+      ? {
+          code: 'MIGRATION_ACTIVE',
+          effect: 'refuse',
+          text: `a migration of this VM is under way (${migration})`,
+        }
+      : undefined,
+  ({ deviceTypes, openFiles }) =>
+    deviceTypes.some((type) => type.startsWith('vfio-')) ||
+    openFiles.some((path) => path.startsWith('/dev/vfio/'))
+      ? {
+          code: 'VFIO_DEVICE',
+          effect: 'refuse',
+          text: 'a host device is passed through (VFIO): its state cannot be saved, and its DMA is not seen',
+        }
+      : undefined,
+  ({ openFiles, commandLine }) =>
+    openFiles.some((path) => path.startsWith('/dev/vhost-vdpa')) || /\bvhost-vdpa\b/.test(commandLine)
+      ? { code: 'VDPA_DEVICE', effect: 'refuse', text: 'a vDPA device writes to guest memory by itself' }
+      : undefined,
+  ({ deviceTypes }) =>
+    deviceTypes.some((type) => type.startsWith('virtio-mem'))
+      ? {
+          code: 'MEMORY_HOTPLUG',
+          effect: 'refuse',
+          text: 'virtio-mem: its state has to be restored before the memory it describes, which no restore does yet',
+        }
+      : undefined,
+  ({ deviceTypes, commandLine }) =>
+    deviceTypes.some((type) => type.startsWith('vhost-user') || type.startsWith('x-vhost-user')) ||
+    /(^|[\s,=])vhost-user\b/.test(commandLine)
+      ? {
+          code: 'VHOST_USER',
+          effect: 'compare',
+          text: 'a vhost-user process writes to guest memory, which the tracker does not see',
+        }
+      : undefined,
+  ({ openFiles }) => {
+    const device = openFiles.find((path) => /^\/dev\/vhost-(net|vsock|scsi)$/.test(path));
+    return device === undefined
+      ? undefined
+      : {
+          code: 'VHOST_KERNEL',
+          effect: 'compare',
+          text: `the kernel writes to guest memory through ${device}; that the tracker sees all of it is not proven`,
+        };
+  },
+  ({ sharedWith }) =>
+    sharedWith.length === 0
+      ? undefined
+      : {
+          code: 'SHARED_MEMORY',
+          effect: 'compare',
+          text: `process ${sharedWith[0]!.pid} has guest memory mapped as well (${sharedWith[0]!.block.id})`,
+        },
+  ({ blocks, deviceTypes }) => {
+    // Measured: after a hole is punched the kernel keeps the clean mark, so the page turns zero without being reported.
+    const backed = blocks.find((block) => block.backing !== 'anonymous' && block.sizeBytes > 0);
+    return backed === undefined || !deviceTypes.some((type) => type.startsWith('virtio-balloon'))
+      ? undefined
+      : {
+          code: 'BALLOON_ON_FILE',
+          effect: 'compare',
+          text: `the balloon takes pages out of ${backed.id}, which lies in a file or shared memory, without the tracker seeing it`,
+        };
+  },
+  ({ directFile }) =>
+    directFile === undefined
+      ? undefined
+      : {
+          code: 'DIRECT_IO',
+          effect: 'note',
+          text: `${directFile} is read straight into guest memory: each live round stops the VM for a moment, so that no such read is in flight`,
+        },
+  ({ migrationBlockers }) =>
+    migrationBlockers.length === 0
+      ? undefined
+      : {
+          code: 'MIGRATION_BLOCKED',
+          effect: 'note',
+          text: `QEMU would not migrate this VM, so a restore may fail: ${migrationBlockers.join('; ')}`,
+        },
+  ({ blocks }) => {
+    const huge = blocks.find((block) => block.backing === 'hugetlb');
+    return huge === undefined
+      ? undefined
+      : {
+          code: 'HUGE_PAGES',
+          effect: 'note',
+          text: `${huge.id} lies in huge pages: one written byte marks ${huge.backingPageBytes >> 10} KiB, and reading what the guest never touched allocates it`,
+        };
+  },
+];
+
+async function listDeviceTypes(monitor: Monitor): Promise<readonly string[]> {
+  const types: string[] = [];
+  for (const path of ['/machine/peripheral', '/machine/peripheral-anon']) {
+    try {
+      for (const child of asArray(await monitor.execute('qom-list', { path }))) {
+        const type = /^child<(.+)>$/.exec(asText(child.type))?.[1];
+        if (type !== undefined) types.push(type);
+      }
+    } catch (error) {
+      // A machine without that container has no such devices.
+      if (!isCheckpointError(error, 'QMP_COMMAND')) throw error;
+    }
+  }
+  return types;
+}
+
+/** Empty for who may not look: then no tracker is usable that the files would matter to. */
+async function listOpenFiles(pid: number): Promise<readonly string[]> {
+  const folder = `/proc/${pid}/fd`;
+  const names = await readdir(folder).catch((error: unknown) => {
+    if (systemErrorCode(error) === 'EACCES') return [];
+    throw error;
+  });
+  const targets = await Promise.all(names.map((name) => readlink(`${folder}/${name}`).catch(() => '')));
+  return targets.filter((target) => target !== '');
+}
+
+/** Looks through the maps of all processes, only when there is shared memory at all. */
+async function findSharers(
+  pid: number,
+  blocks: readonly RamBlock[],
+): Promise<readonly { readonly block: RamBlock; readonly pid: number }[]> {
+  const shared = blocks.filter((block) => block.file !== undefined && block.backing !== 'anonymous');
+  if (shared.length === 0) return [];
+  const found: { readonly block: RamBlock; readonly pid: number }[] = [];
+  for (const name of await readdir('/proc')) {
+    const other = Number(name);
+    if (!Number.isInteger(other) || other === pid) continue;
+    const maps = await readFile(`/proc/${other}/maps`, 'latin1').catch(() => '');
+    for (const block of shared) {
+      if (maps.includes(` ${block.file!.device} ${block.file!.inode} `)) found.push({ block, pid: other });
+    }
+  }
+  return found;
+}

@@ -1,0 +1,85 @@
+/** Who a QEMU is and how it was started: from the monitor and from /proc. Asked once, when the VM is attached. */
+
+import { readFile, readlink } from 'node:fs/promises';
+
+import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
+import type { VmIdentity } from '../../../src/hypervisor/vm.js';
+import type { Json, JsonObject } from '../../../src/types.js';
+import type { Monitor } from '../../qemu/monitor.js';
+import type { QemuProcess } from '../../qemu/peer-process.js';
+import { asNumber, asObject, asText } from '../../qemu/qmp-json.js';
+
+const NO_UUID = '00000000-0000-0000-0000-000000000000';
+
+export interface MachineFacts {
+  readonly identity: VmIdentity;
+  /** argv, cwd, program, env, qemuVersion, machineType, qmpPath: what a restore starts from. */
+  readonly machine: JsonObject;
+}
+
+/** @throws VM_GONE, VM_PERMISSION, QMP_COMMAND */
+export async function machineFacts(
+  monitor: Monitor,
+  process: QemuProcess,
+  qmpPath: string,
+): Promise<MachineFacts> {
+  const [name, uuid, type, version] = await Promise.all([
+    monitor.execute('query-name'),
+    monitor.execute('query-uuid'),
+    monitor.execute('qom-get', { path: '/machine', property: 'type' }),
+    monitor.execute('query-version'),
+  ]);
+  const machineType = asText(type).replace(/-machine$/, '');
+  const foundUuid = asText(asObject(uuid).UUID);
+  return {
+    identity: {
+      hypervisor: 'kvm',
+      name: asText(asObject(name).name),
+      uuid: foundUuid === NO_UUID ? '' : foundUuid,
+      machineType,
+      instance: `${process.pid}:${process.startTime}`,
+    },
+    machine: {
+      ...(await startedAs(process)),
+      qemuVersion: versionText(version),
+      machineType,
+      qmpPath,
+    },
+  };
+}
+
+async function startedAs({ pid, program }: QemuProcess): Promise<JsonObject> {
+  try {
+    const [commandLine, cwd, environment] = await Promise.all([
+      readFile(`/proc/${pid}/cmdline`, 'utf8'),
+      readlink(`/proc/${pid}/cwd`).catch(unlessForbidden('/')),
+      readFile(`/proc/${pid}/environ`, 'utf8').catch(unlessForbidden('')),
+    ]);
+    // Of the environment only what a program outside of the system's folders needs to start; the rest may hold secrets.
+    const libraries = environment.split('\0').find((entry) => entry.startsWith('LD_LIBRARY_PATH='));
+    const env: JsonObject =
+      libraries === undefined ? {} : { LD_LIBRARY_PATH: libraries.slice('LD_LIBRARY_PATH='.length) };
+    return { argv: commandLine.replace(/\0$/, '').split('\0'), cwd, program, env };
+  } catch (cause) {
+    throw new CheckpointError('VM_PERMISSION', `cannot read how process ${pid} was started`, {
+      cause,
+      hint: 'run as root, or as the user of QEMU',
+    });
+  }
+}
+
+/**
+ * An unprivileged Cairn sees the command line only. That is enough for a QEMU that was started with absolute paths, as
+ * managers do; relative ones do not resolve, and a restore says which.
+ */
+function unlessForbidden(instead: string): (error: unknown) => string {
+  return (error) => {
+    if (['EACCES', 'EPERM'].includes(systemErrorCode(error) ?? '')) return instead;
+    throw error;
+  };
+}
+
+function versionText(version: Json): string {
+  const qemu = asObject(asObject(version).qemu);
+  return ['major', 'minor', 'micro'].map((part) => asNumber(qemu[part])).join('.');
+}

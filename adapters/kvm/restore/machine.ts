@@ -1,0 +1,70 @@
+/** What a checkpoint of a QEMU recorded of how it was started, read back with care: it comes from a repository. */
+
+import { CheckpointError } from '../../../src/errors.js';
+import type { JsonObject, Json } from '../../../src/types.js';
+
+export interface RecordedMachine {
+  /** Without the program's own name. */
+  readonly argv: readonly string[];
+  readonly cwd: string;
+  readonly program: string;
+  /** Variables without which the program does not start; LD_LIBRARY_PATH at most. */
+  readonly env: Readonly<Record<string, string>>;
+  readonly qemuVersion: string;
+  /** Resolved, such as pc-i440fx-7.2. */
+  readonly machineType: string;
+  /** Absolute path of the QMP socket through which it was attached; empty when it was not attached by one. */
+  readonly qmpPath: string;
+}
+
+/** @throws RESTORE_FAILED when something that a start needs is missing */
+export function recordedMachine(machine: JsonObject): RecordedMachine {
+  const argv = strings(machine.argv);
+  if (argv === undefined || argv.length === 0) throw incomplete('argv');
+  const env = machine.env;
+  return {
+    // As in /proc/PID/cmdline, the name it was called by comes first.
+    argv: argv.slice(1),
+    cwd: text(machine, 'cwd'),
+    program: text(machine, 'program'),
+    env:
+      isObject(env) && typeof env.LD_LIBRARY_PATH === 'string'
+        ? { LD_LIBRARY_PATH: env.LD_LIBRARY_PATH }
+        : {},
+    qemuVersion: optionalText(machine, 'qemuVersion'),
+    machineType: text(machine, 'machineType'),
+    qmpPath: optionalText(machine, 'qmpPath'),
+  };
+}
+
+function strings(value: Json | undefined): readonly string[] | undefined {
+  if (!Array.isArray(value)) return undefined;
+  return value.every((item) => typeof item === 'string' && !item.includes('\0'))
+    ? (value as string[])
+    : undefined;
+}
+
+function text(machine: JsonObject, key: string): string {
+  const value = optionalText(machine, key);
+  if (value === '') throw incomplete(key);
+  return value;
+}
+
+function optionalText(machine: JsonObject, key: string): string {
+  const value = machine[key];
+  return typeof value === 'string' && !value.includes('\0') ? value : '';
+}
+
+function isObject(value: Json | undefined): value is JsonObject {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function incomplete(key: string): CheckpointError {
+  return new CheckpointError(
+    'RESTORE_FAILED',
+    `the checkpoint did not record how its VM was started ("${key}" is missing)`,
+    {
+      hint: 'start a QEMU with the same devices and -incoming yourself and name its address with --to',
+    },
+  );
+}

@@ -1,0 +1,145 @@
+/** The QEMU that a restore starts: detached from Cairn, its output in a file, killed when the restore fails. */
+
+import { spawn, type ChildProcess } from 'node:child_process';
+import { open, rm, stat } from 'node:fs/promises';
+import { setTimeout as delay } from 'node:timers/promises';
+
+import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
+import { peerPid } from '../../qemu/peer-process.js';
+import { QmpClient } from '../../qemu/qmp-client.js';
+
+export interface QemuStart {
+  readonly program: string;
+  readonly argv: readonly string[];
+  readonly cwd: string;
+  readonly env: NodeJS.ProcessEnv;
+  readonly qmpPath: string;
+  readonly logPath: string;
+}
+
+/** Preallocated memory and many disks take their time; a QEMU that hangs is still found out. */
+const START_TIMEOUT_MS = 120_000;
+const RETRY_MS = 5;
+const EXIT_TIMEOUT_MS = 5000;
+const LOG_TAIL_BYTES = 4096;
+const LOG_TAIL_LINES = 12;
+
+export class RestoredQemu {
+  readonly #start: QemuStart;
+  readonly #child: ChildProcess;
+  readonly #exited: Promise<string>;
+  /** Of the log, when this process was started: what stands before is of former ones. */
+  readonly #logOffset: number;
+  #exitText: string | undefined;
+  #pid: number;
+
+  private constructor(start: QemuStart, child: ChildProcess, logOffset: number) {
+    this.#start = start;
+    this.#child = child;
+    this.#logOffset = logOffset;
+    this.#pid = child.pid ?? 0;
+    this.#exited = new Promise((resolve) => {
+      child.once('error', (error) => resolve(`it could not be started: ${describeError(error)}`));
+      child.once('exit', (code, signal) =>
+        resolve(signal === null ? `it exited with status ${code ?? 0}` : `it was ended by ${signal}`),
+      );
+    });
+    void this.#exited.then((text) => (this.#exitText = text));
+  }
+
+  /** @throws RESTORE_FAILED when the log cannot be written */
+  static async start(start: QemuStart): Promise<RestoredQemu> {
+    const log = await open(start.logPath, 'a', 0o600).catch((cause: unknown) => {
+      throw new CheckpointError('RESTORE_FAILED', `cannot write the log of the new QEMU, ${start.logPath}`, {
+        cause,
+        hint: 'name another file with --log',
+      });
+    });
+    try {
+      const logOffset = (await log.stat()).size;
+      const child = spawn(start.program, start.argv, {
+        cwd: start.cwd,
+        env: start.env,
+        detached: true,
+        stdio: ['ignore', log.fd, log.fd],
+      });
+      child.unref();
+      return new RestoredQemu(start, child, logOffset);
+    } finally {
+      await log.close();
+    }
+  }
+
+  /** Of the process that serves the monitor; of the one started until that is known. */
+  get pid(): number {
+    return this.#pid;
+  }
+
+  /** Why it has ended; undefined while it runs. */
+  get exitText(): string | undefined {
+    return this.#exitText;
+  }
+
+  /** Resolves when the process has ended or the time is over. */
+  async waitForExit(timeoutMs: number): Promise<void> {
+    // The timer keeps this process alive while it waits (the child does not), and goes when the child is first.
+    const over = new AbortController();
+    const timer = delay(timeoutMs, undefined, { signal: over.signal }).catch(() => undefined);
+    await Promise.race([this.#exited, timer]);
+    over.abort();
+  }
+
+  /** @throws what the connection says when the process does not open its monitor */
+  async connect(signal: AbortSignal | undefined): Promise<QmpClient> {
+    const deadlineMs = Date.now() + START_TIMEOUT_MS;
+    for (;;) {
+      signal?.throwIfAborted();
+      try {
+        const client = await QmpClient.connect(this.#start.qmpPath, {
+          greetingTimeoutMs: START_TIMEOUT_MS,
+          signal,
+        });
+        this.#pid = peerPid(client.descriptor);
+        return client;
+      } catch (error) {
+        const notThereYet = isCheckpointError(error, 'VM_UNREACHABLE') && this.#exitText === undefined;
+        if (!notThereYet || Date.now() > deadlineMs) throw error;
+      }
+      await this.waitForExit(RETRY_MS);
+    }
+  }
+
+  /** Ends it at once and takes its monitor socket away. It never ran a guest instruction, so there is nothing to save. */
+  async kill(): Promise<void> {
+    for (const pid of new Set([this.#child.pid ?? 0, this.#pid])) {
+      if (pid <= 0 || (pid === this.#child.pid && this.#exitText !== undefined)) continue;
+      try {
+        process.kill(pid, 'SIGKILL');
+      } catch {
+        // Already gone.
+      }
+    }
+    await this.waitForExit(EXIT_TIMEOUT_MS);
+    await rm(this.#start.qmpPath, { force: true });
+  }
+
+  /** The last lines that QEMU wrote: its complaints, never guest memory. */
+  async logTail(): Promise<string> {
+    try {
+      const { size } = await stat(this.#start.logPath);
+      const from = Math.max(this.#logOffset, size - LOG_TAIL_BYTES);
+      const log = await open(this.#start.logPath, 'r');
+      try {
+        const { buffer, bytesRead } = await log.read(Buffer.alloc(LOG_TAIL_BYTES), 0, LOG_TAIL_BYTES, from);
+        const lines = buffer.toString('utf8', 0, bytesRead).trimEnd().split('\n');
+        // The rest of a line says little, and what stood before it is needed to tell what it is.
+        if (from > this.#logOffset) lines.shift();
+        return lines.slice(-LOG_TAIL_LINES).join('\n');
+      } finally {
+        await log.close();
+      }
+    } catch {
+      return '';
+    }
+  }
+}

@@ -1,0 +1,282 @@
+/**
+ * Bringing a QEMU VM back: an unmodified QEMU is started with the recorded command line and -incoming, and gets a complete
+ * migration stream made from the checkpoint.
+ *
+ *     recorded command line --edits--> new QEMU, waiting ---QMP: migrate-incoming---> private socket
+ *     pages, verified as they are read --> stream --------------------------------------^
+ *
+ * Invariant: a VM runs only when the whole checkpoint has been read, verified and loaded. On any failure before that the
+ * new QEMU is killed; a QEMU that loses its stream (Cairn killed in the middle) ends by itself.
+ */
+
+import { mkdtemp, rm } from 'node:fs/promises';
+import { createConnection, type Socket } from 'node:net';
+import { join, resolve } from 'node:path';
+
+import { processStartTime } from '../../../src/host/process-identity.js';
+import { defaultRuntimeDir, openRuntimeDir } from '../../../src/host/runtime-dir.js';
+import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
+import type {
+  CheckpointSource,
+  PageChunk,
+  RestoreRequest,
+  RestoreResult,
+} from '../../../src/hypervisor/hypervisor.js';
+import { agentPathIn } from '../run/guest-agent/agent-path.js';
+import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
+import type { QmpClient } from '../../qemu/qmp-client.js';
+import { restoredCommandLine } from './argv.js';
+import { formatCommandLine, type QemuOption } from '../../disks/qcow2/command-line.js';
+import {
+  checkSnapshots,
+  overlayExternal,
+  removeOverlays,
+  rollBack,
+} from '../../disks/qcow2/qcow2-restore.js';
+import { incomingCompleted } from './follow.js';
+import { recordedMachine, type RecordedMachine } from './machine.js';
+import { RestoredQemu } from './process.js';
+import { withoutOptionValues } from './redact.js';
+import { checkSocketsFree } from './sockets.js';
+import { restoreIntoTarget } from './target.js';
+import { deviceSections } from '../../qemu/stream/device-state.js';
+import { pushStream } from '../../qemu/stream/push.js';
+import { writeMigrationStream } from '../../qemu/stream/writer.js';
+
+/** How long a QEMU that closed the stream gets to say why and exit. */
+const EXIT_WAIT_MS = 3000;
+
+/**
+ * @throws RESTORE_TARGET_BUSY when a socket or a disk of the VM is in use, VM_UNSUPPORTED when the command line cannot be
+ *   started again, USAGE for wrong edits, STREAM_MALFORMED, REPO_DAMAGED and RESTORE_FAILED with nothing left running,
+ *   INTERRUPTED
+ */
+export async function restoreCheckpoint(
+  recorded: CheckpointSource,
+  request: RestoreRequest,
+): Promise<RestoreResult> {
+  const source = withAbsoluteDisks(recorded);
+  try {
+    request.signal?.throwIfAborted();
+    if (request.edits !== undefined) {
+      throw new CheckpointError('USAGE', 'there is no domain to edit: no libvirt starts this VM', {
+        hint: 'change the command line instead: --set-arg, --drop-arg',
+      });
+    }
+    const sections = deviceSections(await source.deviceState());
+    if (request.target !== undefined)
+      return await restoreIntoTarget(source, sections, request.target, request);
+    return await restoreIntoNewQemu(source, sections, request);
+  } catch (error) {
+    if (request.signal?.aborted === true) {
+      throw new CheckpointError(
+        'INTERRUPTED',
+        `restoring ${source.checkpointId} was interrupted; nothing was left running`,
+      );
+    }
+    if (isCheckpointError(error)) throw error;
+    const text = `restoring ${source.checkpointId}: ${describeError(error)}`;
+    throw new CheckpointError('RESTORE_FAILED', text, { cause: error });
+  }
+}
+
+/** Paths of disks are recorded as QEMU names them, which may be relative to its folder. Those of images of Ceph are no paths. */
+function withAbsoluteDisks(source: CheckpointSource): CheckpointSource {
+  const cwd = source.machine.cwd;
+  if (typeof cwd !== 'string') return source;
+  return {
+    checkpointId: source.checkpointId,
+    hypervisor: source.hypervisor,
+    machine: source.machine,
+    machineType: source.machineType,
+    layout: source.layout,
+    disks: source.disks.map((disk) =>
+      disk.mode === 'rbd' ? disk : { ...disk, path: resolve(cwd, disk.path) },
+    ),
+    frozen: source.frozen,
+    deviceState: () => source.deviceState(),
+    pages: (signal) => source.pages(signal),
+  };
+}
+
+async function restoreIntoNewQemu(
+  source: CheckpointSource,
+  sections: Uint8Array,
+  request: RestoreRequest,
+): Promise<RestoreResult> {
+  const machine = recordedMachine(source.machine);
+  const commandLine = restoredCommandLine(machine, request);
+  const disks = request.keepDisks ? [] : source.disks;
+  await checkSocketsFree(commandLine.options, machine.cwd, commandLine.qmpPath);
+  await checkSnapshots(disks);
+  const overlaid = await overlayExternal(disks, commandLine.options, machine.cwd, source.checkpointId);
+  try {
+    const qemu = await RestoredQemu.start({
+      program: request.program ?? machine.program,
+      argv: formatCommandLine(overlaid.options),
+      cwd: machine.cwd,
+      env: environment(machine, request),
+      qmpPath: commandLine.qmpPath,
+      logPath: request.logPath ?? `${commandLine.qmpPath}.log`,
+    });
+    const load = { source, sections, request, options: overlaid.options };
+    try {
+      const { streamBytes, running } = await loadInto(qemu, load);
+      const agentPath = request.guestAgent ?? agentPathIn(load.options, machine.cwd);
+      const frozen = await thawBySocket(source, running, agentPath);
+      return { vmAddress: `qmp:${commandLine.qmpPath}`, pid: qemu.pid, running, streamBytes, ...frozen };
+    } catch (error) {
+      throw await afterFailure(qemu, error, load.options, request.signal?.aborted === true);
+    }
+  } catch (error) {
+    await removeOverlays(overlaid.overlays);
+    throw error;
+  }
+}
+
+interface Load {
+  readonly source: CheckpointSource;
+  readonly sections: Uint8Array;
+  readonly request: RestoreRequest;
+  readonly options: readonly QemuOption[];
+}
+
+async function loadInto(
+  qemu: RestoredQemu,
+  load: Load,
+): Promise<{ readonly streamBytes: number; readonly running: boolean }> {
+  const { request } = load;
+  const runtimeDir = await openRuntimeDir(defaultRuntimeDir());
+  // Named after this process, so that it is swept should this one be killed.
+  const folder = await mkdtemp(
+    join(runtimeDir, `restore-${process.pid}-${await processStartTime(process.pid)}-`),
+  );
+  let monitor: QmpClient | undefined;
+  try {
+    monitor = await qemu.connect(request.signal);
+    const socketPath = join(folder, 'stream');
+    await monitor.execute('migrate-incoming', { uri: `unix:${socketPath}` });
+    const streamBytes = await sendStream(socketPath, load);
+    const state = await incomingCompleted(monitor, () => qemu.exitText, request.signal);
+    if (!request.paused && (state === 'paused' || state === 'prelaunch' || state === 'inmigrate')) {
+      throw new CheckpointError(
+        'RESTORE_FAILED',
+        `QEMU loaded the whole checkpoint but is ${state} instead of running`,
+      );
+    }
+    return { streamBytes, running: state === 'running' };
+  } finally {
+    await monitor?.close();
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+async function sendStream(socketPath: string, { source, sections, request, options }: Load): Promise<number> {
+  const socket = await connect(socketPath);
+  try {
+    const stream = writeMigrationStream(
+      {
+        machineType: source.machineType,
+        layout: source.layout,
+        deviceSections: sections,
+        pages: (signal) => ownPages(source, signal),
+      },
+      {
+        omitZeroPagesOf: freshMemory(options),
+        beforeDeviceState: () => ownStep(rollBack(request.keepDisks ? [] : source.disks)),
+        onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
+        ...(request.signal === undefined ? {} : { signal: request.signal }),
+      },
+    );
+    return await pushStream(stream, socket, request.signal);
+  } finally {
+    socket.destroy();
+  }
+}
+
+function connect(path: string): Promise<Socket> {
+  return new Promise((done, reject) => {
+    const socket = createConnection({ path });
+    socket.once('error', reject);
+    socket.once('connect', () => {
+      socket.off('error', reject);
+      // Whoever writes listens too; between writes an error must not end the process.
+      socket.on('error', () => undefined);
+      done(socket);
+    });
+  });
+}
+
+/**
+ * Main memory of a new QEMU is all zero: QEMU skips loading ROM images at reset while it waits for a stream. Memory in a
+ * file keeps what the file held.
+ */
+function freshMemory(options: readonly QemuOption[]): (regionId: string) => boolean {
+  const isFileBacked = options.some(
+    ({ name, value }) => name === 'mem-path' || value?.includes('memory-backend-file') === true,
+  );
+  return (regionId) => regionId === 'pc.ram' && !isFileBacked;
+}
+
+/** Another program finds its libraries by the caller's environment, the recorded one by the recorded. */
+function environment(machine: RecordedMachine, request: RestoreRequest): NodeJS.ProcessEnv {
+  if (request.program !== undefined && request.program !== machine.program) return process.env;
+  return { ...process.env, LD_LIBRARY_PATH: undefined, ...machine.env };
+}
+
+/** A failure on this side of the stream. It makes QEMU end too, and must not be taken for QEMU's. */
+class OwnFailure extends Error {
+  readonly reason: unknown;
+
+  constructor(reason: unknown) {
+    super(describeError(reason));
+    this.reason = reason;
+  }
+}
+
+async function* ownPages(
+  source: CheckpointSource,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<PageChunk> {
+  try {
+    yield* source.pages(signal);
+  } catch (error) {
+    throw new OwnFailure(error);
+  }
+}
+
+async function ownStep(step: Promise<void>): Promise<void> {
+  await step.catch((error: unknown) => {
+    throw new OwnFailure(error);
+  });
+}
+
+/** Kills the new QEMU. @returns the error to throw, with what QEMU wrote when the failure is QEMU's */
+async function afterFailure(
+  qemu: RestoredQemu,
+  error: unknown,
+  options: readonly QemuOption[],
+  isAborted: boolean,
+): Promise<unknown> {
+  if (error instanceof OwnFailure || isAborted) {
+    await qemu.kill();
+    return error instanceof OwnFailure ? error.reason : error;
+  }
+  // Most failures are QEMU's exit seen from the socket; its last words take a moment more.
+  await qemu.waitForExit(EXIT_WAIT_MS);
+  const exitText = qemu.exitText;
+  await qemu.kill();
+  const tail = withoutOptionValues(await qemu.logTail(), options);
+  const code = IN_USE.test(tail) ? 'RESTORE_TARGET_BUSY' : 'RESTORE_FAILED';
+  const reason =
+    exitText ?? (isCheckpointError(error, 'RESTORE_FAILED') ? error.message : describeError(error));
+  const said = tail === '' ? '' : `; it wrote:\n${tail}`;
+  return new CheckpointError(code, `the new QEMU did not come up: ${reason}${said}`, {
+    cause: error,
+    ...(code === 'RESTORE_TARGET_BUSY'
+      ? { hint: 'something of the recorded VM is in use: stop that VM, or change it with --set-arg' }
+      : {}),
+  });
+}
+
+const IN_USE = /Failed to get ".*" lock|another process using the image|Address already in use/i;

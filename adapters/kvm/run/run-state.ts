@@ -1,0 +1,277 @@
+/** Running, paused and back: what the engine does to the vCPUs, and what makes sure that they run again. */
+
+import { randomBytes } from 'node:crypto';
+
+import { processStartTime } from '../../../src/host/process-identity.js';
+import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
+import type { RunState } from '../../../src/hypervisor/vm.js';
+import type { Json } from '../../../src/types.js';
+import { isMigrating } from '../inspect/hazards.js';
+import { eventsOf, type Monitor } from '../../qemu/monitor.js';
+import { PauseGuard, type GuardProgram } from '../../guard/pause-guard.js';
+import {
+  clearPauseMarker,
+  frozenMarkerPath,
+  isLeftPaused,
+  pauseMarkerPath,
+  setPauseMarker,
+  type PauseMarker,
+} from '../../guard/pause-marker.js';
+import type { QemuProcess } from '../../qemu/peer-process.js';
+import { asObject, asText } from '../../qemu/qmp-json.js';
+
+export interface RunStateOptions {
+  readonly monitor: Monitor;
+  readonly process: QemuProcess;
+  /** Reaches the VM when this process is gone. */
+  readonly guard: GuardProgram;
+  readonly runtimeDir: string;
+}
+
+export class RunStateControl {
+  readonly #options: RunStateOptions;
+  readonly #markerPath: string;
+  readonly #attachment = randomBytes(8).toString('hex');
+  readonly #stopListening: () => void;
+  #guard: Promise<PauseGuard> | undefined;
+  /** `stop` was sent and nothing since then has shown that the VM runs. */
+  #stopSent = false;
+  /** `stop` was answered and `cont` not sent: who resumes the VM now is somebody else. */
+  #isStopped = false;
+  /** Since the last pause. It may stand still again, for reasons of that somebody. */
+  #resumedByOthers = false;
+  #marker: PauseMarker | undefined;
+
+  constructor(options: RunStateOptions) {
+    this.#options = options;
+    this.#markerPath = pauseMarkerPath(options.runtimeDir, options.process);
+    this.#stopListening = onResume(options.monitor, () => {
+      if (!this.#isStopped) return;
+      this.#resumedByOthers = true;
+      this.#pauseIsOver().catch(() => undefined);
+    });
+  }
+
+  async read(): Promise<RunState> {
+    return runStateOf(await this.#options.monitor.execute('query-status'));
+  }
+
+  /** Stopped, or about to be, by a migration that sends its last pages (RunState of qapi/run-state.json). */
+  async isFinishingMigration(): Promise<boolean> {
+    return statusOf(await this.#options.monitor.execute('query-status')) === 'finish-migrate';
+  }
+
+  /** Resumes a VM that a Cairn paused and did not live to resume. @returns true when it did */
+  async recover(): Promise<boolean> {
+    if (!(await isLeftPaused(this.#markerPath))) return false;
+    const wasPaused = (await this.read()) === 'paused';
+    if (wasPaused) await this.#cont();
+    clearPauseMarker(this.#markerPath);
+    return wasPaused;
+  }
+
+  /** Starts the guard, so that the first pause does not wait for it. */
+  async prepare(): Promise<void> {
+    await this.guard();
+  }
+
+  /** The guard of this attachment, ready. @throws VM_STATE */
+  async guard(): Promise<PauseGuard> {
+    const present = await this.#guard?.catch(() => undefined);
+    if (present?.isAlive === true) return present;
+    const { guard, process, runtimeDir } = this.#options;
+    this.#guard = PauseGuard.start(guard, {
+      qemu: process,
+      markerPath: this.#markerPath,
+      frozenMarkerPath: frozenMarkerPath(runtimeDir, process),
+      attachment: this.#attachment,
+    });
+    return this.#guard;
+  }
+
+  /** Leaves the guard to itself: it sees to what it was told of. The next pause gets another. */
+  async releaseGuard(): Promise<void> {
+    (await this.#guard?.catch(() => undefined))?.close();
+    this.#guard = undefined;
+  }
+
+  /** What markers of this attachment say. */
+  async owner(): Promise<PauseMarker> {
+    this.#marker ??= {
+      pid: process.pid,
+      startTime: await processStartTime(process.pid),
+      attachment: this.#attachment,
+    };
+    return this.#marker;
+  }
+
+  /**
+   * `stop`, unless the VM is paused already; see `Vm.pause`.
+   * @throws VM_STATE, also when a migration is under way that is not Cairn's own; VM_GONE, QMP_TIMEOUT
+   */
+  async pause({
+    duringOwnMigration = false,
+    stopping,
+  }: {
+    readonly duringOwnMigration?: boolean;
+    readonly stopping?: (() => void) | undefined;
+  } = {}): Promise<boolean> {
+    const { monitor } = this.#options;
+    const guard = await this.guard();
+    const [status, migration] = await Promise.all([
+      monitor.execute('query-status'),
+      monitor.execute('query-migrate'),
+    ]);
+    const found = runStateOf(status);
+    if (found === 'paused') return false;
+    if (found === 'other') {
+      throw new CheckpointError('VM_STATE', `the VM is neither running nor paused but ${statusOf(status)}`, {
+        hint: 'wait until its migration, save or shutdown is over',
+        retryable: true,
+      });
+    }
+    const migrating = asText(asObject(migration).status);
+    if (isMigrating(migrating) && !duringOwnMigration) {
+      throw new CheckpointError('VM_STATE', `a migration of this VM is under way (${migrating})`, {
+        hint: 'wait until it is over, or cancel it',
+        retryable: true,
+      });
+    }
+    const owner = await this.owner();
+    this.#resumedByOthers = false;
+    await guard.pausing();
+    setPauseMarker(this.#markerPath, owner);
+    this.#stopSent = true;
+    stopping?.();
+    try {
+      await monitor.execute('stop');
+    } finally {
+      // Without an answer it may still take effect.
+      this.#isStopped = true;
+    }
+    return true;
+  }
+
+  /** See `Vm.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
+  async resume(running?: () => void): Promise<void> {
+    if (this.#resumedByOthers || this.#stopSent) await this.resumeFromMigration(running);
+  }
+
+  /** Makes a VM run again after a migration to Cairn was cancelled: QEMU may have done so itself. @throws VM_NOT_RESUMED, VM_GONE */
+  async resumeFromCancelled(): Promise<void> {
+    this.#isStopped = false;
+    const status = statusOf(await this.#options.monitor.execute('query-status'));
+    // In plain `paused` it was stopped by `pause`, or by somebody whose business it is.
+    if (status !== 'running' && (this.#stopSent || status !== 'paused')) await this.#cont();
+    await this.#pauseIsOver();
+  }
+
+  /** A migration to Cairn was cancelled, and the VM is stopped by somebody whose business it is. */
+  async leaveStopped(): Promise<void> {
+    await this.#pauseIsOver();
+  }
+
+  /**
+   * As `resume`, also of a VM that was stopped by a migration to Cairn instead of `pause`.
+   * @throws VM_NOT_RESUMED, VM_STATE, VM_GONE
+   */
+  async resumeFromMigration(running?: () => void): Promise<void> {
+    if (this.#resumedByOthers) {
+      this.#resumedByOthers = false;
+      throw resumedByOthers();
+    }
+    this.#isStopped = false;
+    let before: Json;
+    try {
+      before = await this.#cont(running);
+    } catch (error) {
+      this.#isStopped = true;
+      throw error;
+    }
+    await this.#pauseIsOver();
+    if (asObject(before).running === true) throw resumedByOthers();
+  }
+
+  /** @returns the reply to query-status just before `cont` */
+  async #cont(running?: () => void): Promise<Json> {
+    const { monitor } = this.#options;
+    let replies: readonly Json[];
+    try {
+      // All at once: QEMU answers in order, so the last tells what `cont` has done.
+      replies = await Promise.all([
+        monitor.execute('query-status'),
+        monitor.execute('cont').then((reply) => {
+          running?.();
+          return reply;
+        }),
+        monitor.execute('query-status'),
+      ]);
+    } catch (error) {
+      if (isCheckpointError(error, 'VM_GONE')) throw error;
+      throw isCheckpointError(error, 'QMP_TIMEOUT')
+        ? unanswered(error)
+        : notResumed(describeError(error), error);
+    }
+    const [before = null, , after = null] = replies;
+    if (asObject(after).running !== true) throw notResumed(`its state is ${statusOf(after)}`);
+    return before;
+  }
+
+  async close(): Promise<void> {
+    this.#stopListening();
+    await this.releaseGuard();
+  }
+
+  /** From here on nobody may resume the VM: if it stands still later, its operator has paused it. */
+  async #pauseIsOver(): Promise<void> {
+    this.#stopSent = false;
+    this.#isStopped = false;
+    clearPauseMarker(this.#markerPath);
+    (await this.#guard?.catch(() => undefined))?.running();
+  }
+}
+
+/** Of the reply of query-status. `prelaunch` is a VM started with -S that has not run yet. */
+export function runStateOf(reply: Json): RunState {
+  const status = statusOf(reply);
+  if (status === 'running') return 'running';
+  return status === 'paused' || status === 'prelaunch' ? 'paused' : 'other';
+}
+
+function statusOf(reply: Json): string {
+  return asText(asObject(reply).status);
+}
+
+function notResumed(why: string, cause?: unknown): CheckpointError {
+  return new CheckpointError('VM_NOT_RESUMED', `the VM does not run after cont: ${why}`, {
+    ...(cause === undefined ? {} : { cause }),
+    hint: 'look at the VM in its monitor (info status)',
+  });
+}
+
+/** Its main loop waits in `stop` for requests to a disk. What was sent to it is carried out after that, in order. */
+function unanswered(cause: CheckpointError): CheckpointError {
+  return new CheckpointError('VM_NOT_RESUMED', `QEMU does not answer, \`cont\` neither: ${cause.message}`, {
+    cause,
+    hint: 'it probably waits for a disk whose storage hangs; as soon as that answers, QEMU or the guard process of Cairn resumes the VM',
+  });
+}
+
+function resumedByOthers(): CheckpointError {
+  return new CheckpointError(
+    'VM_STATE',
+    'the VM was resumed by somebody else while it was paused for a checkpoint',
+    {
+      hint: 'the checkpoint is dropped; find out who sends `cont` or `virsh resume` to this VM',
+      retryable: true,
+    },
+  );
+}
+
+/** libvirt hands no events on: there only the run state itself shows what others do. */
+function onResume(monitor: Monitor, listener: () => void): () => void {
+  const stop = eventsOf(monitor, ({ event }) => {
+    if (event === 'RESUME') listener();
+  });
+  return stop ?? (() => undefined);
+}

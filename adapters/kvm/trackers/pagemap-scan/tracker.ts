@@ -1,0 +1,393 @@
+/**
+ * Dirty tracking of an unmodified QEMU by the host kernel: a userfaultfd opened inside QEMU write-protects all guest memory
+ * asynchronously, and PAGEMAP_SCAN reads and clears the marks from outside. The descriptor stays open in QEMU, so the
+ * record goes on when this process ends, and the next one takes it over.
+ *
+ * It sees every write that goes through QEMU's page tables: vCPUs (KVM and TCG), QEMU's device emulation, system calls that write
+ * for QEMU. It does not see other processes that map the same memory, nor devices with DMA of their own; the adapter reports
+ * those as hazards. Direct reads from disk are seen when they are submitted: while a VM has such disks and runs, `collect` reads
+ * and does not clear (see `direct-io.ts`). Sources: see `userfaultfd.ts` and `scan.ts`.
+ */
+
+import { closeSync, openSync } from 'node:fs';
+
+import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
+import { CheckpointError, describeError, systemErrorCode } from '../../../../src/errors.js';
+import { errnoName, libc } from '../../../../src/ffi/libc.js';
+import type { DirtyTracker, Harvest } from '../../../../src/hypervisor/dirty-tracker.js';
+import type { MemoryLayout } from '../../../../src/hypervisor/memory-layout.js';
+import { PAGE_SIZE_BYTES } from '../../../../src/types.js';
+import { FileHoles } from '../../memory/file-holes.js';
+import { findDirectIo } from '../../inspect/direct-io.js';
+import { checkStillMapped } from '../../memory/mapped-blocks.js';
+import type { QemuProcess } from '../../../qemu/peer-process.js';
+import { readMemory } from '../../memory/process-memory.js';
+import type { QuietVm } from '../quiet-vm.js';
+import type { RamBlock } from '../../memory/ram-blocks.js';
+import {
+  armingPath,
+  describe,
+  inodeOf,
+  newToken,
+  readArming,
+  removeArming,
+  writeArming,
+  writeTrackingDescriptors,
+  type Arming,
+  type RemoteDescriptor,
+  type TrackedRange,
+} from './arming.js';
+import { discardsAreReported } from './discards.js';
+import { injectSyscall } from './inject.js';
+import { isTracked, scanWritten, visitUnpopulated } from '../../memory/pagemap.js';
+import { SpanFinder } from './span-finder.js';
+import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './support.js';
+import {
+  enableWriteTracking,
+  registerRange,
+  SYS_USERFAULTFD,
+  unregisterRange,
+  USERFAULTFD_FLAGS,
+} from './userfaultfd.js';
+
+const SYS_CLOSE = 3;
+const SYS_PIDFD_OPEN = 434;
+const SYS_PIDFD_GETFD = 438;
+
+export interface PagemapScanOptions {
+  readonly process: QemuProcess;
+  readonly layout: MemoryLayout;
+  /** One for each region of the layout, in its order. */
+  readonly blocks: readonly RamBlock[];
+  readonly runtimeDir: string;
+  readonly quiet: QuietVm;
+}
+
+interface Armed {
+  readonly pagemap: number;
+  /** Our duplicate of QEMU's descriptor. */
+  readonly userfaultfd: number;
+  readonly remote: RemoteDescriptor;
+  readonly token: string;
+  readonly holes: readonly (FileHoles | undefined)[];
+  readonly finder: SpanFinder;
+  /** See `discards.ts`. */
+  readonly discardsAreReported: boolean;
+}
+
+export class PagemapScanTracker implements DirtyTracker {
+  readonly kind = PAGEMAP_SCAN_KIND;
+  readonly #options: PagemapScanOptions;
+  readonly #owed: DirtyBitmap;
+  readonly #absent: DirtyBitmap;
+  #armed: Armed | undefined;
+  #disturbances = 0;
+  #hasCleared = false;
+
+  constructor(options: PagemapScanOptions) {
+    this.#options = options;
+    this.#owed = new DirtyBitmap(options.layout.pageSpan);
+    this.#absent = new DirtyBitmap(options.layout.pageSpan);
+  }
+
+  get token(): string {
+    return this.#on().token;
+  }
+
+  /** A scan walks all page tables: 0.2 to 0.5 ms for each GiB of small pages, in the pause. */
+  get isLastCollectEnough(): boolean {
+    return this.#hasCleared;
+  }
+
+  async start(): Promise<void> {
+    if (this.#armed !== undefined) return;
+    const { process, blocks, runtimeDir } = this.#options;
+    const report = pagemapScanReport(process.pid);
+    if (!report.usable) {
+      throw new CheckpointError('TRACKER_UNAVAILABLE', `tracker ${this.kind}: ${report.reason}`, {
+        ...(report.remedy === undefined ? {} : { hint: report.remedy }),
+      });
+    }
+    const path = armingPath(runtimeDir, process);
+    const known = await readArming(path);
+    const pagemap = openPagemap(process.pid);
+    let userfaultfd: number | undefined;
+    try {
+      const present = this.#takeOver(pagemap, known);
+      const remote = present ?? this.#inject();
+      const { descriptor, inode } = remote;
+      userfaultfd = duplicate(process.pid, { descriptor });
+      const unbroken =
+        known?.inode === inode && known.descriptor === descriptor && this.#covered(pagemap, known);
+      const token = unbroken ? known.token : newToken(process);
+      // Written first: should registering fail half-way, the next attempt finds the descriptor instead of opening one more.
+      const arming = { descriptor, inode, token, ranges: unbroken ? known.ranges : this.#ranges() };
+      await writeArming(path, arming).catch((error: unknown) => {
+        // Nobody would find it again.
+        if (present === undefined) closeRemote(process.pid, remote);
+        throw error;
+      });
+      this.#register(pagemap, userfaultfd);
+      const holes = blocks.map((block) => FileHoles.open(process.pid, block));
+      const sizeBytes = blocks.reduce((sum, block) => sum + block.sizeBytes, 0);
+      const finder = new SpanFinder({ sizeBytes });
+      this.#armed = {
+        pagemap,
+        userfaultfd,
+        remote: { descriptor, inode },
+        token,
+        holes,
+        finder,
+        discardsAreReported: discardsAreReported(),
+      };
+    } catch (error) {
+      closeSync(pagemap);
+      if (userfaultfd !== undefined) closeSync(userfaultfd);
+      throw error;
+    }
+  }
+
+  collect(): Harvest {
+    const armed = this.#on();
+    const { process, layout, blocks, quiet } = this.#options;
+    const clears = quiet.isHeld() || findDirectIo(process.pid) === undefined;
+    const written = new DirtyBitmap(layout.pageSpan);
+    const unpopulated = new DirtyBitmap(layout.pageSpan);
+    // A scan of what is gone finds nothing and says nothing.
+    checkStillMapped(process.pid, armed.pagemap, blocks);
+    checkStillOurs(process.pid, armed.remote, blocks[0]!.host);
+    try {
+      layout.regions.forEach((region, i) => {
+        const { host, backing } = blocks[i]!;
+        const mark = (bitmap: DirtyBitmap, from: number, to: number): void =>
+          bitmap.setRange(region.firstPage + from / PAGE_SIZE_BYTES, (to - from) / PAGE_SIZE_BYTES);
+        const spans = armed.finder.find(armed.pagemap, host, host + region.sizeBytes);
+        scanWritten(armed.pagemap, spans, clears, (range) => {
+          const from = range.start - host;
+          const to = range.end - host;
+          mark(written, from, to);
+          if (!range.unpopulated) return;
+          if (backing === 'anonymous') mark(unpopulated, from, to);
+          armed.holes[i]?.visit(from, to, (start, end) => mark(unpopulated, start, end));
+        });
+        if (armed.discardsAreReported || backing !== 'anonymous') return;
+        // After the marks were read: what is given back from here on is a hole in the next look as well.
+        visitUnpopulated(armed.pagemap, host, host + region.sizeBytes, (start, end) =>
+          mark(unpopulated, start - host, end - host),
+        );
+      });
+    } catch (error) {
+      // What this scan has cleared so far is nowhere else.
+      this.#owed.or(written);
+      this.#absent.andNot(written);
+      throw error;
+    }
+    if (quiet.disturbances() !== this.#disturbances) {
+      for (const { firstPage, pageCount } of layout.regions) written.setRange(firstPage, pageCount);
+    }
+    this.#disturbances = quiet.disturbances();
+    this.#hasCleared = clears;
+    if (!armed.discardsAreReported) {
+      const discarded = unpopulated.clone();
+      discarded.andNot(this.#absent);
+      written.or(discarded);
+    }
+    // What had no memory behind it and was not written since still reads as zero, populated by a read or not.
+    this.#absent.clearRuns(written.toRuns());
+    this.#absent.or(unpopulated);
+    written.setRuns(this.#owed.toRuns());
+    this.#owed.clear();
+    return { dirty: written, absent: this.#absent.clone() };
+  }
+
+  /** Only where `collect` does not clear while the VM runs. */
+  async settle(): Promise<Harvest | undefined> {
+    const { process, quiet } = this.#options;
+    return findDirectIo(process.pid) === undefined ? undefined : quiet.whileQuiet(() => this.collect());
+  }
+
+  putBack(dirty: DirtyBitmap): void {
+    this.#owed.or(dirty);
+  }
+
+  /** Ends tracking, and closes the descriptor in QEMU as well. */
+  async stop(): Promise<void> {
+    const armed = this.#armed;
+    if (armed === undefined) return;
+    const { process, runtimeDir } = this.#options;
+    const path = armingPath(runtimeDir, process);
+    const known = await readArming(path);
+    for (const range of known?.ranges ?? this.#ranges()) {
+      unregisterRange(armed.userfaultfd, range.start, range.sizeBytes);
+    }
+    removeArming(path);
+    this.close();
+    closeRemote(process.pid, armed.remote);
+  }
+
+  close(): void {
+    const armed = this.#armed;
+    this.#armed = undefined;
+    if (armed === undefined) return;
+    closeSync(armed.userfaultfd);
+    closeSync(armed.pagemap);
+    armed.finder.close();
+    for (const holes of armed.holes) holes?.close();
+  }
+
+  #on(): Armed {
+    if (this.#armed === undefined)
+      throw new CheckpointError('TRACKER_OFF', `tracker ${this.kind} is not started`);
+    return this.#armed;
+  }
+
+  #ranges(): readonly TrackedRange[] {
+    const { layout, blocks } = this.#options;
+    return layout.regions.map(({ id, sizeBytes }, i) => ({ id, start: blocks[i]!.host, sizeBytes }));
+  }
+
+  /** True when all present ranges have been tracked without a gap since `known` was written. */
+  #covered(pagemap: number, known: Arming): boolean {
+    const before = new Map(known.ranges.map((range) => [range.id, range]));
+    return this.#ranges().every(({ id, start, sizeBytes }) => {
+      const range = before.get(id);
+      return (
+        range?.start === start &&
+        range.sizeBytes === sizeBytes &&
+        isTracked(pagemap, start, start + sizeBytes)
+      );
+    });
+  }
+
+  /**
+   * The descriptor that our state file names, undefined when it is not there any more. Any other one that tracks our memory
+   * was armed by a Cairn with another runtime folder, or before this one was lost. It is disarmed: two that read the marks
+   * of one descriptor would clear them for each other, and whoever armed it finds it gone and compares all pages.
+   */
+  #takeOver(pagemap: number, known: Arming | undefined): RemoteDescriptor | undefined {
+    const { pid } = this.#options.process;
+    if (known !== undefined && describe(pid, known.descriptor)?.inode === known.inode) return known;
+    const ranges = this.#ranges().filter(({ start, sizeBytes }) =>
+      isTracked(pagemap, start, start + sizeBytes),
+    );
+    if (ranges.length === 0) return undefined;
+    for (const other of writeTrackingDescriptors(pid)) disarm(pid, other, ranges);
+    return undefined;
+  }
+
+  /** Opens a userfaultfd inside QEMU. */
+  #inject(): RemoteDescriptor {
+    const { pid } = this.#options.process;
+    const opened = injectSyscall(pid, SYS_USERFAULTFD, [USERFAULTFD_FLAGS]);
+    if (opened < 0) throw unavailable(`QEMU may not open a userfaultfd (${errnoName(-opened)})`);
+    try {
+      const duplicated = duplicate(pid, { descriptor: opened });
+      try {
+        const errno = enableWriteTracking(duplicated);
+        if (errno !== '') throw unavailable(`asynchronous write-protection is refused (${errno})`);
+      } finally {
+        closeSync(duplicated);
+      }
+      const remote = describe(pid, opened);
+      if (remote === undefined) throw unavailable(`descriptor ${opened} of QEMU is not what was opened`);
+      return remote;
+    } catch (error) {
+      // Opened a moment ago by nobody else: leave nothing behind in QEMU.
+      injectSyscall(pid, SYS_CLOSE, [opened]);
+      throw error;
+    }
+  }
+
+  #register(pagemap: number, userfaultfd: number): void {
+    for (const { id, start, sizeBytes } of this.#ranges()) {
+      const errno = registerRange(userfaultfd, start, sizeBytes);
+      if (errno === '') continue;
+      if (errno === 'EBUSY') {
+        throw unavailable(
+          `memory region ${id} is watched by another userfaultfd`,
+          'wait until an incoming postcopy migration or a background snapshot is over; stop other tools that track this VM',
+        );
+      }
+      throw unavailable(`memory region ${id} cannot be write-protected (${errno})`);
+    }
+    if (!this.#ranges().every(({ start, sizeBytes }) => isTracked(pagemap, start, start + sizeBytes))) {
+      throw unavailable('the kernel does not track all of the memory that was registered');
+    }
+  }
+}
+
+function openPagemap(pid: number): number {
+  try {
+    return openSync(`/proc/${pid}/pagemap`, 'r');
+  } catch (cause) {
+    const code = systemErrorCode(cause);
+    if (code === 'ENOENT' || code === 'ESRCH')
+      throw new CheckpointError('VM_GONE', `process ${pid} has ended`, { cause });
+    throw new CheckpointError('VM_PERMISSION', `cannot open /proc/${pid}/pagemap: ${describeError(cause)}`, {
+      cause,
+      hint: 'run as root, or as the user of QEMU with CAP_SYS_PTRACE',
+    });
+  }
+}
+
+/** Ends the tracking of those ranges that this descriptor tracks, and closes it in QEMU if there were any. */
+function disarm(pid: number, remote: RemoteDescriptor, ranges: readonly TrackedRange[]): void {
+  const duplicated = duplicate(pid, remote);
+  try {
+    // Only the descriptor that a range belongs to may register it once more.
+    const own = ranges.filter(({ start, sizeBytes }) => registerRange(duplicated, start, sizeBytes) === '');
+    if (own.length === 0) return;
+    for (const { start, sizeBytes } of own) unregisterRange(duplicated, start, sizeBytes);
+  } finally {
+    closeSync(duplicated);
+  }
+  closeRemote(pid, remote);
+}
+
+/** Closes the tracker's descriptor inside QEMU. */
+function closeRemote(pid: number, { descriptor, inode }: RemoteDescriptor): void {
+  injectSyscall(pid, SYS_CLOSE, [descriptor], () => {
+    // The number may have been given to another file only if QEMU closed ours; it stands still while this looks.
+    if (describe(pid, descriptor)?.inode !== inode) {
+      throw new CheckpointError(
+        'TRACKER_FAILED',
+        `descriptor ${descriptor} of QEMU is not the tracker's any more`,
+      );
+    }
+  });
+}
+
+/** When its descriptor is closed, the marks are of another one, or none. @throws TRACKER_OFF, VM_GONE */
+function checkStillOurs(pid: number, { descriptor, inode }: RemoteDescriptor, address: number): void {
+  if (inodeOf(pid, descriptor) === inode) return;
+  // A process that has ended has no descriptors; asking for its memory says so.
+  readMemory(pid, address, new Uint8Array(1));
+  throw new CheckpointError('TRACKER_OFF', 'the guest memory is not tracked for this Cairn any more', {
+    hint: 'another Cairn, with another runtime folder, took over; the next checkpoint arms the tracker again',
+    retryable: true,
+  });
+}
+
+/** A duplicate of a descriptor of another process; the caller closes it. Source: pidfd_getfd(2). */
+function duplicate(pid: number, { descriptor }: Pick<RemoteDescriptor, 'descriptor'>): number {
+  const process = libc().syscall(SYS_PIDFD_OPEN, pid, 0);
+  if (process.value < 0) throw new CheckpointError('VM_GONE', `process ${pid} has ended`);
+  try {
+    const duplicated = libc().syscall(SYS_PIDFD_GETFD, process.value, descriptor, 0);
+    if (duplicated.value >= 0) return duplicated.value;
+    throw unavailable(
+      `descriptor ${descriptor} of QEMU cannot be shared (${errnoName(duplicated.errno)})`,
+      'run as root or with CAP_SYS_PTRACE; in a container, a seccomp profile that allows pidfd_getfd',
+    );
+  } finally {
+    closeSync(process.value);
+  }
+}
+
+function unavailable(why: string, hint?: string): CheckpointError {
+  return new CheckpointError(
+    'TRACKER_UNAVAILABLE',
+    `tracker ${PAGEMAP_SCAN_KIND}: ${why}`,
+    hint === undefined ? {} : { hint },
+  );
+}

@@ -1,0 +1,286 @@
+/**
+ * Memory and device state of a VM by a live migration to Cairn itself.
+ *
+ *     approach   VM runs: settings, `migrate`; QEMU sends all memory, then what was dirtied, pass after pass
+ *     pause      `stop`, unless QEMU has stopped the VM because next to nothing was left; up to the state pre-switchover
+ *     complete   last pages, device state; the migration is completed, the VM in state postmigrate
+ *     resume     `cont`: QEMU takes its disks back and the VM goes on as if nothing had been
+ *
+ * From `approach` to the end a guard process of its own stands by: when Cairn dies, it cancels the migration, continues
+ * the VM and puts the operator's migration settings back. A reader that is gone makes QEMU fail the migration by itself.
+ */
+
+import { CheckpointError, describeError, isCheckpointError } from '../../../../src/errors.js';
+import type { ApproachRequest } from '../../../../src/hypervisor/dirty-tracker.js';
+import { isMigrating } from '../../inspect/hazards.js';
+import type { Monitor } from '../../../qemu/monitor.js';
+import type { PauseGuard } from '../../../guard/pause-guard.js';
+import { asArray, asText } from '../../../qemu/qmp-json.js';
+import type { RunStateControl } from '../../run/run-state.js';
+import { withRunState } from '../../../qemu/stream/device-state.js';
+import { SECTION, STREAM_MAGIC, STREAM_VERSION } from '../../../qemu/stream/format.js';
+import { endMigration, isNotFinalized, leftMigration, migrationStatus } from './abandon.js';
+import { Migration } from './migration.js';
+import type { Receiver } from './receiver.js';
+import type { ReceivedStream } from './receiver-messages.js';
+import { planSettings, setSettings, type MigrationSettings } from './settings.js';
+import type { StreamManager } from './stream-manager.js';
+import { clearStreamMarker, setStreamMarker } from './stream-marker.js';
+
+export interface CaptureDeps {
+  readonly monitor: Monitor;
+  readonly runState: RunStateControl;
+  readonly receiver: Receiver;
+  readonly manager: StreamManager | undefined;
+  readonly markerPath: string;
+  /** Nothing may run while memory travels: see `losesWrites`. */
+  readonly stopFirst: boolean;
+  /** Of the marker, for the guard. */
+  readonly attachment: string;
+  /** A living guard, ready for the next stream. */
+  readonly readyGuard: () => Promise<PauseGuard>;
+  /** The staging file may be ahead of what its dirty bits say, or behind. */
+  readonly onBroken: () => void;
+}
+
+/** What is under way; from the first change of a setting until everything is put back. */
+interface UnderWay {
+  readonly putBack: MigrationSettings;
+  readonly guard: PauseGuard;
+  migration?: Migration;
+  ended?: Promise<ReceivedStream>;
+}
+
+export class StreamCapture {
+  readonly #deps: CaptureDeps;
+  #underWay: UnderWay | undefined;
+  #putBack: Promise<void> = Promise.resolve();
+  #received: Promise<ReceivedStream> | undefined;
+  /** Settings of the operator that could not be put back after the stream before. */
+  #owed: MigrationSettings | undefined;
+  /** Somebody paused the VM while its memory was streamed, and it stays so. */
+  #isPausedByOther = false;
+
+  constructor(deps: CaptureDeps) {
+    this.#deps = deps;
+  }
+
+  /** See `MemoryPicture.approach`. */
+  async approach({ decide, signal, onRound }: ApproachRequest): Promise<number | undefined> {
+    await this.#putBack;
+    await this.#begin();
+    const started = performance.now();
+    if (this.#deps.stopFirst) {
+      signal?.throwIfAborted();
+      if (!(await this.#deps.runState.pause())) throw pausedByOther();
+      await this.#migrate();
+      return started;
+    }
+    const migration = await this.#migrate();
+    let passes = 1;
+    let before: number | undefined;
+    for (;;) {
+      if (migration.stoppedAt !== undefined) {
+        if (!(await this.#isStoppedByMigration())) {
+          this.#isPausedByOther = true;
+          throw pausedByOther();
+        }
+        return migration.stoppedAt;
+      }
+      if (migration.passes <= passes) {
+        await migration.news(signal);
+        continue;
+      }
+      passes = migration.passes;
+      const { remainingPages, transferredBytes } = await migration.progress();
+      onRound(passes - 1, remainingPages);
+      const bytesPerMs = transferredBytes / Math.max(1, performance.now() - started);
+      if (decide(passes - 1, remainingPages, before, bytesPerMs)) return migration.stoppedAt;
+      before = remainingPages;
+    }
+  }
+
+  /**
+   * The VM is stopped and nearly everything is here.
+   * @returns true, as `Vm.pause`
+   * @throws VM_STATE, TRACKER_FAILED, QMP_TIMEOUT, VM_GONE
+   */
+  async pause(): Promise<boolean> {
+    const migration = this.#migration();
+    if (migration.stoppedAt === undefined && !this.#deps.stopFirst) {
+      try {
+        if (!(await this.#deps.runState.pause({ duringOwnMigration: true }))) throw pausedByOther();
+      } catch (error) {
+        // QEMU may be stopping the VM in this very moment, which is what was wanted. Its state says so before the vCPUs have come to
+        // rest, its STOP event only after that.
+        if (!(await this.#deps.runState.isFinishingMigration())) throw error;
+      }
+    }
+    await migration.reachSwitchover();
+    return true;
+  }
+
+  /** Everything has left QEMU. @throws TRACKER_FAILED, QMP_TIMEOUT, VM_GONE */
+  complete(): Promise<void> {
+    return this.#migration().complete();
+  }
+
+  /** Makes the VM run, wherever the migration stands. @throws VM_NOT_RESUMED, VM_GONE */
+  async resume(): Promise<void> {
+    const { monitor, runState, receiver, onBroken } = this.#deps;
+    const underWay = this.#underWay;
+    if (underWay === undefined) return runState.resume();
+    if (underWay.migration?.isCompleted !== true) {
+      onBroken();
+      receiver.cut();
+      await endMigration(monitor);
+      if (this.#isPausedByOther) await runState.leaveStopped();
+      else await runState.resumeFromCancelled();
+      await this.#cleanUp();
+      return;
+    }
+    try {
+      await runState.resumeFromMigration();
+    } catch (error) {
+      if (!isNotFinalized(rootOf(error))) throw error;
+      // QEMU says "completed" a moment before it lets the VM go on.
+      await leftMigration(monitor);
+      await runState.resumeFromMigration();
+    }
+    this.#received = underWay.ended;
+    this.#putBack = this.#cleanUp();
+  }
+
+  /** Waits for the last bytes. Caller owns the result. @throws VM_STATE, STREAM_MALFORMED, TRACKER_FAILED */
+  async take(): Promise<Uint8Array> {
+    const ended = this.#received;
+    this.#received = undefined;
+    if (ended === undefined) throw new CheckpointError('VM_STATE', 'no device state has been received');
+    await this.#putBack;
+    try {
+      return deviceStateBlob((await ended).deviceBytes);
+    } catch (error) {
+      this.#deps.onBroken();
+      throw error;
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#putBack;
+    if (this.#underWay === undefined) return;
+    this.#deps.onBroken();
+    this.#deps.receiver.cut();
+    await endMigration(this.#deps.monitor);
+    await this.#cleanUp();
+  }
+
+  async #isStoppedByMigration(): Promise<boolean> {
+    const { manager, runState } = this.#deps;
+    return manager === undefined ? runState.isFinishingMigration() : manager.isStoppedByMigration();
+  }
+
+  async #begin(): Promise<void> {
+    const { monitor, runState, manager, readyGuard, markerPath, attachment } = this.#deps;
+    await manager?.ready();
+    const [found, status, blockJobs] = await Promise.all([
+      runState.read(),
+      migrationStatus(monitor),
+      monitor.execute('query-block-jobs'),
+    ]);
+    if (isMigrating(status)) {
+      throw new CheckpointError('VM_STATE', `a migration of this VM is under way (${status})`, {
+        hint: 'wait until it is over, or cancel it',
+        retryable: true,
+      });
+    }
+    if (found !== 'running') {
+      throw new CheckpointError('VM_STATE', 'tracker qmp-stream works on a running VM only', {
+        hint: 'a migration would leave a paused VM in another state: continue the VM, or use another tracker',
+      });
+    }
+    const [blockJob] = asArray(blockJobs);
+    if (blockJob !== undefined) {
+      // It keeps QEMU from giving its disks up, which is the end of every migration: the stream would fail in the pause.
+      throw new CheckpointError(
+        'VM_STATE',
+        `a block job is under way (${asText(blockJob.type)} of ${asText(blockJob.device)})`,
+        {
+          hint: 'wait until it is over, end it (virsh blockjob DOMAIN DISK), or use another tracker',
+          retryable: true,
+        },
+      );
+    }
+    if (this.#owed !== undefined) await setSettings(monitor, this.#owed);
+    this.#owed = undefined;
+    this.#isPausedByOther = false;
+    const plan = await planSettings(monitor);
+    const guard = await readyGuard();
+    this.#underWay = { putBack: plan.putBack, guard };
+    await guard.pausing();
+    await setStreamMarker(markerPath, { attachment, putBack: plan.putBack, isOver: false });
+    await setSettings(monitor, plan.apply);
+  }
+
+  async #migrate(): Promise<Migration> {
+    const { monitor, receiver } = this.#deps;
+    const underWay = this.#underWay!;
+    const { ended } = await receiver.receive(async (descriptor) => {
+      underWay.migration = await Migration.start(monitor, descriptor);
+    });
+    underWay.ended = ended;
+    const migration = underWay.migration!;
+    ended.catch((error: unknown) => {
+      migration.break(
+        isCheckpointError(error) ? error : new CheckpointError('TRACKER_FAILED', describeError(error)),
+      );
+    });
+    return migration;
+  }
+
+  #migration(): Migration {
+    const migration = this.#underWay?.migration;
+    if (migration === undefined) throw new CheckpointError('VM_STATE', 'no stream of memory is under way');
+    return migration;
+  }
+
+  /** The VM runs and the migration is over: the operator's settings come back, the guard goes. Never rejects. */
+  async #cleanUp(): Promise<void> {
+    const { monitor, markerPath, attachment } = this.#deps;
+    const underWay = this.#underWay;
+    this.#underWay = undefined;
+    if (underWay === undefined) return;
+    const { putBack } = underWay;
+    underWay.migration?.close();
+    try {
+      await setStreamMarker(markerPath, { attachment, putBack, isOver: true });
+      await setSettings(monitor, putBack);
+      clearStreamMarker(markerPath);
+      underWay.guard.running();
+    } catch (error) {
+      this.#owed = putBack;
+      // The guard and the marker stay: one of them does it as soon as this process is gone.
+      if (!isCheckpointError(error, 'VM_GONE'))
+        process.emitWarning(`migration settings of the VM are not put back yet: ${describeError(error)}`);
+    }
+  }
+}
+
+function pausedByOther(): CheckpointError {
+  return new CheckpointError('VM_STATE', 'the VM was paused by somebody else while its memory was streamed', {
+    hint: 'it stays paused; tracker qmp-stream works on a running VM only',
+    retryable: true,
+  });
+}
+
+/** What `xen-save-devices-state` would have written: header, device sections, end. */
+function deviceStateBlob(sections: Uint8Array): Uint8Array {
+  const header = Buffer.alloc(8);
+  header.writeUInt32BE(STREAM_MAGIC, 0);
+  header.writeUInt32BE(STREAM_VERSION, 4);
+  // A VM that Cairn stopped itself says "paused"; it was running when it was found.
+  return new Uint8Array(Buffer.concat([header, withRunState(sections, 'running'), Buffer.of(SECTION.EOF)]));
+}
+
+function rootOf(error: unknown): unknown {
+  return error instanceof Error && error.cause !== undefined ? error.cause : error;
+}

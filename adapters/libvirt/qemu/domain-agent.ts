@@ -1,0 +1,34 @@
+/**
+ * The guest's agent through libvirt, which holds its socket: virDomainQemuAgentCommand. Not virDomainFSFreeze, which has no time limit:
+ * a guest that hangs in it would keep the connection, and with it the thaw, for as long.
+ */
+
+import { describeError } from '../../../src/errors.js';
+import type { Json } from '../../../src/types.js';
+import { agentError, resultOf, type GuestAgent } from '../../kvm/run/guest-agent/guest-agent.js';
+import type { LibvirtDomain } from '../domain.js';
+
+export class DomainAgent implements GuestAgent {
+  readonly #domain: Pick<LibvirtDomain, 'agentCommand' | 'name'>;
+
+  constructor(domain: Pick<LibvirtDomain, 'agentCommand' | 'name'>) {
+    this.#domain = domain;
+  }
+
+  async command(name: string, timeoutMs: number): Promise<Json> {
+    const reply = await this.#domain
+      .agentCommand(JSON.stringify({ execute: name }), timeoutMs)
+      .catch((cause: unknown) => {
+        throw agentError(
+          `${name} to the guest of ${this.#domain.name}: ${describeError(cause)}`,
+          'the domain needs the channel org.qemu.guest_agent.0, and its guest qemu-guest-agent; `virsh domfsinfo` tries it',
+          cause,
+        );
+      });
+    return resultOf(name, JSON.parse(reply) as Json);
+  }
+
+  close(): void {
+    // The domain's connection is not ours.
+  }
+}

@@ -1,0 +1,89 @@
+/**
+ * External snapshots of a domain's disks, taken by libvirt: its XML then names the overlays, and `virsh domblklist`, `virsh
+ * snapshot-create-as` and `virsh blockcommit` go on from there. Without snapshot metadata: the checkpoint is in the repository,
+ * and a domain with metadata can neither be undefined nor, before libvirt 9.9, have such a snapshot deleted.
+ *
+ * Internal ones stay with QEMU's own command: libvirt takes an internal snapshot of a running domain only together with its memory.
+ * They change no chain of images, so there is nothing for libvirt to follow.
+ */
+
+import { existsSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+
+import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
+import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/vm.js';
+import { planDiskSnapshots } from '../../disks/qcow2/qcow2-disks.js';
+import { disksIn } from '../xml/domain-disks.js';
+import type { LibvirtDomain } from '../domain.js';
+import { escaped, unescaped } from '../xml/xml-text.js';
+
+const HINT = 'virsh domblklist shows the images that the domain uses; remove no overlay that it writes to';
+/** Sources of disks and of the chains below them. */
+const FILE = /\bfile=(['"])(?<path>.*?)\1/g;
+
+/** The part of a domain that is needed here. */
+export type SnapshotTarget = Pick<LibvirtDomain, 'snapshotDisks' | 'xml'>;
+
+/** @throws DISK_SNAPSHOT_FAILED with nothing left behind but what the domain writes to, VM_GONE */
+export async function snapshotExternally(
+  domain: SnapshotTarget,
+  domainXml: string,
+  name: string,
+  disks: readonly VmDisk[],
+): Promise<readonly DiskSnapshot[]> {
+  const snapshots = await planDiskSnapshots(disks, name, 'external');
+  try {
+    await domain.snapshotDisks(snapshotXml(domainXml, snapshots));
+    return snapshots;
+  } catch (error) {
+    if (isCheckpointError(error, 'VM_GONE')) throw error;
+    const possiblyPresent = await removeUnused(domain, snapshots);
+    throw new CheckpointError(
+      'DISK_SNAPSHOT_FAILED',
+      `snapshot of ${snapshots.map(({ path }) => path).join(', ')}: ${describeError(error)}`,
+      {
+        cause: error,
+        detail: { disks: disks.map(({ id }) => id), mode: 'external', possiblyPresent },
+        ...(possiblyPresent.length === 0 ? {} : { hint: HINT }),
+      },
+    );
+  }
+}
+
+/**
+ * An error does not say that nothing was done: the answer may be lost while the domain already writes to the overlays. So
+ * libvirt is asked which images the domain has now; when it does not say, all are kept.
+ * @returns the overlays that are there and were kept
+ */
+async function removeUnused(
+  domain: SnapshotTarget,
+  snapshots: readonly DiskSnapshot[],
+): Promise<readonly string[]> {
+  const xml = await domain.xml().catch(() => undefined);
+  const inUse = new Set([...(xml ?? '').matchAll(FILE)].map(({ groups }) => unescaped(groups!.path!)));
+  const kept: string[] = [];
+  for (const { overlayPath } of snapshots) {
+    if (xml !== undefined && !inUse.has(overlayPath)) await rm(overlayPath, { force: true });
+    else if (existsSync(overlayPath)) kept.push(overlayPath);
+  }
+  return kept;
+}
+
+/** @throws DISK_SNAPSHOT_FAILED for a disk that the domain does not have */
+export function snapshotXml(domainXml: string, snapshots: readonly DiskSnapshot[]): string {
+  const disks = disksIn(domainXml);
+  const unknown = snapshots.find(({ path }) => !disks.some((disk) => disk.path === path));
+  if (unknown !== undefined) {
+    throw new CheckpointError('DISK_SNAPSHOT_FAILED', `no disk of the domain is ${unknown.path}`);
+  }
+  const elements = disks.map(({ target, path }) => {
+    const snapshot = snapshots.find((candidate) => candidate.path === path);
+    // A disk that is not named would be snapshotted too.
+    if (snapshot === undefined) return `<disk name='${escaped(target)}' snapshot='no'/>`;
+    return (
+      `<disk name='${escaped(target)}' snapshot='external' type='file'>` +
+      `<driver type='qcow2'/><source file='${escaped(snapshot.overlayPath)}'/></disk>`
+    );
+  });
+  return `<domainsnapshot><disks>${elements.join('')}</disks></domainsnapshot>`;
+}

@@ -1,0 +1,44 @@
+/**
+ * The pause guard of a libvirt domain (see `adapters/guard/pause-guard-process.ts`): resumes it through libvirt.
+ *
+ *     argv    what all guards get, then the URI of libvirt and the UUID
+ */
+
+import { thawGuest } from '../../kvm/run/guest-agent/guest-agent.js';
+import { runPauseGuard, type GuardedQemu } from '../../guard/pause-guard-process.js';
+import { LibvirtConnection } from '../native/connection.js';
+import { DomainAgent } from './domain-agent.js';
+import { LibvirtDomain } from '../domain.js';
+
+const RETRY_MS = 200;
+
+const THAW_LIMIT_MS = 5000;
+
+runPauseGuard({ resumeOnce, thawOnce, retryMs: RETRY_MS });
+
+async function resumeOnce(
+  _qemu: GuardedQemu,
+  [uri = '', uuid = '']: readonly string[],
+  isLeft: () => Promise<boolean>,
+): Promise<boolean> {
+  const connection = await LibvirtConnection.open(uri);
+  try {
+    const domain = await LibvirtDomain.find(connection, uuid);
+    if ((await domain.state()) === 'running') return true;
+    if (!(await isLeft())) return true;
+    if ((await domain.state()) === 'paused') await domain.resume();
+    return (await domain.state()) === 'running';
+  } finally {
+    await connection.close();
+  }
+}
+
+async function thawOnce([uri = '', uuid = '']: readonly string[]): Promise<boolean> {
+  const connection = await LibvirtConnection.open(uri);
+  try {
+    await thawGuest(new DomainAgent(await LibvirtDomain.find(connection, uuid)), THAW_LIMIT_MS);
+    return true;
+  } finally {
+    await connection.close();
+  }
+}

@@ -1,0 +1,71 @@
+/**
+ * Compressed save images. libvirt decompresses with programs of these names, so this compresses with them.
+ * Numbers: virQEMUSaveFormat of libvirt's qemu_saveimage.h.
+ */
+
+import { spawn } from 'node:child_process';
+import type { Writable } from 'node:stream';
+
+import { CheckpointError, describeError, systemErrorCode } from '../../../src/errors.js';
+import { pushStream } from '../../qemu/stream/push.js';
+
+export interface ImageCompression {
+  readonly id: number;
+  readonly program: string;
+}
+
+/** libvirt 9.0 knows the first four; zstd came later. */
+export const IMAGE_COMPRESSIONS: readonly ImageCompression[] = [
+  { id: 1, program: 'gzip' },
+  { id: 2, program: 'bzip2' },
+  { id: 3, program: 'xz' },
+  { id: 4, program: 'lzop' },
+  { id: 5, program: 'zstd' },
+];
+
+const MISSING = 'not installed';
+
+/**
+ * Does not end the sink.
+ * @param fill writes what is to be compressed, and does not end its stream
+ * @returns bytes after compression
+ * @throws USAGE when the program is not installed, WORKER_FAILED when it fails, and what `fill` and the sink throw
+ */
+export async function compressInto(
+  sink: Writable,
+  { program }: ImageCompression,
+  fill: (into: Writable) => Promise<unknown>,
+): Promise<number> {
+  const child = spawn(program, ['-c'], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const ended = new Promise<string>((resolve) => {
+    child.once('error', (error) =>
+      resolve(systemErrorCode(error) === 'ENOENT' ? MISSING : describeError(error)),
+    );
+    child.once('close', (code, signal) =>
+      resolve(code === 0 ? '' : `it ended with ${signal ?? code ?? '?'}`),
+    );
+  });
+  // What goes wrong here shows in the program's end.
+  child.stdin.on('error', () => undefined);
+  const written = pushStream(child.stdout as AsyncIterable<Uint8Array>, sink);
+  const filled = fill(child.stdin).then(() => child.stdin.end());
+  const outcomes = await Promise.allSettled(
+    [written, filled].map((step) =>
+      step.catch((error: unknown) => {
+        child.kill();
+        throw error;
+      }),
+    ),
+  );
+  const why = await ended;
+  if (why === MISSING) {
+    throw new CheckpointError('USAGE', `${program}, which would compress the image, is ${why}`, {
+      hint: 'install it, or choose another format; the host that restores the image needs it too',
+    });
+  }
+  const failed = outcomes.find((outcome) => outcome.status === 'rejected');
+  if (failed?.status === 'rejected') throw failed.reason;
+  if (why !== '')
+    throw new CheckpointError('WORKER_FAILED', `${program}, which compresses the image: ${why}`);
+  return written;
+}

@@ -1,0 +1,218 @@
+/**
+ * Bringing a domain back through libvirt: it reads a save image from a FIFO into which the checkpoint is written.
+ *
+ *     checkpoint, verified while it is read --> image --> FIFO --> libvirt, as in `virsh restore` --> QEMU
+ *
+ * Invariant: as of any restore, the VM runs only when the whole checkpoint has been read. A stream that breaks off has no
+ * device state, QEMU refuses it, and libvirt ends that QEMU.
+ */
+
+import { mkdtemp, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { once } from 'node:events';
+
+import { defaultRuntimeDir, openRuntimeDir } from '../../../src/host/runtime-dir.js';
+import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
+import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../../src/hypervisor/hypervisor.js';
+import { checkSnapshots, external, removeOverlays, rollBack } from '../../disks/qcow2/qcow2-restore.js';
+import type { DiskSnapshot } from '../../../src/hypervisor/vm.js';
+import { asResult, thawRestored } from '../../kvm/run/guest-agent/thaw-restored.js';
+import { restoreCheckpoint as restoreOfKvm } from '../../kvm/restore/restore.js';
+import { deviceSections } from '../../qemu/stream/device-state.js';
+import { pushStream } from '../../qemu/stream/push.js';
+import { writeMigrationStream } from '../../qemu/stream/writer.js';
+import { formatDomainAddress, localUri, parseRestoreTarget, SYSTEM_URI } from '../address.js';
+import { LibvirtConnection } from '../native/connection.js';
+import { DomainAgent } from '../qemu/domain-agent.js';
+import { domainProcess } from '../domain-process.js';
+import { editDomain } from '../xml/description-edits.js';
+import { identityIn, type DomainIdentity } from '../xml/domain-xml.js';
+import { LibvirtDomain } from '../domain.js';
+import { makeFifo, openForReader } from './fifo.js';
+import { libvirt } from '../native/native.js';
+import { followInDefinition, overlayDisks } from './restore-disks.js';
+import { saveImageHead } from './save-image.js';
+
+/** virDomainSaveRestoreFlags */
+const SAVE_RUNNING = 2;
+const SAVE_PAUSED = 4;
+
+/**
+ * Without a target, or with libvirt[:URI], libvirt starts the domain. Another target is a waiting QEMU, as of any KVM checkpoint.
+ * @throws RESTORE_TARGET_BUSY when the domain runs or its disks are in use, USAGE for edits libvirt does not take,
+ *   VM_UNSUPPORTED, VM_UNREACHABLE, REPO_DAMAGED and RESTORE_FAILED with nothing left running, INTERRUPTED
+ */
+export async function restoreDomain(
+  source: CheckpointSource,
+  request: RestoreRequest,
+): Promise<RestoreResult> {
+  const uri = request.target === undefined ? recordedUri(source) : parseRestoreTarget(request.target);
+  if (uri === undefined) return restoreOfKvm(source, request);
+  refuseOptions(request);
+  const { xml: edited, disks } = await editDomain(source, request);
+  const identity = identityIn(edited);
+  const sections = deviceSections(await source.deviceState());
+  const connection = await LibvirtConnection.open(uri);
+  try {
+    await refuseActive(connection, identity);
+    await checkSnapshots(disks);
+    const { xml, overlays } = await overlayDisks(edited, external(disks), source.checkpointId);
+    let streamBytes: number;
+    try {
+      streamBytes = await load({ source, disks, request, connection, xml, sections });
+    } catch (error) {
+      await removeOverlays([...overlays.values()]);
+      throw error;
+    }
+    const domain = await LibvirtDomain.find(connection, identity.uuid);
+    await followInDefinition(domain, overlays);
+    const { pid } = await domainProcess(domain);
+    const vmAddress = formatDomainAddress({ uri, domain: domain.name });
+    const running = (await domain.state()) === 'running';
+    const frozen = asResult(await thawRestored(source, running, new DomainAgent(domain)));
+    return { vmAddress, pid, running, streamBytes, ...frozen };
+  } catch (error) {
+    if (request.signal?.aborted !== true) throw error;
+    const text = `restoring ${source.checkpointId} was interrupted; nothing was left running`;
+    throw new CheckpointError('INTERRUPTED', text, { cause: error });
+  } finally {
+    await connection.close();
+  }
+}
+
+interface Load {
+  readonly source: CheckpointSource;
+  readonly disks: readonly DiskSnapshot[];
+  readonly request: RestoreRequest;
+  readonly connection: LibvirtConnection;
+  readonly xml: string;
+  readonly sections: Uint8Array;
+}
+
+/** @returns bytes written */
+async function load(work: Load): Promise<number> {
+  const { request, connection } = work;
+  const folder = await mkdtemp(join(await openRuntimeDir(defaultRuntimeDir()), 'restore-'));
+  try {
+    const path = join(folder, 'image');
+    await makeFifo(path);
+    const flags = request.paused ? SAVE_PAUSED : SAVE_RUNNING;
+    let isOver = false;
+    const restored = settled(
+      connection
+        .withConnection('restoring the domain', libvirt().domainRestore, path, null, flags)
+        .finally(() => (isOver = true)),
+    );
+    const sent = await settled(send(path, work, () => isOver));
+    const taken = await restored;
+    if (taken.ok && sent.ok) return sent.value;
+    throw failure(work.source, taken.ok ? undefined : taken.error, sent.ok ? undefined : sent.error);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+type Settled<Value> =
+  { readonly ok: true; readonly value: Value } | { readonly ok: false; readonly error: unknown };
+
+/** A promise that is waited for later must not fail unheard before. */
+function settled<Value>(promise: Promise<Value>): Promise<Settled<Value>> {
+  return promise.then(
+    (value) => ({ ok: true, value }),
+    (error: unknown) => ({ ok: false, error }),
+  );
+}
+
+async function send(path: string, work: Load, isOver: () => boolean): Promise<number> {
+  const { source, disks, request, xml, sections } = work;
+  const socket = await openForReader(path, isOver, request.signal);
+  if (socket === undefined) return 0;
+  try {
+    const stream = writeMigrationStream(
+      {
+        machineType: source.machineType,
+        layout: source.layout,
+        deviceSections: sections,
+        pages: (signal) => source.pages(signal),
+      },
+      {
+        // Main memory of a new QEMU is all zero, unless it lies in a file that held something.
+        omitZeroPagesOf: (regionId) => regionId === 'pc.ram' && !/<source\s+type=['"]file['"]/.test(xml),
+        beforeDeviceState: () => rollBack(disks),
+        onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
+        ...(request.signal === undefined ? {} : { signal: request.signal }),
+      },
+    );
+    const bytes = await pushStream(image(saveImageHead(xml), stream), socket, request.signal);
+    // libvirt reads to the end of the file.
+    const closed = once(socket, 'close');
+    socket.end();
+    socket.destroySoon();
+    await closed;
+    return bytes;
+  } finally {
+    socket.destroy();
+  }
+}
+
+async function* image(
+  head: Uint8Array,
+  stream: AsyncIterable<Uint8Array>,
+): AsyncGenerator<Uint8Array, void, void> {
+  yield head;
+  yield* stream;
+}
+
+/** The cause is ours when the stream could not be made, and libvirt's when it was not taken. */
+function failure(source: CheckpointSource, ofLibvirt: unknown, ofStream: unknown): unknown {
+  const isOurs = isCheckpointError(ofStream) && !isCheckpointError(ofStream, 'FFI_FAILED');
+  if (isOurs || ofLibvirt === undefined) return ofStream;
+  const why = describeError(ofLibvirt);
+  const isBusy = IN_USE.test(why);
+  return new CheckpointError(
+    isBusy ? 'RESTORE_TARGET_BUSY' : 'RESTORE_FAILED',
+    `libvirt did not restore ${source.checkpointId}: ${why}`,
+    {
+      cause: ofLibvirt,
+      ...(isBusy ? { hint: 'stop the domain that uses it, or restore with --new-name and --disk' } : {}),
+    },
+  );
+}
+
+const IN_USE =
+  /already (active|exists|defined|being started)|Failed to get ".*" lock|another process using the image|resource busy/i;
+
+async function refuseActive(connection: LibvirtConnection, { name, uuid }: DomainIdentity): Promise<void> {
+  for (const key of [uuid, name]) {
+    let domain: LibvirtDomain;
+    try {
+      domain = await LibvirtDomain.find(connection, key);
+    } catch (error) {
+      if (isCheckpointError(error, 'VM_ADDRESS')) continue;
+      throw error;
+    }
+    if ((await domain.state()) === 'shutoff') continue;
+    throw new CheckpointError('RESTORE_TARGET_BUSY', `the domain ${domain.name} is active`, {
+      hint: `virsh destroy ${domain.name} ends it; --new-name NEW restores beside it`,
+    });
+  }
+}
+
+function recordedUri(source: CheckpointSource): string {
+  const uri = source.machine.libvirtUri;
+  return localUri(typeof uri === 'string' ? uri : SYSTEM_URI);
+}
+
+function refuseOptions(request: RestoreRequest): void {
+  const given = [
+    ...(request.dropArgs.length > 0 ? ['--drop-arg'] : []),
+    ...(request.program === undefined ? [] : ['--program']),
+    ...(request.socketPath === undefined ? [] : ['--qmp']),
+    ...(request.logPath === undefined ? [] : ['--log']),
+    ...(request.guestAgent === undefined ? [] : ['--guest-agent']),
+  ];
+  if (given.length === 0) return;
+  throw new CheckpointError('USAGE', `${given.join(', ')} cannot be used when libvirt starts the VM`, {
+    hint: 'edit the domain instead: --new-name, --new-macs, --disk, --xml-edit',
+  });
+}

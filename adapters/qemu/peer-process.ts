@@ -1,0 +1,75 @@
+/** Which process is at the other end of a monitor socket (SO_PEERCRED, unix(7)), and whether it is a QEMU. */
+
+import { readFile, readlink } from 'node:fs/promises';
+import type { Socket } from 'node:net';
+import { basename } from 'node:path';
+
+import { processStartTime } from '../../src/host/process-identity.js';
+import { CheckpointError, systemErrorCode } from '../../src/errors.js';
+import { errnoName, libc } from '../../src/ffi/libc.js';
+
+const SOL_SOCKET = 1;
+const SO_PEERCRED = 17;
+
+export interface QemuProcess {
+  readonly pid: number;
+  /** Clock ticks since boot, as in /proc/PID/stat: tells it from a later process with the same id. */
+  readonly startTime: string;
+  /** Path of its program; what is left of it when it was deleted or replaced by an upgrade. */
+  readonly program: string;
+}
+
+/** The kernel's number of a connected socket, which Node.js keeps in its handle. */
+export function descriptorOf(socket: Socket): number {
+  const handle = (socket as unknown as { _handle?: { fd?: unknown } | null })._handle;
+  return typeof handle?.fd === 'number' ? handle.fd : -1;
+}
+
+/** Process id of whoever listens on the socket. @throws FFI_FAILED, VM_UNSUPPORTED */
+export function peerPid(descriptor: number): number {
+  const credentials = new Int32Array(3);
+  const got = libc().getsockopt(descriptor, SOL_SOCKET, SO_PEERCRED, new Uint8Array(credentials.buffer));
+  if (got.value !== 0) {
+    throw new CheckpointError(
+      'FFI_FAILED',
+      `asking for the process behind a socket: ${errnoName(got.errno)}`,
+    );
+  }
+  return credentials[0]!;
+}
+
+/** Its file; for who may not see that, what it was called by, which everybody may read. @throws VM_GONE, VM_PERMISSION */
+async function programOf(pid: number, what: string): Promise<string> {
+  try {
+    return (await readlink(`/proc/${pid}/exe`)).replace(/ \(deleted\)$/, '');
+  } catch (cause) {
+    if (systemErrorCode(cause) === 'EACCES' || systemErrorCode(cause) === 'EPERM') {
+      const called = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0')[0] ?? '';
+      if (called !== '') return called;
+      throw new CheckpointError('VM_PERMISSION', `no access to process ${pid} behind ${what}`, {
+        cause,
+        hint: 'run as root, or as the user of QEMU with CAP_SYS_PTRACE',
+      });
+    }
+    throw new CheckpointError('VM_GONE', `process ${pid} behind ${what} has ended`, { cause });
+  }
+}
+
+/** @throws VM_UNSUPPORTED when the listener is no QEMU of this host, VM_GONE, VM_PERMISSION */
+export async function qemuProcess(pid: number, what: string): Promise<QemuProcess> {
+  if (pid <= 0) {
+    throw new CheckpointError('VM_UNSUPPORTED', `the process behind ${what} is not visible from here`, {
+      hint: 'run cairn in the PID namespace of the host, not in a container of its own',
+    });
+  }
+  const program = await programOf(pid, what);
+  if (!/qemu|kvm/.test(basename(program))) {
+    throw new CheckpointError('VM_UNSUPPORTED', `process ${pid} behind ${what} is ${program}, not a QEMU`, {
+      hint: 'name the QMP socket that QEMU itself opened; a socket handed over by a manager shows the manager. For libvirt use libvirt:NAME',
+      detail: { pid, program },
+    });
+  }
+  const startTime = await processStartTime(pid);
+  if (startTime === '') throw new CheckpointError('VM_GONE', `process ${pid} behind ${what} has ended`);
+  return { pid, startTime, program };
+}

@@ -1,0 +1,31 @@
+/** The disks of a domain, from its configuration. */
+
+import { CheckpointError } from '../../../src/errors.js';
+import type { VmDisk } from '../../../src/hypervisor/vm.js';
+import type { JsonObject } from '../../../src/types.js';
+import { isSet, listOf, objectOf, textOf } from '../domain/xl.js';
+
+/** Xen has no call for snapshots: `qcow2-disks.ts` knows of those that QEMU can take, `adapters/disks/lvm` of logical volumes. */
+export function disksOf(config: JsonObject): readonly VmDisk[] {
+  return listOf(config.disks).map((entry) => {
+    const disk = objectOf(entry);
+    return {
+      id: textOf(disk.vdev),
+      path: textOf(disk.pdev_path),
+      format: textOf(disk.format) || 'raw',
+      writable: isSet(disk.readwrite) && !isSet(disk.is_cdrom),
+      virtualSizeBytes: 0,
+      snapshotModes: [],
+      ...(textOf(disk.pdev_path).startsWith('rbd:') ? { whyNoSnapshot: UNTESTED_IMAGES } : {}),
+    };
+  });
+}
+
+const UNTESTED_IMAGES = 'images of Ceph RBD were not tested with Xen';
+
+/** No checkpoint of a domain has such a snapshot: whoever meets one must not guess. */
+export function untestedImages(code: 'VM_UNSUPPORTED' | 'DISK_SNAPSHOT_FAILED'): CheckpointError {
+  return new CheckpointError(code, UNTESTED_IMAGES, {
+    hint: '`rbd snap rollback` and `rbd snap rm` do by hand what is to be done; --keep-disks restores without the disks',
+  });
+}

@@ -1,0 +1,136 @@
+/**
+ * Reads the memory of a suspended PV guest in a worker thread: frame numbers are translated, page tables made independent of the
+ * machine. Options: { version, domid, tablePath, regions: [{ firstPage, pageCount, firstFrame }] }.
+ *
+ * While the guest runs, pages read as zero: its page tables may be inconsistent then, and nothing that is read while it runs is kept.
+ */
+
+import { CheckpointError } from '../../../../src/errors.js';
+import { errnoName } from '../../../../src/ffi/libc.js';
+import type { GuestReader, GuestReaderDescription } from '../../../../src/hypervisor/guest-reader.js';
+import type { MemoryLayout } from '../../../../src/hypervisor/memory-layout.js';
+import {
+  PAGE_SIZE_BYTES,
+  countRunPages,
+  expandRuns,
+  type Json,
+  type PageRuns,
+} from '../../../../src/types.js';
+import { bindXen } from '../../ffi/bind.js';
+import { MAX_BATCH_PAGES, type LibraryCalls } from '../../ffi/library.js';
+import type { XenVersion } from '../../ffi/versions.js';
+import { firstFrameOf } from '../../domain/physmap.js';
+import { FrameTableFile, NO_FRAME, type FrameTable } from './frame-table.js';
+import { tableLevel, toGuestFrames } from './page-table.js';
+
+interface PvReaderOptions {
+  readonly version: XenVersion;
+  readonly domid: number;
+  readonly tablePath: string;
+  readonly regions: readonly {
+    readonly firstPage: number;
+    readonly pageCount: number;
+    readonly firstFrame: number;
+  }[];
+}
+
+export function describePvReader(
+  version: XenVersion,
+  domid: number,
+  tablePath: string,
+  layout: MemoryLayout,
+): GuestReaderDescription {
+  return {
+    moduleUrl: import.meta.url,
+    options: {
+      version: { ...version },
+      domid,
+      tablePath,
+      regions: layout.regions.map((region) => ({
+        firstPage: region.firstPage,
+        pageCount: region.pageCount,
+        firstFrame: firstFrameOf(region),
+      })),
+    },
+  };
+}
+
+export function openGuestReader(options: Json): GuestReader {
+  const parsed = options as unknown as PvReaderOptions;
+  return new PvReader(bindXen(parsed.version), parsed);
+}
+
+class PvReader implements GuestReader {
+  readonly #calls: LibraryCalls;
+  readonly #options: PvReaderOptions;
+  readonly #file: FrameTableFile;
+
+  constructor(calls: LibraryCalls, options: PvReaderOptions) {
+    this.#calls = calls;
+    this.#options = options;
+    this.#file = new FrameTableFile(options.tablePath);
+  }
+
+  readRuns(runs: PageRuns, into: Uint8Array): void {
+    const total = countRunPages(runs);
+    if (total * PAGE_SIZE_BYTES > into.length) {
+      throw new RangeError(`${total} pages do not fit in ${into.length} bytes`);
+    }
+    const table = this.#file.read();
+    if (table === undefined) {
+      into.fill(0, 0, total * PAGE_SIZE_BYTES);
+      return;
+    }
+    const frames = expandRuns(runs).map((page) => this.#frameOf(page));
+    for (let at = 0; at < total; at += MAX_BATCH_PAGES) {
+      const batch = frames.subarray(at, at + MAX_BATCH_PAGES);
+      this.#readBatch(
+        table,
+        batch,
+        into.subarray(at * PAGE_SIZE_BYTES, (at + batch.length) * PAGE_SIZE_BYTES),
+      );
+    }
+  }
+
+  close(): void {
+    this.#calls.close();
+  }
+
+  #frameOf(page: number): number {
+    const region = this.#options.regions.find(
+      ({ firstPage, pageCount }) => page >= firstPage && page < firstPage + pageCount,
+    );
+    if (region === undefined) throw new RangeError(`page ${page} is in no memory region`);
+    return region.firstFrame + (page - region.firstPage);
+  }
+
+  #readBatch(table: FrameTable, frames: Uint32Array, into: Uint8Array): void {
+    const { domid } = this.#options;
+    const machine = new BigUint64Array(frames.length);
+    // A frame that does not exist fails to map, and its page is left to the fill below.
+    frames.forEach((frame, i) => (machine[i] = BigInt(table.machineFrames[frame] ?? NO_FRAME)));
+    const errors = new Int32Array(frames.length);
+    const done = this.#calls.readPages(domid, frames.length, machine, errors, into);
+    if (done.value < 0) throw unreadable(domid, done.errno);
+    frames.forEach((frame, i) => {
+      const page = into.subarray(i * PAGE_SIZE_BYTES, (i + 1) * PAGE_SIZE_BYTES);
+      if ((table.machineFrames[frame] ?? NO_FRAME) === NO_FRAME) {
+        page.fill(0);
+        return;
+      }
+      if (errors[i] !== 0) throw unreadable(domid, -errors[i]!);
+      const level = tableLevel(table.types[frame]!);
+      if (level > 0) toGuestFrames(page, level, (machineFrame) => table.guestFrameOf(machineFrame));
+    });
+  }
+}
+
+function unreadable(domid: number, errno: number): CheckpointError {
+  const name = errnoName(errno);
+  if (name === 'ESRCH')
+    return new CheckpointError('VM_GONE', `domain ${domid} has ended while its memory was read`);
+  return new CheckpointError('VM_MEMORY_READ', `cannot map memory of domain ${domid}: ${name}`, {
+    retryable: true,
+    detail: { domid, errno: name },
+  });
+}

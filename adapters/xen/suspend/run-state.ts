@@ -1,0 +1,248 @@
+/**
+ * Suspended and back. A Xen guest cannot merely be paused for a checkpoint that it is to come back from: event channels, timers and
+ * the mapping of shared pages are not part of the saved state, and a kernel sets them up anew only on its way out of a
+ * suspend. So the guest is asked to suspend itself, as `xl save` does.
+ *
+ * Three things stand behind the resume, as on KVM: the engine's `catch`, the guard process, and a marker file for the next Cairn.
+ */
+
+import { randomBytes } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+import { processStartTime } from '../../../src/host/process-identity.js';
+import { CheckpointError } from '../../../src/errors.js';
+import type { RunState } from '../../../src/hypervisor/vm.js';
+import { PauseGuard, type GuardProgram } from '../../guard/pause-guard.js';
+import {
+  clearPauseMarker,
+  isLeftPaused,
+  setPauseMarker,
+  type PauseMarker,
+} from '../../guard/pause-marker.js';
+import { monitorPath, type DeviceModel } from '../devices/device-model.js';
+import type { XenDomain } from '../domain/domain.js';
+import { wake } from './resume-domain.js';
+import { lacksXenDrivers, suspendFromOutside } from './xen-drivers.js';
+import { offersSuspend, requestSuspend, suspendIsPending, withdrawSuspend } from '../domain/xenstore.js';
+
+const POLL_MS = 1;
+/** A guest that works answers in milliseconds; libxl waits as long for one that swaps. */
+const ANSWER_LIMIT_MS = 60_000;
+
+export interface RunStateOptions {
+  readonly domain: XenDomain;
+  readonly uuid: string;
+  readonly runtimeDir: string;
+  /** See VmIdentity. */
+  readonly instance: string;
+  readonly foreignSave: () => string;
+  /** Undefined: the guard of this adapter. Tests put another one. */
+  readonly guard?: GuardProgram;
+  readonly answerLimitMs?: number;
+  /** Of an HVM guest: stands still and goes on together with it. */
+  readonly deviceModel?: Pick<DeviceModel, 'hold' | 'stop' | 'resume' | 'release'> | undefined;
+}
+
+export class SuspendControl {
+  readonly #options: RunStateOptions;
+  readonly #markerPath: string;
+  readonly #attachment = randomBytes(8).toString('hex');
+  #guard: Promise<PauseGuard> | undefined;
+  #marker: PauseMarker | undefined;
+  /** Counts the stops; 0 while the guest runs. */
+  #stop = 0;
+  #stops = 0;
+  /** This object asked the guest to suspend, and did not wake it yet. */
+  #isAsked = false;
+  /** The guest took a request, and has not suspended within the limit: it may still do so at any time. */
+  #isAwaited = false;
+
+  constructor(options: RunStateOptions) {
+    this.#options = options;
+    this.#markerPath = join(
+      options.runtimeDir,
+      `xen-suspended-${options.instance.replace(/[^A-Za-z0-9.-]/g, '_')}.json`,
+    );
+  }
+
+  /** Not 0 while this process holds the guest suspended; another number each time. */
+  readonly stopNumber = (): number => this.#stop;
+
+  /** `paused` is a guest that has suspended itself; one stopped with `xl pause` cannot be checkpointed and is `other`. */
+  read(): RunState {
+    const info = this.#options.domain.info();
+    if (info.isDying || info.isDown) return 'other';
+    if (info.isSuspended) return 'paused';
+    return info.isPaused ? 'other' : 'running';
+  }
+
+  /** Resumes a guest that a Cairn suspended and did not live to resume. @returns true when it did */
+  async recover(): Promise<boolean> {
+    if (!(await isLeftPaused(this.#markerPath))) return false;
+    const { domain, deviceModel } = this.#options;
+    this.#withdraw();
+    const wasSuspended = await wake(domain, deviceModel);
+    clearPauseMarker(this.#markerPath);
+    return wasSuspended;
+  }
+
+  async prepare(): Promise<void> {
+    await this.#readyGuard();
+  }
+
+  /** Asks the guest to suspend and waits until it has; see `Vm.pause`. @throws VM_STATE, VM_GONE */
+  async pause(stopping?: () => void): Promise<boolean> {
+    const { domain, foreignSave, deviceModel } = this.#options;
+    const guard = await this.#readyGuard();
+    const found = this.read();
+    if (found === 'paused') {
+      if (deviceModel === undefined) return false;
+      throw new CheckpointError('VM_STATE', `domain ${domain.domid} was suspended by somebody else`, {
+        hint: 'whether its device model stands still as well cannot be told; take the checkpoint when it runs',
+        retryable: true,
+      });
+    }
+    if (found === 'other') {
+      throw new CheckpointError('VM_STATE', `domain ${domain.domid} is paused, shutting down or gone`, {
+        hint: 'a domain stopped with xl pause cannot suspend itself: xl unpause it first',
+        retryable: true,
+      });
+    }
+    const saver = foreignSave();
+    if (saver !== '') {
+      throw new CheckpointError('VM_STATE', `a save or migration is under way: ${saver}`, {
+        hint: 'wait until it is over',
+        retryable: true,
+      });
+    }
+    const isUnaware = deviceModel !== undefined && lacksXenDrivers(domain);
+    if (!isUnaware && !offersSuspend(domain.calls, domain.domid)) {
+      throw new CheckpointError(
+        'VM_STATE',
+        `the kernel of domain ${domain.domid} does not offer to suspend`,
+        {
+          hint: 'wait until the guest has booted; it needs Xen drivers (control/feature-suspend in xenstore)',
+          retryable: true,
+        },
+      );
+    }
+    this.#marker ??= {
+      pid: process.pid,
+      startTime: await processStartTime(process.pid),
+      attachment: this.#attachment,
+    };
+    await deviceModel?.hold();
+    try {
+      await guard.pausing();
+      setPauseMarker(this.#markerPath, this.#marker);
+      stopping?.();
+      if (isUnaware) suspendFromOutside(domain);
+      else requestSuspend(domain.calls, domain.domid);
+    } catch (error) {
+      await deviceModel?.release();
+      throw error;
+    }
+    this.#isAsked = true;
+    if (!(await this.#suspended())) {
+      // A guest that has seen the request will still suspend, however late: then it must be woken.
+      const withdrawn = withdrawSuspend(domain.calls, domain.domid);
+      this.#isAwaited = !withdrawn;
+      if (withdrawn || !(await this.#suspended())) {
+        throw new CheckpointError('VM_STATE', `domain ${domain.domid} did not suspend itself in time`, {
+          hint: 'is its kernel alive? xl console shows',
+          retryable: true,
+        });
+      }
+    }
+    this.#isAwaited = false;
+    this.#stop = ++this.#stops;
+    await deviceModel?.stop();
+    return true;
+  }
+
+  /** See `Vm.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
+  async resume(): Promise<void> {
+    if (!this.#isAsked) return;
+    const { domain, deviceModel } = this.#options;
+    this.#withdraw();
+    const wasStopped = this.#stop !== 0;
+    const woken = await wake(domain, deviceModel);
+    this.#stop = 0;
+    if (woken) this.#isAwaited = false;
+    // The guard and the marker stay on watch over a guest that is about to suspend: the guard wakes it once this process ends.
+    if (this.#isAwaited) return;
+    this.#isAsked = false;
+    await deviceModel?.release();
+    const info = domain.info();
+    (await this.#guard?.catch(() => undefined))?.running();
+    clearPauseMarker(this.#markerPath);
+    if (info.isDown || info.isDying) {
+      throw new CheckpointError('VM_NOT_RESUMED', `domain ${domain.domid} shut down during the checkpoint`);
+    }
+    if (wasStopped && !woken) {
+      throw new CheckpointError(
+        'VM_STATE',
+        `domain ${domain.domid} was resumed by somebody else while it was suspended for a checkpoint`,
+        { hint: 'the checkpoint is dropped', retryable: true },
+      );
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#options.deviceModel?.release();
+    (await this.#guard?.catch(() => undefined))?.close();
+    this.#guard = undefined;
+  }
+
+  /** @returns false when the guest has not suspended within the limit. @throws VM_STATE when it shut down instead */
+  async #suspended(): Promise<boolean> {
+    const { domain, answerLimitMs = ANSWER_LIMIT_MS } = this.#options;
+    const until = Date.now() + answerLimitMs;
+    for (;;) {
+      const info = domain.info();
+      if (info.isSuspended) return true;
+      if (info.isDown || info.isDying) {
+        throw new CheckpointError('VM_STATE', `domain ${domain.domid} shut down instead of suspending`);
+      }
+      if (Date.now() > until) return false;
+      await sleep(POLL_MS);
+    }
+  }
+
+  /** A request that the guest has not taken is taken back: nobody might be there to wake it. */
+  #withdraw(): void {
+    const { calls, domid } = this.#options.domain;
+    if (suspendIsPending(calls, domid)) withdrawSuspend(calls, domid);
+  }
+
+  async #readyGuard(): Promise<PauseGuard> {
+    const present = await this.#guard?.catch(() => undefined);
+    if (present?.isAlive === true) return present;
+    const { domain, uuid, guard, deviceModel } = this.#options;
+    this.#guard = processStartTime(1).then((startTime) =>
+      PauseGuard.start(guard ?? suspendGuard(domain, uuid, deviceModel !== undefined), {
+        // No process of this host is the VM. Init stands for it; whether the domain lives, the guard asks the hypervisor.
+        qemu: { pid: 1, startTime, program: '' },
+        markerPath: this.#markerPath,
+        attachment: this.#attachment,
+      }),
+    );
+    return this.#guard;
+  }
+}
+
+function suspendGuard({ calls, domid }: XenDomain, uuid: string, hasDeviceModel: boolean): GuardProgram {
+  const { major, minor } = calls.version;
+  return {
+    modulePath: fileURLToPath(new URL('./suspend-guard-main.js', import.meta.url)),
+    args: [
+      String(major),
+      String(minor),
+      String(domid),
+      uuid,
+      ...(hasDeviceModel ? [monitorPath(domid)] : []),
+    ],
+  };
+}

@@ -1,0 +1,44 @@
+/** What pages come from: the regions of a VM as they are now, who tells which changed, who reads them. */
+
+import type { DirtyTracker } from '../../hypervisor/dirty-tracker.js';
+import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
+import type { Vm } from '../../hypervisor/vm.js';
+import type { SharePool } from '../../pool/share-pool.js';
+import { openPool, type PoolSizing } from './open-pool.js';
+import { chooseTracker } from '../trust/tracker-choice.js';
+
+export interface PageSource {
+  readonly layout: MemoryLayout;
+  /** Of regions and of where a reader finds them. */
+  readonly fingerprint: string;
+  readonly tracker: DirtyTracker;
+  readonly reason: string;
+  readonly pool: SharePool;
+}
+
+export interface PageSourceOptions extends PoolSizing {
+  /** `auto`, or the kind to insist on. Default `auto`. */
+  readonly tracker?: string | undefined;
+}
+
+/** @throws TRACKER_UNAVAILABLE, and what the VM throws */
+export async function openSource(vm: Vm, options: PageSourceOptions): Promise<PageSource> {
+  const layout = await vm.memoryLayout();
+  const { tracker, reason } = await chooseTracker(vm, options.tracker ?? 'auto');
+  try {
+    const pool = await openPool(vm, options);
+    return { layout, fingerprint: fingerprintOf(vm, layout), tracker, reason, pool };
+  } catch (error) {
+    tracker.close();
+    throw error;
+  }
+}
+
+/** Equal as long as every region has the same id and size and is read from the same place. */
+export async function fingerprint(vm: Vm): Promise<string> {
+  return fingerprintOf(vm, await vm.memoryLayout());
+}
+
+function fingerprintOf(vm: Vm, layout: MemoryLayout): string {
+  return JSON.stringify([layout, vm.guestReader()]);
+}

@@ -1,0 +1,81 @@
+/**
+ * The pages a checkpoint still owes a copy, fed by harvests.
+ *
+ * `absent` pages have no memory behind them: they are recorded as zero without being read. A page that a
+ * later harvest reports again takes that harvest's word on whether it is there.
+ */
+
+import { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
+import type { Harvest } from '../../hypervisor/dirty-tracker.js';
+import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
+import { chunkRuns } from './run-chunks.js';
+import { countRunPages, type PageRuns } from '../../types.js';
+
+export interface TakenPages {
+  /** To be copied. */
+  readonly present: PageRuns;
+  readonly presentCount: number;
+  /** To be recorded as zero. */
+  readonly absent: PageRuns;
+}
+
+export class PendingPages {
+  readonly #pending: DirtyBitmap;
+  readonly #absent: DirtyBitmap;
+  /** Everything harvested since the checkpoint began: what must be put back if it fails. */
+  readonly harvested: DirtyBitmap;
+  /** Everything taken so far, each page once. */
+  readonly #touched: DirtyBitmap;
+
+  constructor(pageSpan: number) {
+    this.#pending = new DirtyBitmap(pageSpan);
+    this.#absent = new DirtyBitmap(pageSpan);
+    this.harvested = new DirtyBitmap(pageSpan);
+    this.#touched = new DirtyBitmap(pageSpan);
+  }
+
+  add(harvest: Harvest): void {
+    const dirty = harvest.dirty.toRuns();
+    this.harvested.setRuns(dirty);
+    this.#pending.setRuns(dirty);
+    this.#absent.clearRuns(dirty);
+    // Of a ballooned guest these may be very many small runs.
+    this.#absent.or(harvest.absent);
+  }
+
+  /** Every page of every region. */
+  addAll(layout: MemoryLayout): void {
+    for (const region of layout.regions) this.#pending.setRange(region.firstPage, region.pageCount);
+  }
+
+  get count(): number {
+    return this.#pending.count();
+  }
+
+  /** Distinct pages taken over all rounds. */
+  get touchedCount(): number {
+    return this.#touched.count();
+  }
+
+  /** Up to `pageCount` of the pages that are to be copied, nothing is taken. */
+  sample(pageCount: number): PageRuns {
+    const present = this.#pending.clone();
+    present.andNot(this.#absent);
+    for (const first of chunkRuns(present.toRuns(), pageCount)) return first;
+    return new Uint32Array(0);
+  }
+
+  /** Hands over all that is pending and starts empty again. */
+  take(): TakenPages {
+    const all = this.#pending.toRuns();
+    this.#touched.setRuns(all);
+    this.#pending.andNot(this.#absent);
+    const present = this.#pending.toRuns();
+    this.#pending.setRuns(all);
+    this.#pending.clearRuns(present);
+    const absent = this.#pending.toRuns();
+    this.#pending.clearRuns(absent);
+    this.#absent.clear();
+    return { present, presentCount: countRunPages(present), absent };
+  }
+}

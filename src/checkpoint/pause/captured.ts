@@ -1,0 +1,37 @@
+/** What the cycle of a checkpoint brings back from the pause. */
+
+import type { DiskSnapshot, FrozenGuest } from '../../hypervisor/vm.js';
+
+export interface PhaseTimes {
+  /** Stopping the vCPUs and draining device I/O. */
+  readonly stopMs: number;
+  /** Reading and clearing the tracker inside the pause. */
+  readonly harvestMs: number;
+  /** Copying pages inside the pause. */
+  readonly copyMs: number;
+  /** Having the device state written; runs beside the copy. */
+  readonly deviceStateMs: number;
+  readonly disksMs: number;
+  readonly hookMs: number;
+  /** From asking for the resume until the VM runs. */
+  readonly resumeMs: number;
+  /** Short stops before the pause, in live rounds, of a tracker that clears only while the VM stands. Not part of `pauseMs`. */
+  readonly roundStopsMs: number;
+}
+
+/** What the pause left behind, for the manifest and the summary. */
+export interface Captured {
+  readonly deviceState: Uint8Array;
+  readonly disks: readonly DiskSnapshot[];
+  readonly frozen: FrozenGuest | undefined;
+  /** For how long the guest's file systems were frozen, as seen from here; 0 when they were not. */
+  readonly frozenMs: number;
+  readonly pauseMs: number;
+  readonly phases: PhaseTimes;
+  readonly rounds: number;
+  readonly dirtyPages: number;
+  readonly pausePages: number;
+  readonly warnings: readonly string[];
+  /** In which the VM was found and left. */
+  readonly runState: 'running' | 'paused';
+}

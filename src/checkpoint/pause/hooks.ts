@@ -1,0 +1,80 @@
+/**
+ * The operator's command around the pause: for disks that the hypervisor cannot snapshot itself, and for everything
+ * else that must happen at the same instant.
+ *
+ * Run by `/bin/sh -c` with
+ *   CAIRN_PHASE            before-pause | paused | resumed | committed | failed
+ *   CAIRN_CHECKPOINT_ID    id of the checkpoint being taken
+ *   CAIRN_VM               address of the VM
+ *   CAIRN_VM_NAME          name of its chain
+ *   CAIRN_REPOSITORY       location of the repository
+ * `before-pause` and `paused` must exit 0 or the checkpoint fails, with the guest resumed; in the other phases a failure
+ * is only reported. The guest stands still while `paused` runs.
+ */
+
+import { spawn } from 'node:child_process';
+
+import { CheckpointError } from '../../errors.js';
+
+export type HookPhase = 'before-pause' | 'paused' | 'resumed' | 'committed' | 'failed';
+
+export interface HookContext {
+  readonly checkpointId: string;
+  readonly vmAddress: string;
+  readonly vmName: string;
+  readonly repository: string;
+}
+
+export interface Hook {
+  run(phase: HookPhase, context: HookContext): Promise<void>;
+}
+
+export class CommandHook implements Hook {
+  readonly #command: string;
+  readonly #timeoutMs: number;
+
+  /** @param timeoutMs a hook that has not ended by then is killed and counts as failed: it may be holding the guest */
+  constructor(command: string, timeoutMs = 30_000) {
+    this.#command = command;
+    this.#timeoutMs = timeoutMs;
+  }
+
+  /** @throws HOOK_FAILED */
+  async run(phase: HookPhase, context: HookContext): Promise<void> {
+    const child = spawn('/bin/sh', ['-c', this.#command], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+      // A process group of its own, so that what the shell started ends with it.
+      detached: true,
+      env: {
+        ...process.env,
+        CAIRN_PHASE: phase,
+        CAIRN_CHECKPOINT_ID: context.checkpointId,
+        CAIRN_VM: context.vmAddress,
+        CAIRN_VM_NAME: context.vmName,
+        CAIRN_REPOSITORY: context.repository,
+      },
+    });
+    const timer = setTimeout(() => killGroup(child.pid), this.#timeoutMs);
+    const ended = await new Promise<string>((resolve) => {
+      child.once('error', (error) => resolve(error.message));
+      child.once('exit', (code, signal) =>
+        resolve(code === 0 ? '' : `ended with ${signal ?? `status ${code ?? '?'}`}`),
+      );
+    });
+    clearTimeout(timer);
+    if (ended === '') return;
+    throw new CheckpointError('HOOK_FAILED', `the hook command failed in phase ${phase}: ${ended}`, {
+      hint: 'run the command by hand with the CAIRN_ variables set; see docs/operations.md',
+      detail: { phase },
+    });
+  }
+}
+
+function killGroup(pid: number | undefined): void {
+  if (pid === undefined) return;
+  try {
+    process.kill(-pid, 'SIGKILL');
+  } catch {
+    // It ended just now.
+  }
+}

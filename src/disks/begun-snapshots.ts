@@ -1,0 +1,104 @@
+/**
+ * Disk snapshots that others than the hypervisor were asked for, by checkpoints that may never have been committed: written down before the pause.
+ * When Cairn is killed in it, such a snapshot is there with nobody to drop it, or comes into being only afterwards, when a storage that hung
+ * goes on. The next checkpoint that is committed drops those of which no manifest tells: by then the storage has done as it was told again.
+ *
+ * Lives as long as the ledger: until the VM ends. Only entries of the same repository are touched, as nobody else knows what was committed.
+ */
+
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+
+import { describeError, isCheckpointError } from '../errors.js';
+import type { DiskSnapshot, Vm } from '../hypervisor/vm.js';
+import type { DiskPlan } from '../checkpoint/cycle.js';
+import { fileNameOf } from '../checkpoint/trust/ledger.js';
+import { writeRuntimeFile } from '../host/runtime-file.js';
+
+interface BegunSnapshots {
+  readonly repositoryId: string;
+  readonly checkpointId: string;
+  readonly snapshots: readonly DiskSnapshot[];
+}
+
+export class SnapshotRecord {
+  readonly #path: string;
+  readonly #vm: Vm;
+  readonly #repositoryId: string;
+
+  constructor(runtimeDir: string, vm: Vm, repositoryId: string) {
+    this.#path = join(runtimeDir, `ledger-${fileNameOf(vm.identity)}.snapshots`);
+    this.#vm = vm;
+    this.#repositoryId = repositoryId;
+  }
+
+  /** Before the pause of a checkpoint. Nothing is written when nobody but the hypervisor will be asked. */
+  async add(checkpointId: string, plan: DiskPlan): Promise<void> {
+    const snapshots = plan.flatMap(
+      ({ disks, mode }) => this.#vm.foreignSnapshots?.(checkpointId, disks, mode) ?? [],
+    );
+    if (snapshots.length === 0) return;
+    const entry = { repositoryId: this.#repositoryId, checkpointId, snapshots };
+    await this.#write([...(await this.#read()), entry]);
+  }
+
+  /** After a checkpoint that certainly is not there: drops what it took. Never throws; what cannot be dropped is for `settle`. */
+  async dropFailed(checkpointId: string, snapshots: readonly DiskSnapshot[], cause: unknown): Promise<void> {
+    try {
+      if (snapshots.length > 0) await this.#vm.dropDiskSnapshots(snapshots);
+      if (!mayHaveLeftSnapshots(cause)) await this.#remove(checkpointId);
+    } catch (error) {
+      // The failure that led here is what the caller must hear of; what stays behind on the disks is said beside it.
+      process.emitWarning(describeError(error));
+    }
+  }
+
+  /**
+   * After a commit: forgets those of checkpoints that were committed and drops the others. What cannot be dropped is tried again the
+   * next time.
+   * @param isCommitted whether there is a manifest, readable or not
+   * @returns what stays behind, in words
+   */
+  async settle(isCommitted: (checkpointId: string) => Promise<boolean>): Promise<readonly string[]> {
+    const failures: string[] = [];
+    for (const { checkpointId, snapshots, repositoryId } of await this.#read()) {
+      if (repositoryId !== this.#repositoryId) continue;
+      try {
+        if (!(await isCommitted(checkpointId))) await this.#vm.dropDiskSnapshots(snapshots);
+        await this.#remove(checkpointId);
+      } catch (error) {
+        failures.push(
+          `disk snapshots of the failed checkpoint ${checkpointId} stay: ${describeError(error)}`,
+        );
+      }
+    }
+    return failures;
+  }
+
+  async #remove(checkpointId: string): Promise<void> {
+    const entries = await this.#read();
+    const rest = entries.filter((entry) => entry.checkpointId !== checkpointId);
+    if (rest.length < entries.length) await this.#write(rest);
+  }
+
+  /** Empty as well when what is there cannot be read: it was cut off, or is none of ours. */
+  async #read(): Promise<readonly BegunSnapshots[]> {
+    try {
+      const entries = JSON.parse(await readFile(this.#path, 'utf8')) as unknown;
+      return Array.isArray(entries) ? (entries as readonly BegunSnapshots[]) : [];
+    } catch {
+      return [];
+    }
+  }
+
+  async #write(entries: readonly BegunSnapshots[]): Promise<void> {
+    await writeRuntimeFile(this.#path, JSON.stringify(entries));
+  }
+}
+
+/** See `Vm.snapshotDisks`. */
+function mayHaveLeftSnapshots(cause: unknown): boolean {
+  if (!isCheckpointError(cause, 'DISK_SNAPSHOT_FAILED')) return false;
+  const { possiblyPresent } = cause.detail;
+  return Array.isArray(possiblyPresent) && possiblyPresent.length > 0;
+}

@@ -1,0 +1,77 @@
+/**
+ * Removes from a chain what no checkpoint needs. Newest packs first: whatever a pack that is still there is based on is there too, at any
+ * moment, so that a crash leaves a chain that verifies.
+ */
+
+import { sharedKernels } from '../../kernels/shared-kernels.js';
+import type { CallOptions, StoredObject } from '../../storage/backend.js';
+import { ChainReader } from '../read/chain-reader.js';
+import { asDamagedObject } from '../../format/damage.js';
+import { keepHighestNumber } from '../write/sequence-mark.js';
+import type { SweepPlan, SweepSource } from './sweep-plan.js';
+import { thinPack } from './thin-pack.js';
+import { VERIFY_WINDOW_PAGES } from '../verify/verify-pages.js';
+
+export interface SweepOptions extends CallOptions {
+  /** @throws REPO_LOCKED when the lock of the chain is not held any more */
+  readonly checkLock: () => Promise<void>;
+}
+
+export interface SweepResult {
+  readonly freedBytes: number;
+  readonly removedObjects: number;
+  readonly thinnedPacks: number;
+  /** Damage that the plan had not met, and because of which less was done. */
+  readonly problems: readonly string[];
+}
+
+/** @throws REPO_LOCKED, and what the backend throws; what is done until then is done */
+export async function sweep(
+  source: SweepSource,
+  plan: SweepPlan,
+  { checkLock, signal }: SweepOptions,
+): Promise<SweepResult> {
+  const { backend, repositoryId, keys } = source;
+  const call = { signal };
+  let freedBytes = 0;
+  let removedObjects = 0;
+  let thinnedPacks = 0;
+  const problems: string[] = [];
+  const remove = async ({ key, sizeBytes }: StoredObject): Promise<void> => {
+    await checkLock();
+    await backend.remove(key, call);
+    freedBytes += sizeBytes;
+    removedObjects++;
+  };
+  const gone = plan.packs.filter(({ thinTo }) => thinTo === undefined).map(({ object }) => object.key);
+  if (gone.length > 0) {
+    const present = await backend.list(keys.packs, call);
+    await keepHighestNumber(backend, present, new Set(gone), (seq) => keys.pack(seq), call);
+  }
+  const reader = new ChainReader(backend, repositoryId, keys.chain, {
+    windowPages: VERIFY_WINDOW_PAGES,
+    givesBlank: true,
+  });
+  for (const { object, thinTo } of plan.packs) {
+    if (thinTo === undefined) {
+      await remove(object);
+      continue;
+    }
+    await checkLock();
+    try {
+      freedBytes += object.sizeBytes - (await thinPack(source, thinTo, reader, sharedKernels(), call));
+      thinnedPacks++;
+    } catch (error) {
+      problems.push(asDamagedObject(object.key, error).message);
+      // It stays as it is, and so does everything that it may be based on.
+      break;
+    }
+  }
+  if (plan.segments.length > 0) {
+    const present = await backend.list(keys.index, call);
+    const leaving = new Set(plan.segments.map(({ key }) => key));
+    await keepHighestNumber(backend, present, leaving, (seq) => keys.segment(seq), call);
+  }
+  for (const object of plan.segments) await remove(object);
+  return { freedBytes, removedObjects, thinnedPacks, problems };
+}

@@ -1,0 +1,57 @@
+/** Which pages go into the index segment of a checkpoint: the policy of `index-policy.ts` applied to a map. */
+
+import { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
+import { sameLayout, type MemoryLayout } from '../../hypervisor/memory-layout.js';
+import type { CallOptions } from '../../storage/backend.js';
+import { planIndex } from '../../format/index-policy.js';
+import { loadSegment, type SegmentSource } from '../read/load-map.js';
+import { BOTTOM_LEVEL, type Manifest, type SegmentEntry } from '../../format/manifest.js';
+import type { PageMap } from '../read/page-map.js';
+import { expandRuns } from '../../types.js';
+import { ZERO_REF } from '../../format/record-ref.js';
+
+export interface SegmentPlan {
+  readonly level: number;
+  /** See `IndexPlan`. */
+  readonly rise: number;
+  /** Ascending; null when no segment is needed. */
+  readonly pages: Uint32Array | null;
+  /** Segments of the parent that stay, newest first. */
+  readonly kept: readonly SegmentEntry[];
+}
+
+/**
+ * The values of merged entries need not be read: the map has the newest of every page. Only the pages are.
+ * @throws REPO_DAMAGED when a segment to be merged cannot be read, and what the backend throws
+ */
+export async function planSegment(
+  map: PageMap,
+  parent: Manifest | null,
+  layout: MemoryLayout,
+  source: SegmentSource,
+  options: CallOptions,
+): Promise<SegmentPlan> {
+  const changed = map.changedPages();
+  const sameNumbers = parent !== null && sameLayout(parent.layout, layout);
+  if (sameNumbers && changed.length === 0) return { level: 0, rise: 0, pages: null, kept: parent.segments };
+  const plan = planIndex(parent?.segments ?? [], changed.length, sameNumbers);
+  if (plan.level === BOTTOM_LEVEL) return { ...plan, pages: pagesWithRecord(map) };
+  if (plan.merged.length === 0) return { ...plan, pages: changed };
+  const lists = [changed];
+  for (const segment of plan.merged) lists.push((await loadSegment(source, segment, options)).pages);
+  return { ...plan, pages: union(lists, layout.pageSpan) };
+}
+
+function pagesWithRecord(map: PageMap): Uint32Array {
+  const pages = new Uint32Array(map.countRecords());
+  let at = 0;
+  for (let page = 0; page < map.pageSpan; page++) if (map.refs[page] !== ZERO_REF) pages[at++] = page;
+  return pages;
+}
+
+/** All pages of the lists, each once, ascending. */
+function union(lists: readonly Uint32Array[], pageSpan: number): Uint32Array {
+  const all = new DirtyBitmap(pageSpan);
+  for (const list of lists) for (const page of list) all.set(page);
+  return expandRuns(all.toRuns());
+}
