@@ -3,7 +3,7 @@
 import { kvmHypervisor } from '../adapters/kvm/kvm-hypervisor.js';
 import { libvirtHypervisor } from '../adapters/libvirt/libvirt-hypervisor.js';
 import { xenHypervisor } from '../adapters/xen/xen-hypervisor.js';
-import { HypervisorRegistry } from './hypervisor/hypervisor.js';
+import { HypervisorRegistry } from './hypervisor/registry.js';
 
 /** The hypervisors Cairn comes with. */
 export function hypervisors(): HypervisorRegistry {
@@ -15,8 +15,9 @@ export type { PhaseTimes } from './checkpoint/pause/captured.js';
 export type { CheckpointProgress } from './checkpoint/progress.js';
 export type { CheckpointSummary } from './checkpoint/summary.js';
 export { CheckpointError, isCheckpointError, type ErrorCode } from './errors.js';
-export type { Hypervisor, RestoreRequest, RestoreResult } from './hypervisor/hypervisor.js';
-export { HypervisorRegistry } from './hypervisor/hypervisor.js';
+export type { Hypervisor } from './hypervisor/hypervisor.js';
+export type { RestoreRequest, RestoreResult } from './hypervisor/restore.js';
+export { HypervisorRegistry } from './hypervisor/registry.js';
 export type { Vm, VmReport } from './hypervisor/vm.js';
 export { Calendar, parseDuration } from './repository/forget/calendar.js';
 export {

@@ -12,7 +12,7 @@ import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 
 import { CheckpointError, systemErrorCode } from '../../src/errors.js';
-import type { DiskSnapshot, FrozenLayer, VmDisk } from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot, FrozenLayer, VmDisk } from '../../src/hypervisor/disks.js';
 
 /** Paths as the hypervisor writes them when they name something else than a file: `json:{...}`, `nbd://host/export`. */
 const NO_FILE = /^[A-Za-z][A-Za-z0-9+.-]*:/;

@@ -6,7 +6,7 @@
 import { resolve } from 'node:path';
 
 import { CheckpointError, describeError } from '../../src/errors.js';
-import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import type { JsonObject } from '../../src/types.js';
 import { LvmDisks } from './lvm/lvm-disks.js';
 import { RbdDisks } from './rbd/rbd-disks.js';

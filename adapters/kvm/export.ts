@@ -3,7 +3,7 @@
 import type { Writable } from 'node:stream';
 
 import { CheckpointError } from '../../src/errors.js';
-import type { CheckpointSource } from '../../src/hypervisor/hypervisor.js';
+import type { CheckpointSource } from '../../src/hypervisor/restore.js';
 import { deviceSections } from '../qemu/stream/device-state.js';
 import { pushStream } from '../qemu/stream/push.js';
 import { writeMigrationStream } from '../qemu/stream/writer.js';

@@ -1,6 +1,6 @@
 /** A migration stream of QEMU in a file (`migrate exec:cat`, `migrate file:` without mapped-ram) as a checkpoint. */
 
-import type { ImportedMachine, ImportRequest } from '../../src/hypervisor/hypervisor.js';
+import type { ImportedMachine, ImportRequest } from '../../src/hypervisor/intake.js';
 import { CheckpointError } from '../../src/errors.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 import { SECTION, STREAM_HEADER_BYTES, STREAM_MAGIC, STREAM_VERSION } from '../qemu/stream/format.js';

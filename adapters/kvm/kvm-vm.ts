@@ -4,15 +4,8 @@ import { CheckpointError, describeError } from '../../src/errors.js';
 import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
 import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type {
-  DiskSnapshot,
-  DiskSnapshotMode,
-  RunState,
-  Vm,
-  VmDisk,
-  VmIdentity,
-  VmReport,
-} from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../src/hypervisor/disks.js';
+import type { RunState, Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
 import { withFrozenLayers } from '../disks/frozen-layers.js';
 import { DEFAULT_SNAPSHOT_SIZE, LvmDisks, snapshotSizeArguments } from '../disks/lvm/lvm-disks.js';

@@ -6,15 +6,8 @@ import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
 import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type {
-  DiskSnapshot,
-  DiskSnapshotMode,
-  RunState,
-  Vm,
-  VmDisk,
-  VmIdentity,
-  VmReport,
-} from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../src/hypervisor/disks.js';
+import type { RunState, Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { JsonObject } from '../../src/types.js';
 import { withFrozenLayers } from '../disks/frozen-layers.js';

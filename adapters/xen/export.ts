@@ -3,7 +3,7 @@
 import type { Writable } from 'node:stream';
 
 import { CheckpointError } from '../../src/errors.js';
-import type { CheckpointSource } from '../../src/hypervisor/hypervisor.js';
+import type { CheckpointSource } from '../../src/hypervisor/restore.js';
 import { pushStream } from '../qemu/stream/push.js';
 import { saveContentOf } from './stream/save-file.js';
 import { writeSaveFile } from './stream/writer.js';

@@ -1,6 +1,6 @@
 /** The file of `xl save` as a checkpoint. */
 
-import type { ImportedMachine, ImportRequest } from '../../src/hypervisor/hypervisor.js';
+import type { ImportedMachine, ImportRequest } from '../../src/hypervisor/intake.js';
 import { CheckpointError } from '../../src/errors.js';
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';

@@ -15,9 +15,9 @@ import type {
   DescriptionEdits,
   RestoreRequest,
   RestoreResult,
-} from '../../src/hypervisor/hypervisor.js';
+} from '../../src/hypervisor/restore.js';
 import type { Json, JsonObject } from '../../src/types.js';
-import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import { checkSnapshots, rollBack } from '../disks/qcow2/qcow2-restore.js';
 import { pushStream } from '../qemu/stream/push.js';
 import { untestedImages } from './devices/disks.js';

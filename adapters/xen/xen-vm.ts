@@ -4,15 +4,8 @@ import { CheckpointError } from '../../src/errors.js';
 import type { DirtyTracker, TrackerReport } from '../../src/hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type {
-  DiskSnapshot,
-  DiskSnapshotMode,
-  RunState,
-  Vm,
-  VmDisk,
-  VmIdentity,
-  VmReport,
-} from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../src/hypervisor/disks.js';
+import type { RunState, Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
 import { DEFAULT_SNAPSHOT_SIZE, LvmDisks, snapshotSizeArguments } from '../disks/lvm/lvm-disks.js';
 import type { GuardProgram } from '../guard/pause-guard.js';
 import type { JsonObject } from '../../src/types.js';

@@ -7,7 +7,7 @@ import { performance } from 'node:perf_hooks';
 
 import { CheckpointError, describeError, isCheckpointError } from '../errors.js';
 import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
-import type { HypervisorRegistry } from '../hypervisor/hypervisor.js';
+import type { HypervisorRegistry } from '../hypervisor/registry.js';
 import { sameLayout } from '../hypervisor/memory-layout.js';
 import type { Vm, VmReport } from '../hypervisor/vm.js';
 import { Calendar } from '../repository/forget/calendar.js';

@@ -10,7 +10,8 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { describeError, isCheckpointError } from '../errors.js';
-import type { DiskSnapshot, Vm } from '../hypervisor/vm.js';
+import type { DiskSnapshot } from '../hypervisor/disks.js';
+import type { Vm } from '../hypervisor/vm.js';
 import type { DiskPlan } from '../checkpoint/cycle.js';
 import { fileNameOf } from '../checkpoint/trust/ledger.js';
 import { writeRuntimeFile } from '../host/runtime-file.js';

@@ -4,7 +4,7 @@
  */
 
 import { CheckpointError } from '../errors.js';
-import type { DiskSnapshotMode, VmDisk } from '../hypervisor/vm.js';
+import type { DiskSnapshotMode, VmDisk } from '../hypervisor/disks.js';
 import type { DiskGroup, DiskPlan } from '../checkpoint/cycle.js';
 
 /**

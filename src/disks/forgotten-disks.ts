@@ -6,8 +6,9 @@
 import { resolve } from 'node:path';
 
 import { describeError } from '../errors.js';
-import type { HypervisorRegistry } from '../hypervisor/hypervisor.js';
-import type { DiskSnapshot, Vm } from '../hypervisor/vm.js';
+import type { HypervisorRegistry } from '../hypervisor/registry.js';
+import type { DiskSnapshot } from '../hypervisor/disks.js';
+import type { Vm } from '../hypervisor/vm.js';
 import type { Manifest } from '../format/manifest.js';
 import { defaultRuntimeDir, openRuntimeDir } from '../host/runtime-dir.js';
 import { VmLock } from '../host/vm-lock.js';

@@ -6,7 +6,7 @@
 import { resolve } from 'node:path';
 
 import { CheckpointError } from '../errors.js';
-import type { RestoreRequest } from '../hypervisor/hypervisor.js';
+import type { RestoreRequest } from '../hypervisor/restore.js';
 import type { Manifest } from '../format/manifest.js';
 import type { Repository } from '../repository/repository.js';
 

@@ -3,14 +3,8 @@
  * What is in it is durable before it is written.
  */
 
-import type {
-  DiskSnapshot,
-  FrozenGuest,
-  FrozenLayer,
-  SnapshotImage,
-  SnapshotVolume,
-  VmIdentity,
-} from '../hypervisor/vm.js';
+import type { DiskSnapshot, FrozenLayer, SnapshotImage, SnapshotVolume } from '../hypervisor/disks.js';
+import type { FrozenGuest, VmIdentity } from '../hypervisor/vm.js';
 import { layOut, type MemoryLayout } from '../hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../types.js';
 import { ChainKeys, idOfKey, seqOfKey } from './chain-keys.js';

@@ -6,9 +6,10 @@ import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
 import { CheckpointError } from '../errors.js';
 import type { DirtyTracker, Harvest, TrackerReport } from '../hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../hypervisor/guest-reader.js';
-import type { ImportedMachine } from '../hypervisor/hypervisor.js';
+import type { ImportedMachine } from '../hypervisor/intake.js';
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
-import type { DiskSnapshot, RunState, Vm, VmDisk, VmIdentity, VmReport } from '../hypervisor/vm.js';
+import type { DiskSnapshot, VmDisk } from '../hypervisor/disks.js';
+import type { RunState, Vm, VmIdentity, VmReport } from '../hypervisor/vm.js';
 import type { JsonObject } from '../types.js';
 import type { MemoryFile } from './memory-file.js';
 

@@ -11,7 +11,7 @@ import type { Readable } from 'node:stream';
 import type { CheckpointSession } from '../checkpoint/session.js';
 import type { CheckpointSummary } from '../checkpoint/summary.js';
 import { isCheckpointError } from '../errors.js';
-import type { ReceivingHypervisor } from '../hypervisor/hypervisor.js';
+import type { ReceivingHypervisor } from '../hypervisor/registry.js';
 import { MemoryFile } from './memory-file.js';
 import { openImageSession } from './import.js';
 import type { Repository } from '../repository/repository.js';

@@ -9,7 +9,7 @@ import { performance } from 'node:perf_hooks';
 import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
 import { CheckpointError } from '../errors.js';
 import type { DirtyTracker, Harvest, MemoryPicture } from '../hypervisor/dirty-tracker.js';
-import type { ReceivedMachine, ReceivedState } from '../hypervisor/hypervisor.js';
+import type { ReceivedMachine, ReceivedState } from '../hypervisor/intake.js';
 import type { VmReport } from '../hypervisor/vm.js';
 import { ImageVm } from './image-vm.js';
 import type { MemoryFile } from './memory-file.js';

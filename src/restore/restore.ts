@@ -4,7 +4,8 @@ import { open, rm, type FileHandle } from 'node:fs/promises';
 import { finished } from 'node:stream/promises';
 
 import { CheckpointError, describeError, isCheckpointError, systemErrorCode } from '../errors.js';
-import type { HypervisorRegistry, RestoreRequest, RestoreResult } from '../hypervisor/hypervisor.js';
+import type { HypervisorRegistry } from '../hypervisor/registry.js';
+import type { RestoreRequest, RestoreResult } from '../hypervisor/restore.js';
 import type { Manifest } from '../format/manifest.js';
 import type { Repository } from '../repository/repository.js';
 import { refuseRollbackOfFrozen } from '../disks/rollback-check.js';

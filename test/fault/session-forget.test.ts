@@ -8,8 +8,8 @@ import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { CheckpointSession } from '../../src/checkpoint/session.js';
 import { CheckpointError } from '../../src/errors.js';
-import { HypervisorRegistry } from '../../src/hypervisor/hypervisor.js';
-import type { VmDisk } from '../../src/hypervisor/vm.js';
+import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
+import type { VmDisk } from '../../src/hypervisor/disks.js';
 import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify/verify.js';
 import { MemoryBackend } from '../../src/storage/memory.js';

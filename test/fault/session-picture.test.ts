@@ -8,7 +8,7 @@ import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { CheckpointSession } from '../../src/checkpoint/session.js';
 import { CheckpointError } from '../../src/errors.js';
-import { HypervisorRegistry } from '../../src/hypervisor/hypervisor.js';
+import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import { Repository } from '../../src/repository/repository.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';

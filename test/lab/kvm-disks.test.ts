@@ -7,7 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { attachKvm } from '../../adapters/kvm/attach.js';
 import type { KvmVm } from '../../adapters/kvm/kvm-vm.js';
-import type { VmDisk } from '../../src/hypervisor/vm.js';
+import type { VmDisk } from '../../src/hypervisor/disks.js';
 import { LabMachine } from './machine.js';
 
 function snapshotsIn(path: string): string {

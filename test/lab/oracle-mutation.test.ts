@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { CheckpointSession } from '../../src/checkpoint/session.js';
-import { HypervisorRegistry } from '../../src/hypervisor/hypervisor.js';
+import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import { Repository, openBackend } from '../../src/index.js';
 import { kvmHypervisor } from '../../adapters/kvm/kvm-hypervisor.js';
 import { ExactSession } from '../truth/exact-session.js';

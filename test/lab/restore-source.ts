@@ -7,9 +7,9 @@ import { machineFacts } from '../../adapters/kvm/inspect/machine-facts.js';
 import { peerPid, qemuProcess } from '../../adapters/qemu/peer-process.js';
 import { QmpClient } from '../../adapters/qemu/qmp-client.js';
 import { readMigrationStream, type MigrationStream } from '../../adapters/qemu/stream/reader.js';
-import type { CheckpointSource, PageChunk } from '../../src/hypervisor/hypervisor.js';
+import type { CheckpointSource, PageChunk } from '../../src/hypervisor/restore.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
-import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import type { LabMachine } from './machine.js';
 import { migrateToFile } from './support/ground-truth.js';
 

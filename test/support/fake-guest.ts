@@ -20,7 +20,8 @@ import { join } from 'node:path';
 
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type { RunState, VmDisk, VmHazard, VmIdentity } from '../../src/hypervisor/vm.js';
+import type { RunState, VmHazard, VmIdentity } from '../../src/hypervisor/vm.js';
+import type { VmDisk } from '../../src/hypervisor/disks.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../../src/types.js';
 import type { FakeReaderOptions } from './fake-guest-reader.js';
 

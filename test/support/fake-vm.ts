@@ -7,17 +7,11 @@ import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { DirtyTracker, Harvest, MemoryPicture } from '../../src/hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
-import type { Hypervisor, RestoreResult } from '../../src/hypervisor/hypervisor.js';
+import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
+import type { RestoreResult } from '../../src/hypervisor/restore.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type {
-  DiskSnapshot,
-  DiskSnapshotMode,
-  RunState,
-  Vm,
-  VmDisk,
-  VmIdentity,
-  VmReport,
-} from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../src/hypervisor/disks.js';
+import type { RunState, Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
 import type { FakeGuest } from './fake-guest.js';
 

@@ -17,7 +17,7 @@ import type { ObservedEpoch, Subject } from '../../src/study/subject.js';
 import { intervalFigures } from '../../src/study/windows.js';
 import { CheckpointSession } from '../../src/checkpoint/session.js';
 import { PageCodec } from '../../src/kernels/page-codec.js';
-import { HypervisorRegistry } from '../../src/hypervisor/hypervisor.js';
+import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import { Repository } from '../../src/repository/repository.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { FakeGuest } from '../support/fake-guest.js';

@@ -1,7 +1,7 @@
 import { describe, expect, it } from '@jest/globals';
 
 import { INTERNAL_LIMIT_BYTES, planDisks, type DiskOptions } from '../../src/disks/disk-plan.js';
-import type { VmDisk } from '../../src/hypervisor/vm.js';
+import type { VmDisk } from '../../src/hypervisor/disks.js';
 
 function disk(id: string, snapshotModes: VmDisk['snapshotModes'], virtualSizeBytes = 1 << 30): VmDisk {
   return { id, path: `/dev/${id}`, format: 'x', writable: true, virtualSizeBytes, snapshotModes };

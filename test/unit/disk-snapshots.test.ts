@@ -6,7 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { snapshotDisks } from '../../adapters/disks/qcow2/qcow2-disks.js';
 import { CheckpointError, type ErrorCode } from '../../src/errors.js';
-import type { DiskSnapshotMode, VmDisk } from '../../src/hypervisor/vm.js';
+import type { DiskSnapshotMode, VmDisk } from '../../src/hypervisor/disks.js';
 import { FakeMonitor } from '../support/fake-monitor.js';
 
 let dir: string;

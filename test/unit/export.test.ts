@@ -5,7 +5,8 @@ import type { Writable } from 'node:stream';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { HypervisorRegistry, type Hypervisor } from '../../src/hypervisor/hypervisor.js';
+import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
+import { type Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import type { Manifest } from '../../src/format/manifest.js';
 import type { Repository } from '../../src/repository/repository.js';
 import { exportCheckpoint } from '../../src/restore/restore.js';

@@ -14,7 +14,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { checkFrozenLayers, withFrozenLayers } from '../../adapters/disks/frozen-layers.js';
-import type { DiskSnapshot, VmDisk } from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot, VmDisk } from '../../src/hypervisor/disks.js';
 
 const LONG_AGO = new Date(1_700_000_000_000);
 

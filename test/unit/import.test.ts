@@ -14,7 +14,7 @@ import { encodeRecord } from '../../adapters/xen/stream/records.js';
 import { writeSaveFile } from '../../adapters/xen/stream/writer.js';
 import { readMigrationStream } from '../../adapters/qemu/stream/reader.js';
 import { writeMigrationStream } from '../../adapters/qemu/stream/writer.js';
-import type { PageChunk } from '../../src/hypervisor/hypervisor.js';
+import type { PageChunk } from '../../src/hypervisor/restore.js';
 import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
 import { importCheckpoint } from '../../src/intake/import.js';
 import { hypervisors } from '../../src/index.js';

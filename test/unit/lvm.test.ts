@@ -10,7 +10,7 @@ import { runTool, type RunTool, type ToolResult } from '../../adapters/disks/run
 import { LvmDisks, snapshotSizeArguments } from '../../adapters/disks/lvm/lvm-disks.js';
 import { checkVolumes } from '../../adapters/disks/lvm/lvm-restore.js';
 import { resumeSuspended } from '../../adapters/disks/lvm/suspended-devices.js';
-import type { DiskSnapshot, VmDisk } from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot, VmDisk } from '../../src/hypervisor/disks.js';
 
 type Row = Readonly<Record<string, string>>;
 

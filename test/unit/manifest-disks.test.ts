@@ -1,7 +1,7 @@
 import { describe, expect, it } from '@jest/globals';
 
 import { layOut } from '../../src/hypervisor/memory-layout.js';
-import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import { decodeManifest, encodeManifest, manifestKey, type Manifest } from '../../src/format/manifest.js';
 
 const OLD: DiskSnapshot = {

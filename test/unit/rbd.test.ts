@@ -6,7 +6,7 @@ import { checkImages } from '../../adapters/disks/rbd/rbd-restore.js';
 import type { RunTool, ToolResult } from '../../adapters/disks/run-tool.js';
 import { disksIn } from '../../adapters/libvirt/xml/domain-disks.js';
 import { planDisks } from '../../src/disks/disk-plan.js';
-import type { DiskSnapshot, VmDisk } from '../../src/hypervisor/vm.js';
+import type { DiskSnapshot, VmDisk } from '../../src/hypervisor/disks.js';
 
 const DONE: ToolResult = { kind: 'done', stdout: '' };
 const HERE = '10.0.0.5';

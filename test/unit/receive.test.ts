@@ -15,7 +15,7 @@ import { encodeRecord } from '../../adapters/xen/stream/records.js';
 import { writeSaveFile } from '../../adapters/xen/stream/writer.js';
 import { xenHypervisor } from '../../adapters/xen/xen-hypervisor.js';
 import { CheckpointError } from '../../src/errors.js';
-import type { PageChunk } from '../../src/hypervisor/hypervisor.js';
+import type { PageChunk } from '../../src/hypervisor/restore.js';
 import { hypervisors } from '../../src/index.js';
 import {
   receiveCheckpoints,

@@ -7,7 +7,7 @@ import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { restoreIntoTarget } from '../../adapters/kvm/restore/target.js';
 import { CheckpointError } from '../../src/errors.js';
-import type { CheckpointSource, PageChunk } from '../../src/hypervisor/hypervisor.js';
+import type { CheckpointSource, PageChunk } from '../../src/hypervisor/restore.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { FakeQmpServer } from '../support/fake-qmp-server.js';

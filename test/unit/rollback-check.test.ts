@@ -1,7 +1,7 @@
 import { describe, expect, it } from '@jest/globals';
 
-import type { RestoreRequest } from '../../src/hypervisor/hypervisor.js';
-import type { DiskSnapshot } from '../../src/hypervisor/vm.js';
+import type { RestoreRequest } from '../../src/hypervisor/restore.js';
+import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import type { Manifest } from '../../src/format/manifest.js';
 import { refuseRollbackOfFrozen } from '../../src/disks/rollback-check.js';
 

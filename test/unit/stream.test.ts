@@ -12,7 +12,7 @@ import {
   writeMigrationStream,
   type StreamContent,
 } from '../../adapters/qemu/stream/writer.js';
-import type { CheckpointSource, PageChunk } from '../../src/hypervisor/hypervisor.js';
+import type { CheckpointSource, PageChunk } from '../../src/hypervisor/restore.js';
 import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
 import { Writable } from 'node:stream';
 

@@ -8,7 +8,7 @@ import { writersOf } from '../../adapters/xen/devices/image-writers.js';
 import { exchangeAt } from '../../adapters/xen/devices/device-model.js';
 import { Qcow2Disks } from '../../adapters/xen/devices/qcow2-disks.js';
 import { CheckpointError } from '../../src/errors.js';
-import type { VmDisk } from '../../src/hypervisor/vm.js';
+import type { VmDisk } from '../../src/hypervisor/disks.js';
 import type { Json, JsonObject } from '../../src/types.js';
 import { FakeMonitor } from '../support/fake-monitor.js';
 

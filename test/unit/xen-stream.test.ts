@@ -14,7 +14,7 @@ import { LIBXC_RECORD } from '../../adapters/xen/stream/format.js';
 import { readSaveFile, type SaveItem } from '../../adapters/xen/stream/reader.js';
 import { decodeRecords, encodeRecord } from '../../adapters/xen/stream/records.js';
 import { writeSaveFile } from '../../adapters/xen/stream/writer.js';
-import type { PageChunk } from '../../src/hypervisor/hypervisor.js';
+import type { PageChunk } from '../../src/hypervisor/restore.js';
 import { FakeXen } from '../support/fake-xen.js';
 
 const PAGE = 4096;

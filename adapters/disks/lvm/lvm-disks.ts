@@ -7,7 +7,7 @@
  */
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/vm.js';
+import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/disks.js';
 import { failureOf, runTool, type RunTool } from '../run-tool.js';
 import { snapshotFailed } from '../snapshot-errors.js';
 import { deviceNumber, isVolumeName, listVolumes, type LogicalVolume } from './logical-volumes.js';

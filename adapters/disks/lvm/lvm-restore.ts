@@ -11,7 +11,7 @@
 import { open, type FileHandle } from 'node:fs/promises';
 
 import { CheckpointError, describeError } from '../../../src/errors.js';
-import type { DiskSnapshot } from '../../../src/hypervisor/vm.js';
+import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import { failureOf, runTool, type RunTool } from '../run-tool.js';
 import { diskLost } from '../snapshot-errors.js';
 import { stillOpen } from '../still-open.js';

@@ -7,7 +7,7 @@ import { rm, stat } from 'node:fs/promises';
 import { basename, dirname, extname, join } from 'node:path';
 
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
-import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../../src/hypervisor/vm.js';
+import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../../src/hypervisor/disks.js';
 import type { Json, JsonObject } from '../../../src/types.js';
 import type { Monitor } from '../../qemu/monitor.js';
 import { asArray, asNumber, asObject, asText } from '../../qemu/qmp-json.js';

@@ -13,7 +13,7 @@
 import { chown, open, readFile, realpath, rm, stat } from 'node:fs/promises';
 
 import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
-import type { DiskSnapshot } from '../../../src/hypervisor/vm.js';
+import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import { checkFrozenLayers } from '../frozen-layers.js';
 import { checkVolumes, writeBackVolumes } from '../lvm/lvm-restore.js';
 import { checkImages, rollBackImages } from '../rbd/rbd-restore.js';

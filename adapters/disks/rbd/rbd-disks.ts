@@ -13,7 +13,7 @@ import { realpath } from 'node:fs/promises';
 import { networkInterfaces } from 'node:os';
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { DiskSnapshot, SnapshotImage, VmDisk } from '../../../src/hypervisor/vm.js';
+import type { DiskSnapshot, SnapshotImage, VmDisk } from '../../../src/hypervisor/disks.js';
 import { runTool, type RunTool } from '../run-tool.js';
 import { snapshotFailed } from '../snapshot-errors.js';
 import { locationIn, nameOfImage, type RbdLocation } from './image-names.js';

@@ -1,7 +1,7 @@
 /** Putting images of Ceph RBD back to the snapshots of a checkpoint. The cluster does it (`rbd snap rollback`), and keeps all snapshots. */
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { DiskSnapshot, SnapshotImage } from '../../../src/hypervisor/vm.js';
+import type { DiskSnapshot, SnapshotImage } from '../../../src/hypervisor/disks.js';
 import { runTool, type RunTool } from '../run-tool.js';
 import { diskLost } from '../snapshot-errors.js';
 import { stillOpen } from '../still-open.js';

@@ -14,7 +14,7 @@
 import { resolve } from 'node:path';
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { RestoreRequest } from '../../../src/hypervisor/hypervisor.js';
+import type { RestoreRequest } from '../../../src/hypervisor/restore.js';
 import {
   escapeCommas,
   option,

@@ -21,7 +21,7 @@ import type {
   PageChunk,
   RestoreRequest,
   RestoreResult,
-} from '../../../src/hypervisor/hypervisor.js';
+} from '../../../src/hypervisor/restore.js';
 import { agentPathIn } from '../run/guest-agent/agent-path.js';
 import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
 import type { QmpClient } from '../../qemu/qmp-client.js';

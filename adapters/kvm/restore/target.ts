@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { processStartTime } from '../../../src/host/process-identity.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
-import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../../src/hypervisor/hypervisor.js';
+import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../../src/hypervisor/restore.js';
 import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
 import { descriptorOf, peerPid } from '../../qemu/peer-process.js';
 import { QmpClient } from '../../qemu/qmp-client.js';

@@ -11,7 +11,7 @@ import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
-import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/vm.js';
+import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/disks.js';
 import { planDiskSnapshots } from '../../disks/qcow2/qcow2-disks.js';
 import { disksIn } from '../xml/domain-disks.js';
 import type { LibvirtDomain } from '../domain.js';

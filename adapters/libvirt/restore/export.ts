@@ -2,7 +2,7 @@
 
 import type { Writable } from 'node:stream';
 
-import type { CheckpointSource } from '../../../src/hypervisor/hypervisor.js';
+import type { CheckpointSource } from '../../../src/hypervisor/restore.js';
 import { exportCheckpoint as exportOfKvm, EXPORT_FORMATS as FORMATS_OF_KVM } from '../../kvm/export.js';
 import { pushStream } from '../../qemu/stream/push.js';
 import { compressInto, IMAGE_COMPRESSIONS } from './compression.js';

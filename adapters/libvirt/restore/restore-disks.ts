@@ -5,7 +5,7 @@
  */
 
 import { CheckpointError, describeError } from '../../../src/errors.js';
-import type { DiskSnapshot } from '../../../src/hypervisor/vm.js';
+import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import { putOverlayOn, removeOverlays } from '../../disks/qcow2/qcow2-restore.js';
 import { disksIn, withDisk } from '../xml/domain-disks.js';
 import type { LibvirtDomain } from '../domain.js';

@@ -13,9 +13,9 @@ import { once } from 'node:events';
 
 import { defaultRuntimeDir, openRuntimeDir } from '../../../src/host/runtime-dir.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
-import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../../src/hypervisor/hypervisor.js';
+import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../../src/hypervisor/restore.js';
 import { checkSnapshots, external, removeOverlays, rollBack } from '../../disks/qcow2/qcow2-restore.js';
-import type { DiskSnapshot } from '../../../src/hypervisor/vm.js';
+import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import { asResult, thawRestored } from '../../kvm/run/guest-agent/thaw-restored.js';
 import { restoreCheckpoint as restoreOfKvm } from '../../kvm/restore/restore.js';
 import { deviceSections } from '../../qemu/stream/device-state.js';

@@ -5,12 +5,8 @@ import { text } from 'node:stream/consumers';
 import { isAbsolute } from 'node:path';
 
 import { CheckpointError } from '../../../src/errors.js';
-import type {
-  CheckpointSource,
-  DescriptionEdits,
-  RestoreRequest,
-} from '../../../src/hypervisor/hypervisor.js';
-import type { DiskSnapshot } from '../../../src/hypervisor/vm.js';
+import type { CheckpointSource, DescriptionEdits, RestoreRequest } from '../../../src/hypervisor/restore.js';
+import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import { disksIn, withDisk } from './domain-disks.js';
 import { editedXml, recordedXml, renamed, withNewMacs } from './domain-xml.js';
 

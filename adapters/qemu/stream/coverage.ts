@@ -1,7 +1,7 @@
 /** Holds a page source to its promise: every page of every region exactly once, in order. */
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { PageChunk } from '../../../src/hypervisor/hypervisor.js';
+import type { PageChunk } from '../../../src/hypervisor/restore.js';
 import type { MemoryLayout, MemoryRegion } from '../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 

@@ -8,7 +8,7 @@
  */
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { PageChunk } from '../../../src/hypervisor/hypervisor.js';
+import type { PageChunk } from '../../../src/hypervisor/restore.js';
 import type { MemoryLayout, MemoryRegion } from '../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 import { CoverageCursor } from './coverage.js';

@@ -1,7 +1,7 @@
 /** The disks of a domain, from its configuration. */
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { VmDisk } from '../../../src/hypervisor/vm.js';
+import type { VmDisk } from '../../../src/hypervisor/disks.js';
 import type { JsonObject } from '../../../src/types.js';
 import { isSet, listOf, objectOf, textOf } from '../domain/xl.js';
 

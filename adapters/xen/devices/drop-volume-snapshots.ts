@@ -1,7 +1,7 @@
 /** Snapshots of logical volumes, of checkpoints that are gone. Those in qcow2 images stay: the QEMU of a domain opens them without locks. */
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { DiskSnapshot } from '../../../src/hypervisor/vm.js';
+import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import type { JsonObject } from '../../../src/types.js';
 import { LvmDisks } from '../../disks/lvm/lvm-disks.js';
 import { untestedImages } from './disks.js';

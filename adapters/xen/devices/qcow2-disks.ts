@@ -14,7 +14,7 @@
  */
 
 import { CheckpointError, isCheckpointError } from '../../../src/errors.js';
-import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../../src/hypervisor/vm.js';
+import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../../src/hypervisor/disks.js';
 import { dropDiskSnapshots, listDisks, snapshotDisks } from '../../disks/qcow2/qcow2-disks.js';
 import { connectMonitor, exchangeAt, monitorPath, type ExchangeWithMonitor } from './device-model.js';
 

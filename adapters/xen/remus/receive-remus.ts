@@ -16,7 +16,7 @@ import type {
   ReceivedMachine,
   ReceivedState,
   ReceiveRequest,
-} from '../../../src/hypervisor/hypervisor.js';
+} from '../../../src/hypervisor/intake.js';
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../../../src/types.js';
 import { encodeDeviceState } from '../stream/device-state.js';

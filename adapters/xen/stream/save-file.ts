@@ -1,6 +1,6 @@
 /** A checkpoint as the content of an `xl save` file: what restore and export have in common. */
 
-import type { CheckpointSource } from '../../../src/hypervisor/hypervisor.js';
+import type { CheckpointSource } from '../../../src/hypervisor/restore.js';
 import { CheckpointError } from '../../../src/errors.js';
 import type { JsonObject } from '../../../src/types.js';
 import { decodeDeviceState } from './device-state.js';

@@ -5,7 +5,7 @@
 
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
 import { regionOfPage } from '../../../src/hypervisor/memory-layout.js';
-import type { PageChunk } from '../../../src/hypervisor/hypervisor.js';
+import type { PageChunk } from '../../../src/hypervisor/restore.js';
 import { CheckpointError } from '../../../src/errors.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 import type { XenDeviceState } from './device-state.js';

@@ -1,6 +1,7 @@
 /** What the cycle of a checkpoint brings back from the pause. */
 
-import type { DiskSnapshot, FrozenGuest } from '../../hypervisor/vm.js';
+import type { DiskSnapshot } from '../../hypervisor/disks.js';
+import type { FrozenGuest } from '../../hypervisor/vm.js';
 
 export interface PhaseTimes {
   /** Stopping the vCPUs and draining device I/O. */

@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 
-import type { RestoreRequest } from '../../hypervisor/hypervisor.js';
+import type { RestoreRequest } from '../../hypervisor/restore.js';
 import { hypervisors } from '../../index.js';
 import { restoreCheckpoint } from '../../restore/restore.js';
 import { command, run, type SharedOptions } from '../command.js';

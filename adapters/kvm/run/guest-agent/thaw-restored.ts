@@ -6,7 +6,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { describeError } from '../../../../src/errors.js';
-import type { CheckpointSource, RestoreResult } from '../../../../src/hypervisor/hypervisor.js';
+import type { CheckpointSource, RestoreResult } from '../../../../src/hypervisor/restore.js';
 import { thawGuest, type GuestAgent } from './guest-agent.js';
 import { SocketAgent } from './socket-agent.js';
 

@@ -13,8 +13,8 @@ import { performance } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import type { Hypervisor } from '../../../../src/hypervisor/hypervisor.js';
-import { HypervisorRegistry } from '../../../../src/hypervisor/hypervisor.js';
-import type { CheckpointSource } from '../../../../src/hypervisor/hypervisor.js';
+import { HypervisorRegistry } from '../../../../src/hypervisor/registry.js';
+import type { CheckpointSource } from '../../../../src/hypervisor/restore.js';
 import { regionOfPage } from '../../../../src/hypervisor/memory-layout.js';
 import { XenDomain } from '../../../../adapters/xen/domain/domain.js';
 import { decodeDeviceState } from '../../../../adapters/xen/stream/device-state.js';

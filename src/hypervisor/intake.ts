@@ -1,0 +1,65 @@
+/** Machines out of files and streams of the hypervisors' own tools. */
+
+import type { JsonObject } from '../types.js';
+import type { MemoryLayout } from './memory-layout.js';
+import type { VmIdentity } from './vm.js';
+
+/** A machine as a file of the hypervisor's own tools holds it, without its memory. */
+export interface ImportedMachine {
+  readonly identity: Omit<VmIdentity, 'instance'>;
+  /** As `Vm.machine`. */
+  readonly machine: JsonObject;
+  /** As `Vm.takeDeviceState`. */
+  readonly deviceState: Uint8Array;
+}
+
+/** Where an import puts pages; the last one of a page counts. A page that was never put is absent. */
+export interface MemorySink {
+  put(page: number, bytes: Uint8Array): void;
+  putZero(page: number): void;
+}
+
+export interface ImportRequest {
+  readonly format: string;
+  /** The file from its start; may be called more than once. */
+  readonly open: () => AsyncIterable<Uint8Array>;
+  /** Called once, when the layout of the memory is known. */
+  readonly place: (layout: MemoryLayout) => MemorySink;
+}
+
+export interface ReceiveRequest {
+  /** Read on at once, whatever becomes of what was read: the machine stands still until it is. */
+  readonly stream: AsyncIterable<Uint8Array>;
+  /** Where what was read is kept until it is applied: a folder that is nobody else's. */
+  readonly workDir: string;
+  /** Called for each whole state, with the pages that came for it. */
+  readonly onState?: (state: number, pageCount: number) => void;
+}
+
+/** A machine that runs elsewhere and sends its states, each of one instant: first whole, then what has changed. */
+export interface ReceivedMachine extends Omit<ImportedMachine, 'deviceState'> {
+  /** What changes are known by: the kind of a tracker. */
+  readonly trackerKind: string;
+  readonly layout: MemoryLayout;
+  /** Waits for a whole state that was not claimed yet. @returns false when the stream has ended @throws STREAM_MALFORMED and what reading it throws */
+  nextState(): Promise<boolean>;
+  /**
+   * The newest whole state. Those before it that were not applied are in it.
+   * @throws VM_UNSUPPORTED when the machine has become one whose changes are not all in the stream
+   */
+  claim(): Promise<ReceivedState>;
+  /** Takes nothing more of the stream, which is its owner's to end. */
+  close(): void;
+}
+
+export interface ReceivedState {
+  /** Counted from 1. */
+  readonly number: number;
+  /** How many of the stream's states it stands for. */
+  readonly stateCount: number;
+  readonly pageCount: number;
+  /** How long the machine stood still to send the last of them; undefined when that cannot be told from the stream. */
+  readonly pauseMs: number | undefined;
+  /** Puts the pages that came, and gives the rest of the state, as `Vm.takeDeviceState`. What fails here may be done again. */
+  apply(memory: MemorySink): Promise<Uint8Array>;
+}
