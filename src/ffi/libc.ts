@@ -37,6 +37,11 @@ export interface Libc {
   waitpid(pid: number, status: Int32Array, options: number): CallResult;
   /** Any system call by number; arguments not given are 0. */
   syscall(number: number, ...args: readonly (number | bigint)[]): CallResult;
+  /**
+   * The same on another thread, for a call that may take long. It cannot be called off.
+   * SAFETY: the caller keeps descriptors open and memory alive until the promise is settled.
+   */
+  syscallLater(number: number, ...args: readonly (number | bigint)[]): Promise<CallResult>;
   getsockopt(descriptor: number, level: number, option: number, into: Uint8Array): CallResult;
   /** sendmsg(2) with the msghdr given as bytes. */
   sendmsg(descriptor: number, header: Uint8Array, flags: number): CallResult;
@@ -81,6 +86,10 @@ function load(): Libc {
 }
 
 type RawCall = (...args: readonly unknown[]) => number | bigint;
+/** The last argument is called with the result, or with an error of koffi's own. */
+interface AsyncRawCall extends RawCall {
+  async(...args: readonly unknown[]): void;
+}
 
 function bind(): Libc {
   const library = koffi.load(null);
@@ -97,7 +106,7 @@ function bind(): Libc {
   const lseek = library.func('int64_t lseek(int fd, int64_t offset, int whence)') as RawCall;
   const syscall = library.func(
     'int64_t syscall(long number, int64_t a, int64_t b, int64_t c, int64_t d, int64_t e, int64_t f)',
-  ) as RawCall;
+  ) as AsyncRawCall;
   const trim = optional(() => library.func('int malloc_trim(size_t pad)') as RawCall);
   return {
     processVmReadv: (pid, local, localCount, remote, remoteCount) =>
@@ -105,6 +114,12 @@ function bind(): Libc {
     ioctl: (descriptor, request, argument) => result(ioctl(descriptor, request, argument)),
     waitpid: (pid, status, options) => result(waitpid(pid, status, options)),
     syscall: (number, a = 0, b = 0, c = 0, d = 0, e = 0, f = 0) => result(syscall(number, a, b, c, d, e, f)),
+    syscallLater: (number, a = 0, b = 0, c = 0, d = 0, e = 0, f = 0) =>
+      new Promise((resolve, reject) =>
+        syscall.async(number, a, b, c, d, e, f, (error: Error | null, value: number | bigint) =>
+          error ? reject(error) : resolve(result(value)),
+        ),
+      ),
     getsockopt: (descriptor, level, option, into) =>
       result(getsockopt(descriptor, level, option, into, Uint32Array.of(into.length))),
     sendmsg: (descriptor, header, flags) => result(sendmsg(descriptor, header, flags)),
@@ -122,7 +137,7 @@ function optional(bindCall: () => RawCall): RawCall | undefined {
   }
 }
 
-/** koffi keeps errno of the last synchronous call of this thread; it is right only directly after it. */
+/** koffi keeps errno of the last call of this thread: it is right only directly after it, or in the callback of an asynchronous one. */
 function result(raw: number | bigint): CallResult {
   const value = Number(raw);
   return value === -1 ? { value, errno: koffi.errno() } : { value, errno: 0 };
