@@ -1,7 +1,7 @@
 import { describe, expect, it } from '@jest/globals';
 import fc from 'fast-check';
 
-import { chunkRuns } from '../../src/checkpoint/pages/run-chunks.js';
+import { chunkRuns } from '../../src/bitmap/run-chunks.js';
 import { countRunPages, expandRuns } from '../../src/types.js';
 
 const runs = fc

@@ -12,7 +12,7 @@ import type { PageMap } from '../../repository/read/page-map.js';
 import { MAX_DELTA_DEPTH } from '../../format/record-ref.js';
 import { PAGE_SIZE_BYTES, type PageRuns } from '../../types.js';
 import { faultPoint } from '../fault-points.js';
-import { chunkRuns } from './run-chunks.js';
+import { chunkRuns } from '../../bitmap/run-chunks.js';
 
 /**
  * Pages that a full copy takes at a time. It has no previous versions in which moved content could be found, and what a batch

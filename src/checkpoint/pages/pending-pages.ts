@@ -8,7 +8,7 @@
 import { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
 import type { Harvest } from '../../hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
-import { chunkRuns } from './run-chunks.js';
+import { chunkRuns } from '../../bitmap/run-chunks.js';
 import { countRunPages, type PageRuns } from '../../types.js';
 
 export interface TakenPages {

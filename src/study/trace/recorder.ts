@@ -12,7 +12,7 @@ import type { DirtyTracker } from '../../hypervisor/dirty-tracker.js';
 import type { GuestReader, GuestReaderModule } from '../../hypervisor/guest-reader.js';
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { Vm } from '../../hypervisor/vm.js';
-import { chunkRuns } from '../../checkpoint/pages/run-chunks.js';
+import { chunkRuns } from '../../bitmap/run-chunks.js';
 import { countRunPages, expandRuns, PAGE_SIZE_BYTES, type PageRuns } from '../../types.js';
 import type { RecordedEpoch } from './trace-writer.js';
 

@@ -1,6 +1,6 @@
 /** Cutting page runs into batches of a bounded number of pages. */
 
-import type { PageRuns } from '../../types.js';
+import type { PageRuns } from '../types.js';
 
 /** Batches of at most `maxPages` pages each, in order; together they are `runs`. */
 export function* chunkRuns(runs: PageRuns, maxPages: number): Generator<PageRuns> {
