@@ -13,8 +13,7 @@ import { describeError, isCheckpointError } from '../errors.js';
 import type { DiskSnapshot } from '../hypervisor/disks.js';
 import type { Vm } from '../hypervisor/vm.js';
 import type { DiskPlan } from '../checkpoint/cycle.js';
-import { fileNameOf } from '../checkpoint/trust/ledger.js';
-import { writeRuntimeFile } from '../host/runtime-file.js';
+import { fileNameOf, writeRuntimeFile } from '../host/runtime-file.js';
 
 interface BegunSnapshots {
   readonly repositoryId: string;

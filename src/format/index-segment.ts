@@ -13,7 +13,6 @@ import { compress, decompress } from '../ffi/zstd.js';
 import { putDeltas32, putDeltas64, takeDeltas32, takeDeltas64 } from './byte-columns.js';
 import { damaged } from './damage.js';
 import { checkVersion, FORMAT_VERSION } from './format-version.js';
-import type { PageMap } from '../repository/read/page-map.js';
 import { isRecordRef, MAX_DELTA_DEPTH, ZERO_REF } from './record-ref.js';
 
 export interface IndexEntries {
@@ -34,18 +33,6 @@ const HEADER_BYTES = 80;
 const HASHED_BYTES = 48;
 const MAGIC = 'CAIRNIDX';
 const ENTRY_BYTES = 13;
-
-/** What the map says of `pages`. */
-export function entriesOf(map: PageMap, pages: Uint32Array): IndexEntries {
-  // `from` would collect all values in a list first, and there may be a million of them.
-  const refs = new Float64Array(pages.length);
-  const depths = new Uint8Array(pages.length);
-  pages.forEach((page, i) => {
-    refs[i] = map.refs[page]!;
-    depths[i] = map.depths[page]!;
-  });
-  return { pages, refs, depths };
-}
 
 export function encodeSegment(id: SegmentId, entries: IndexEntries, level: number): Uint8Array {
   const count = entries.pages.length;

@@ -3,6 +3,12 @@
 import { rename, rm, writeFile } from 'node:fs/promises';
 
 import { CheckpointError, describeError, systemErrorCode } from '../errors.js';
+import type { VmIdentity } from '../hypervisor/vm.js';
+
+/** The part of a file's name that stands for one running instance of one VM. */
+export function fileNameOf(identity: VmIdentity): string {
+  return `${identity.hypervisor}-${identity.instance.replace(/[^A-Za-z0-9.-]/g, '_')}`;
+}
 
 /**
  * Writes the file under another name beside it and renames that. Not synced: the folder does not outlive the host's boot.

@@ -10,7 +10,7 @@ import { connect, createServer, type Server } from 'node:net';
 
 import { CheckpointError, systemErrorCode } from '../errors.js';
 import type { VmIdentity } from '../hypervisor/vm.js';
-import { fileNameOf } from '../checkpoint/trust/ledger.js';
+import { fileNameOf } from './runtime-file.js';
 
 /** An owner that is busy encoding may answer late; it is asked for the sake of the message only. */
 const ANSWER_LIMIT_MS = 1000;

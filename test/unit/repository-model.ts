@@ -13,7 +13,7 @@ import { PageMap } from '../../src/repository/read/page-map.js';
 import { encodePatchFrame } from '../../src/format/patch-frame.js';
 import { MAX_DELTA_DEPTH } from '../../src/format/record-ref.js';
 import type { Repository } from '../../src/repository/repository.js';
-import { digestOf } from '../../src/repository/verify/verify-pages.js';
+import { digestOf } from '../../src/format/page-digest.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 
 export const IDENTITY: VmIdentity = {

@@ -16,7 +16,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import type { VmIdentity } from '../../hypervisor/vm.js';
-import { writeRuntimeFile } from '../../host/runtime-file.js';
+import { fileNameOf, writeRuntimeFile } from '../../host/runtime-file.js';
 
 export interface LedgerEntry {
   readonly state: 'owed' | 'clean';
@@ -50,9 +50,4 @@ export class Ledger {
   async write(entry: LedgerEntry): Promise<void> {
     await writeRuntimeFile(this.#path, JSON.stringify(entry));
   }
-}
-
-/** One running instance of one VM as a file name. */
-export function fileNameOf(identity: VmIdentity): string {
-  return `${identity.hypervisor}-${identity.instance.replace(/[^A-Za-z0-9.-]/g, '_')}`;
 }

@@ -5,12 +5,11 @@
 
 import { sharedKernels } from '../../kernels/shared-kernels.js';
 import type { CallOptions, StoredObject } from '../../storage/backend.js';
-import { ChainReader } from '../read/chain-reader.js';
+import { ChainReader, VERIFY_WINDOW_PAGES } from '../read/chain-reader.js';
 import { asDamagedObject } from '../../format/damage.js';
 import { keepHighestNumber } from '../write/sequence-mark.js';
 import type { SweepPlan, SweepSource } from './sweep-plan.js';
 import { thinPack } from './thin-pack.js';
-import { VERIFY_WINDOW_PAGES } from '../verify/verify-pages.js';
 
 export interface SweepOptions extends CallOptions {
   /** @throws REPO_LOCKED when the lock of the chain is not held any more */

@@ -25,7 +25,7 @@ import type { StoredFrame } from '../read/pack-reader.js';
 import { PackWriter } from '../write/pack-writer.js';
 import { makeRef } from '../../format/record-ref.js';
 import type { SweepSource } from './sweep-plan.js';
-import { digestOf } from '../verify/verify-pages.js';
+import { digestOf } from '../../format/page-digest.js';
 
 /** zstd's own default; also of packs that were written at another one. */
 const LEVEL = 3;

@@ -45,6 +45,8 @@ export interface ChainReaderOptions {
 export const DEFAULT_READER_CACHE_BYTES = 64 * 1024 * 1024;
 /** Default of `windowPages`. The deltas may take as much again per level, in the worst case; commonly far less. */
 export const WINDOW_PAGES = 2048;
+/** For whoever reads every record of a chain, as verification does: 32 MiB of pages, so that scattered records decode fewer frames twice. */
+export const VERIFY_WINDOW_PAGES = 8192;
 /** Packs opened before their turn: a page of a long chain has records in many. Each holds a descriptor or two meanwhile. */
 const OPENS_AHEAD = 8;
 /** Frames being decompressed at a time, on libuv's threads. */

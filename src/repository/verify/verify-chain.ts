@@ -8,7 +8,7 @@ import type { CallOptions, StorageBackend, StoredObject } from '../../storage/ba
 import type { ChainKeys } from '../../format/chain-keys.js';
 import { seqOfKey } from '../../format/chain-keys.js';
 import { decodeLock } from '../chain-lock.js';
-import { ChainReader } from '../read/chain-reader.js';
+import { ChainReader, VERIFY_WINDOW_PAGES } from '../read/chain-reader.js';
 import { CheckpointReader } from '../read/checkpoint-reader.js';
 import { damaged, type DamagedObject } from '../../format/damage.js';
 import { checkpointGone, isAbsent } from '../read/gone.js';
@@ -20,7 +20,7 @@ import { manifestKey, type Manifest, type PackEntry, type SegmentEntry } from '.
 import { packOfRef, ZERO_REF } from '../../format/record-ref.js';
 import { BROKEN, type RecordTable } from './record-table.js';
 import { verifyPack, verifyPacksAgain, type PackCheck } from './verify-pack.js';
-import { verifyPages, VERIFY_WINDOW_PAGES } from './verify-pages.js';
+import { verifyPages } from './verify-pages.js';
 import { loadVmRecord } from '../vm-record.js';
 
 export interface ChainVerification {

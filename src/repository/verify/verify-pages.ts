@@ -10,9 +10,10 @@
 import type { Kernels } from '../../kernels/kernels.js';
 import type { CallOptions } from '../../storage/backend.js';
 import { PAGE_SIZE_BYTES } from '../../types.js';
-import type { ChainReader } from '../read/chain-reader.js';
+import { VERIFY_WINDOW_PAGES, type ChainReader } from '../read/chain-reader.js';
 import { damaged } from '../../format/damage.js';
 import { FRAME_KIND_BLOB } from '../../format/frame.js';
+import { digestOfHashes, hashOf } from '../../format/page-digest.js';
 import { makeRef, packOfRef } from '../../format/record-ref.js';
 import { BROKEN, type RecordTable } from './record-table.js';
 
@@ -27,14 +28,8 @@ export interface PagesCheck {
   readonly onRecords: (count: number) => void;
 }
 
-/** Records checked together, 32 MiB of pages. */
-export const VERIFY_WINDOW_PAGES = 8192;
 /** Records are put in the order of stretches of pages this long, 8 MiB. */
 const STRETCH_SHIFT = 11;
-
-// Scratch in the kernels' memory: one page, and room for the hashes of a frame's records.
-const PAGE_AT = 64;
-const HASHES_AT = PAGE_AT + PAGE_SIZE_BYTES;
 
 /**
  * @returns true when frames are bad that `verifyPack` took for good
@@ -131,36 +126,4 @@ function compareDigests(table: RecordTable, { kernels, onProblem }: PagesCheck):
     if (isRead) onProblem(pack.key, damaged(pack.key, 'decoded pages differ from the digest', { frame }));
   }
   return badFrames.size === before;
-}
-
-/** The frame digest of docs/format.md over decoded pages. */
-export function digestOf(kernels: Kernels, pages: Uint8Array): bigint {
-  return digestOfPages(
-    kernels,
-    Array.from({ length: pages.length / PAGE_SIZE_BYTES }, (_, i) =>
-      pages.subarray(i * PAGE_SIZE_BYTES, (i + 1) * PAGE_SIZE_BYTES),
-    ),
-  );
-}
-
-/** As `digestOf`, of pages that need not lie together. */
-export function digestOfPages(kernels: Kernels, pages: readonly Uint8Array[]): bigint {
-  return digestOfHashes(
-    kernels,
-    BigUint64Array.from(pages, (page) => hashOf(kernels, page)),
-  );
-}
-
-function hashOf(kernels: Kernels, page: Uint8Array): bigint {
-  kernels.ensure(HASHES_AT);
-  kernels.bytes().set(page, PAGE_AT);
-  return kernels.hash64(PAGE_AT, PAGE_SIZE_BYTES, 0n);
-}
-
-function digestOfHashes(kernels: Kernels, hashes: BigUint64Array): bigint {
-  kernels.ensure(HASHES_AT + hashes.length * 8);
-  const memory = kernels.bytes();
-  const stored = new DataView(memory.buffer, memory.byteOffset + HASHES_AT, hashes.length * 8);
-  hashes.forEach((hash, i) => stored.setBigUint64(i * 8, hash, true));
-  return kernels.hash64(HASHES_AT, hashes.length * 8, 0n);
 }

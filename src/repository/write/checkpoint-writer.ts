@@ -17,8 +17,8 @@ import type { JsonObject } from '../../types.js';
 import type { ChainKeys } from '../../format/chain-keys.js';
 import type { ChainReader } from '../read/chain-reader.js';
 import { encodeBlobFrame, FRAME_KIND_BLOB, type EncodedFrame } from '../../format/frame.js';
-import { encodeSegment, entriesOf } from '../../format/index-segment.js';
-import { planSegment, type SegmentPlan } from './segment-plan.js';
+import { encodeSegment } from '../../format/index-segment.js';
+import { entriesOf, planSegment, type SegmentPlan } from './segment-plan.js';
 import {
   encodeManifest,
   type CheckpointKind,

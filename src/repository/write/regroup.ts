@@ -12,7 +12,7 @@ import type { ChainReader } from '../read/chain-reader.js';
 import { encodeFrame, type EncodedFrame } from '../../format/frame.js';
 import type { PageMap } from '../read/page-map.js';
 import { MAX_DELTA_DEPTH, ZERO_REF, type RecordRef } from '../../format/record-ref.js';
-import { digestOfPages } from '../verify/verify-pages.js';
+import { digestOfPages } from '../../format/page-digest.js';
 
 /** Read at a time: bounds memory, at about 8 KiB a page. */
 const CHUNK_PAGES = 1024;

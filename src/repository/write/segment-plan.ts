@@ -4,6 +4,7 @@ import { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
 import { sameLayout, type MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { CallOptions } from '../../storage/backend.js';
 import { planIndex } from '../../format/index-policy.js';
+import type { IndexEntries } from '../../format/index-segment.js';
 import { loadSegment, type SegmentSource } from '../read/load-map.js';
 import { BOTTOM_LEVEL, type Manifest, type SegmentEntry } from '../../format/manifest.js';
 import type { PageMap } from '../read/page-map.js';
@@ -40,6 +41,18 @@ export async function planSegment(
   const lists = [changed];
   for (const segment of plan.merged) lists.push((await loadSegment(source, segment, options)).pages);
   return { ...plan, pages: union(lists, layout.pageSpan) };
+}
+
+/** The entries of a segment for `pages`, as the map has them. */
+export function entriesOf(map: PageMap, pages: Uint32Array): IndexEntries {
+  // `from` would collect all values in a list first, and there may be a million of them.
+  const refs = new Float64Array(pages.length);
+  const depths = new Uint8Array(pages.length);
+  pages.forEach((page, i) => {
+    refs[i] = map.refs[page]!;
+    depths[i] = map.depths[page]!;
+  });
+  return { pages, refs, depths };
 }
 
 function pagesWithRecord(map: PageMap): Uint32Array {
