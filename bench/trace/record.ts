@@ -8,7 +8,7 @@ import { chooseTracker } from '../../src/checkpoint/trust/tracker-choice.js';
 import { hypervisors } from '../../src/index.js';
 import { recordEpochs, type RecordOptions } from '../../src/study/trace/recorder.js';
 import type { TraceHeader } from '../../src/study/trace/trace-format.js';
-import { TraceWriter } from '../../src/study/trace/trace-writer.js';
+import { TraceWriter } from './trace-writer.js';
 
 export interface TraceRequest extends RecordOptions, Pick<TraceHeader, 'workload' | 'description'> {
   readonly address: string;

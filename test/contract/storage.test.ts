@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from '@jest/globals';
 
-import { FaultyBackend } from '../../src/storage/faulty.js';
+import { FaultyBackend } from '../support/faulty-backend.js';
 import { FileBackend } from '../../src/storage/file.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { openBackend } from '../../src/storage/open.js';

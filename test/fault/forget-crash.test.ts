@@ -6,7 +6,7 @@ import { forget, type ForgetResult } from '../../src/repository/forget/forget.js
 import { Calendar } from '../../src/repository/forget/calendar.js';
 import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify/verify.js';
-import { FaultyBackend, type FaultMode } from '../../src/storage/faulty.js';
+import { FaultyBackend, type FaultMode } from '../support/faulty-backend.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { forgetIds, mustBeWhole, sourceOf, strays } from '../support/forget-model.js';
 import { IDENTITY, ModelVm, mustReadBack, type Expected } from '../unit/repository-model.js';

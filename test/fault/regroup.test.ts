@@ -12,7 +12,7 @@ import type { PageMap } from '../../src/repository/read/page-map.js';
 import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify/verify.js';
 import type { CallOptions, ObjectBody } from '../../src/storage/backend.js';
-import { FaultyBackend, type FaultMode } from '../../src/storage/faulty.js';
+import { FaultyBackend, type FaultMode } from '../support/faulty-backend.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { commitFields, IDENTITY, ModelVm, mustReadBack, type Expected } from '../unit/repository-model.js';

@@ -5,7 +5,7 @@ import { describe, expect, it } from '@jest/globals';
 import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify/verify.js';
 import type { WritePoint } from '../../src/repository/write/checkpoint-writer.js';
-import { FaultyBackend, type FaultMode } from '../../src/storage/faulty.js';
+import { FaultyBackend, type FaultMode } from '../support/faulty-backend.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { IDENTITY, ModelVm, mustReadBack, type Expected } from '../unit/repository-model.js';
 

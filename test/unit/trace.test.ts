@@ -4,9 +4,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 import { layOut } from '../../src/hypervisor/memory-layout.js';
+import type { RecordedEpoch } from '../../src/study/trace/recorder.js';
 import { BLOCK_HEADER_BYTES, MAX_BLOCK_PAGES, type TraceHeader } from '../../src/study/trace/trace-format.js';
 import { TraceReader } from '../../src/study/trace/trace-reader.js';
-import { TraceWriter, type RecordedEpoch } from '../../src/study/trace/trace-writer.js';
+import { TraceWriter } from '../../bench/trace/trace-writer.js';
 import { SOURCE_ROOT } from '../lab/support/lab-files.js';
 
 const HEADER: TraceHeader = {

@@ -14,7 +14,19 @@ import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { Vm } from '../../hypervisor/vm.js';
 import { chunkRuns } from '../../bitmap/run-chunks.js';
 import { countRunPages, expandRuns, PAGE_SIZE_BYTES, type PageRuns } from '../../types.js';
-import type { RecordedEpoch } from './trace-writer.js';
+
+/** One epoch as it was recorded. */
+export interface RecordedEpoch {
+  /** For which the guest ran. */
+  readonly runMs: number;
+  /** All pages that became dirty, ascending. */
+  readonly pages: Uint32Array;
+  /** 1 for each of `pages` whose contents follow. */
+  readonly hasContent: Uint8Array;
+  /** 4096 bytes for each page with contents, in order: before the epoch, after it. Not kept. */
+  readonly before: Uint8Array;
+  readonly after: Uint8Array;
+}
 
 export interface RecordOptions {
   readonly epochMs: number;

@@ -9,8 +9,14 @@
  *                   a backend that breaks its promise of whole objects, or a disk that lied about a sync
  */
 
-import { CheckpointError, type ErrorCode } from '../errors.js';
-import type { CallOptions, ObjectBody, StorageBackend, StorageProperties, StoredObject } from './backend.js';
+import { CheckpointError, type ErrorCode } from '../../src/errors.js';
+import type {
+  CallOptions,
+  ObjectBody,
+  StorageBackend,
+  StorageProperties,
+  StoredObject,
+} from '../../src/storage/backend.js';
 
 export type FaultMode = 'fail' | 'lost-reply' | 'crash' | 'crash-after' | 'torn';
 

@@ -2,9 +2,10 @@
 
 import { closeSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
 
-import { compress } from '../../ffi/zstd.js';
-import { putDeltas32 } from '../../format/byte-columns.js';
-import { PAGE_SIZE_BYTES } from '../../types.js';
+import { compress } from '../../src/ffi/zstd.js';
+import { putDeltas32 } from '../../src/format/byte-columns.js';
+import type { RecordedEpoch } from '../../src/study/trace/recorder.js';
+import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import {
   BLOCK_END,
   BLOCK_PAGES,
@@ -16,20 +17,7 @@ import {
   encodeHeader,
   MAX_BLOCK_PAGES,
   type TraceHeader,
-} from './trace-format.js';
-
-/** One epoch as it was recorded. */
-export interface RecordedEpoch {
-  /** For which the guest ran. */
-  readonly runMs: number;
-  /** All pages that became dirty, ascending. */
-  readonly pages: Uint32Array;
-  /** 1 for each of `pages` whose contents follow. */
-  readonly hasContent: Uint8Array;
-  /** 4096 bytes for each page with contents, in order: before the epoch, after it. Not kept. */
-  readonly before: Uint8Array;
-  readonly after: Uint8Array;
-}
+} from '../../src/study/trace/trace-format.js';
 
 /** The VM waits while an epoch is compressed; higher levels gain little on differences. */
 const DEFAULT_LEVEL = 6;
