@@ -247,7 +247,7 @@ describe('the run state', () => {
     const url = (path: string): string => JSON.stringify(new URL(path, import.meta.url).href);
     const script = `
       import { CheckpointSession } from ${url('../../src/checkpoint/session.js')};
-      import { HypervisorRegistry } from ${url('../../src/hypervisor/hypervisor.js')};
+      import { HypervisorRegistry } from ${url('../../src/hypervisor/registry.js')};
       import { Repository } from ${url('../../src/repository/repository.js')};
       import { MemoryBackend } from ${url('../../src/storage/memory.js')};
       import { FakeGuest } from ${url('../support/fake-guest.js')};
