@@ -15,7 +15,7 @@ describe('the collection between checkpoints', () => {
     collectGarbage();
     // The memory of buffers is freed on a thread beside, some time after the collection.
     const isFreed = (): boolean => process.memoryUsage().arrayBuffers < before - (32 << 20);
-    for (let i = 0; i < 100 && !isFreed(); i++) await sleep(20);
+    for (let i = 0; i < 1000 && !isFreed(); i++) await sleep(20);
     expect(isFreed()).toBe(true);
   });
 });
