@@ -203,8 +203,9 @@ export class XenVm implements Vm {
     });
   }
 
-  runState(): Promise<RunState> {
-    return Promise.resolve(this.#runState.read());
+  // eslint-disable-next-line @typescript-eslint/require-await -- a failure is a rejection, as everywhere in the contract
+  async runState(): Promise<RunState> {
+    return this.#runState.read();
   }
 
   async pause(stopping?: () => void): Promise<boolean> {
@@ -250,7 +251,11 @@ export class XenVm implements Vm {
   takeDeviceState(): Promise<Uint8Array> {
     const state = this.#deviceState;
     this.#deviceState = undefined;
-    if (state === undefined) return Promise.reject(new RangeError('saveDeviceState() comes first'));
+    if (state === undefined) {
+      return Promise.reject(
+        new CheckpointError('VM_STATE', 'no device state was saved, or it was taken already'),
+      );
+    }
     return Promise.resolve(state);
   }
 

@@ -3,6 +3,7 @@
  * have on demand. It proves nothing about Xen: that is the lab's part.
  */
 
+import { CheckpointError } from '../../src/errors.js';
 import type { CallResult } from '../../src/ffi/libc.js';
 import { GRANT_TABLE, SHADOW_OP, type LibraryCalls } from '../../adapters/xen/ffi/library.js';
 import { versionTable } from '../../adapters/xen/ffi/versions.js';
@@ -34,6 +35,7 @@ export class FakeXen implements LibraryCalls {
   isSuspended = false;
   isPaused = false;
   isGone = false;
+  isClosed = false;
   isDown = false;
   isHvm = true;
   /** Whether the guest takes a suspend request, and whether it then suspends. */
@@ -298,10 +300,11 @@ export class FakeXen implements LibraryCalls {
   }
 
   close(): void {
-    // Nothing is held.
+    this.isClosed = true;
   }
 
   #fails(call: keyof LibraryCalls, domid: number): CallResult | undefined {
+    if (this.isClosed) throw new CheckpointError('VM_GONE', 'the connection to the hypervisor is closed');
     if (this.isGone || domid !== this.domid) return { value: -1, errno: ESRCH };
     if (this.fault?.call === call) return { value: -1, errno: this.fault.errno };
     return undefined;

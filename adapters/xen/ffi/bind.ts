@@ -34,8 +34,8 @@ class BoundXen implements LibraryCalls {
   readonly version: XenVersion;
   readonly table;
   readonly #calls: ReturnType<typeof declareCalls>;
-  readonly #control: Pointer;
-  readonly #memory: Pointer;
+  /** Undefined once they are closed: the library would read freed memory. */
+  #handles: { readonly control: Pointer; readonly memory: Pointer } | undefined;
   #store: Pointer | null = null;
   /** Of the last size asked for: the bitmap of a domain has the same size each time. */
   #bitmap: { readonly struct: Uint8Array; readonly address: Pointer; readonly pages: number } | undefined;
@@ -44,8 +44,18 @@ class BoundXen implements LibraryCalls {
     this.version = version;
     this.table = versionTable(version);
     this.#calls = load(version);
-    this.#control = this.#open('xc_interface_open', this.#calls.xcOpen(null, null, 0), koffi.errno());
-    this.#memory = this.#open('xenforeignmemory_open', this.#calls.memoryOpen(null, 0), koffi.errno());
+    this.#handles = {
+      control: this.#open('xc_interface_open', this.#calls.xcOpen(null, null, 0), koffi.errno()),
+      memory: this.#open('xenforeignmemory_open', this.#calls.memoryOpen(null, 0), koffi.errno()),
+    };
+  }
+
+  get #control(): Pointer {
+    return this.#mustBeOpen().control;
+  }
+
+  get #memory(): Pointer {
+    return this.#mustBeOpen().memory;
   }
 
   domainInfo(first: number, max: number, into: Uint8Array): CallResult {
@@ -270,11 +280,20 @@ class BoundXen implements LibraryCalls {
   }
 
   close(): void {
+    if (this.#handles === undefined) return;
+    const { control, memory } = this.#handles;
     this.#freeBuffer();
     if (this.#store !== null) this.#calls.storeClose(this.#store);
     this.#store = null;
-    this.#calls.memoryClose(this.#memory);
-    this.#calls.xcClose(this.#control);
+    this.#handles = undefined;
+    this.#calls.memoryClose(memory);
+    this.#calls.xcClose(control);
+  }
+
+  #mustBeOpen(): { readonly control: Pointer; readonly memory: Pointer } {
+    if (this.#handles === undefined)
+      throw new CheckpointError('VM_GONE', 'the connection to the hypervisor is closed');
+    return this.#handles;
   }
 
   #open(what: string, handle: unknown, errno: number): Pointer {
@@ -290,6 +309,7 @@ class BoundXen implements LibraryCalls {
   }
 
   #openStore(): Pointer {
+    this.#mustBeOpen();
     this.#store ??= this.#open('xs_open', this.#calls.storeOpen(0), koffi.errno());
     return this.#store;
   }

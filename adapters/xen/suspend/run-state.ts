@@ -95,6 +95,8 @@ export class SuspendControl {
   /** Asks the guest to suspend and waits until it has; see `Vm.pause`. @throws VM_STATE, VM_GONE */
   async pause(stopping?: () => void): Promise<boolean> {
     const { domain, foreignSave, deviceModel } = this.#options;
+    // Before there is a guard: it would stay for a domain that is gone.
+    this.read();
     const guard = await this.#readyGuard();
     const found = this.read();
     if (found === 'paused') {
