@@ -1,12 +1,22 @@
+import * as jest from '@jest/globals';
+
 import { FAKE_TRACKER, FakeVm } from '../support/fake-vm.js';
 import { FakeGuest } from '../support/fake-guest.js';
-import { describeVm } from './vm.js';
+import { describeVm, type VmAbilities } from './vm.js';
 
-describeVm('fake', () => {
+const ABILITIES: VmAbilities = {
+  trackerKind: FAKE_TRACKER,
+  unusableTrackers: [],
+  freeze: 'works',
+  foreignPause: 'kept',
+  snapshotModes: [],
+  alwaysDirtyPages: 0,
+};
+
+describeVm(jest, 'fake', ABILITIES, () => {
   const guest = new FakeGuest();
   let written = 0;
   return Promise.resolve({
-    trackerKind: FAKE_TRACKER,
     attach: () => Promise.resolve(new FakeVm(guest)),
     operator: () => {
       const set = (state: 'running' | 'paused') => () => {

@@ -1,13 +1,34 @@
-/** What every VM adapter keeps to, whatever hypervisor it is for. Run by `vm.test.ts` and by the lab. */
+/**
+ * What every VM adapter keeps to, whatever hypervisor it is for. Run by jest in `vm.test.ts` and the lab's `*-contract.test.ts`, and by a runner
+ * of its own in dom0 of the Xen lab, where there is no jest.
+ */
 
-import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
+import { expect } from 'expect';
 
 import type { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
+import type { DiskSnapshotMode } from '../../src/hypervisor/disks.js';
 import type { GuestReaderModule } from '../../src/hypervisor/guest-reader.js';
 import { sameLayout } from '../../src/hypervisor/memory-layout.js';
 import type { Vm } from '../../src/hypervisor/vm.js';
 import { PAGE_SIZE_BYTES, countRunPages } from '../../src/types.js';
+import type { SuiteRunner } from './suite-runner.js';
+
+/** What an adapter can do with a VM, as far as adapters differ. What it cannot do it must refuse, and the suite tests the refusal instead. */
+export interface VmAbilities {
+  /** The kind of tracker whose record outlives a process; undefined where all pages are compared each time. */
+  readonly trackerKind: string | undefined;
+  /** Kinds of trackers that the adapter has and this VM cannot use. */
+  readonly unusableTrackers: readonly string[];
+  /** What becomes of a freeze: there is no such method, it works, or it is refused with this code. */
+  readonly freeze: 'absent' | 'works' | 'VM_UNSUPPORTED' | 'GUEST_AGENT';
+  /** A VM that somebody else has stopped is captured and left stopped, or its pause is refused. */
+  readonly foreignPause: 'kept' | 'refused';
+  /** The ways in which its writable disks can be snapshotted. */
+  readonly snapshotModes: readonly DiskSnapshotMode[];
+  /** Pages that each collect reports, because others than the guest write to them unseen. */
+  readonly alwaysDirtyPages: number;
+}
 
 export interface VmUnderTest {
   /** Another Cairn process on the same VM. The one before is closed by then. */
@@ -16,14 +37,21 @@ export interface VmUnderTest {
   operator(): Promise<{ pause(): Promise<unknown>; resume(): Promise<unknown> }>;
   /** Has the running guest change memory, and returns when it has. */
   disturb(): Promise<void>;
-  /** The kind of tracker whose record outlives a process. */
-  readonly trackerKind: string;
   destroy(): Promise<void>;
 }
 
 const PAGES_PER_READ = 4096;
+/** Nobody who answers takes that long; the test for a guest without an agent waits for it at most. */
+const FREEZE_LIMIT_MS = 2000;
 
-export function describeVm(name: string, open: () => Promise<VmUnderTest>): void {
+export function describeVm(
+  runner: SuiteRunner,
+  name: string,
+  abilities: VmAbilities,
+  open: () => Promise<VmUnderTest>,
+): void {
+  const { afterAll, afterEach, beforeAll, describe, it } = runner;
+  const { trackerKind, unusableTrackers, foreignPause } = abilities;
   describe(`VM contract: ${name}`, () => {
     let subject: VmUnderTest;
     let vm: Vm;
@@ -129,7 +157,8 @@ export function describeVm(name: string, open: () => Promise<VmUnderTest>): void
     it('does not resume what it did not pause', async () => {
       const other = await subject.operator();
       await other.pause();
-      expect(await vm.pause()).toBe(false);
+      if (foreignPause === 'kept') expect(await vm.pause()).toBe(false);
+      else await expect(vm.pause()).rejects.toMatchObject({ code: 'VM_STATE' });
       await vm.resume();
       expect(await vm.runState()).toBe('paused');
       await other.resume();
@@ -200,11 +229,24 @@ export function describeVm(name: string, open: () => Promise<VmUnderTest>): void
       expect(codeOf(() => vm.tracker('no-such-thing'))).toBe('TRACKER_UNAVAILABLE');
     });
 
-    describe.each(['persistent', 'compare'])('its %s tracker', (which) => {
-      const kindOf = (): string => (which === 'compare' ? 'compare' : subject.trackerKind);
+    for (const kind of unusableTrackers)
+      it(`says why it cannot use the tracker ${kind}, and does not start it`, async () => {
+        const { trackers: reports } = await vm.inspect();
+        const report = reports.find((one) => one.kind === kind);
+        expect(report).toMatchObject({ usable: false });
+        expect(report!.reason).not.toBe('');
+        const tracker = vm.tracker(kind);
+        await expect(tracker.start()).rejects.toMatchObject({ code: 'TRACKER_UNAVAILABLE' });
+        tracker.close();
+      });
 
+    for (const kind of trackerKind === undefined ? ['compare'] : [trackerKind, 'compare'])
+      describe(`its tracker ${kind}`, () => describeTracker(kind));
+    if (trackerKind !== undefined) describePersistentTracker(trackerKind);
+
+    function describeTracker(kind: string): void {
       it('collects nothing before it is started or after it is closed', async () => {
-        const tracker = vm.tracker(kindOf());
+        const tracker = vm.tracker(kind);
         expect(codeOf(() => tracker.collect())).toBe('TRACKER_OFF');
         expect(codeOf(() => tracker.token)).toBe('TRACKER_OFF');
         await tracker.start();
@@ -213,7 +255,7 @@ export function describeVm(name: string, open: () => Promise<VmUnderTest>): void
       });
 
       it('reports every page that changes between two pauses, and absent pages that are zero', async () => {
-        const tracker = await started(kindOf());
+        const tracker = await started(kind);
         await vm.pause();
         const before = await contents(tracker.collect().absent);
         await vm.resume();
@@ -227,7 +269,7 @@ export function describeVm(name: string, open: () => Promise<VmUnderTest>): void
 
       it('reports pages of the regions only', async () => {
         const layout = await vm.memoryLayout();
-        const { dirty, absent } = (await started(kindOf())).collect();
+        const { dirty, absent } = (await started(kind)).collect();
         for (const { firstPage, pageCount } of layout.regions) {
           for (
             let page = firstPage + pageCount;
@@ -240,7 +282,7 @@ export function describeVm(name: string, open: () => Promise<VmUnderTest>): void
       });
 
       it('reports again what it is given back', async () => {
-        const tracker = await started(kindOf());
+        const tracker = await started(kind);
         await vm.pause();
         const { dirty } = tracker.collect();
         tracker.putBack(dirty);
@@ -248,7 +290,7 @@ export function describeVm(name: string, open: () => Promise<VmUnderTest>): void
         dirty.andNot(again);
         expect(dirty.count()).toBe(0);
       });
-    });
+    }
 
     it('has a compare tracker that reports all pages, each start on its own account', async () => {
       const { regions } = await vm.memoryLayout();
@@ -257,47 +299,64 @@ export function describeVm(name: string, open: () => Promise<VmUnderTest>): void
       expect((await started('compare')).token).not.toBe(first.token);
     });
 
-    it('has a tracker that clears what it reports', async () => {
-      const tracker = await started(subject.trackerKind);
-      await vm.pause();
-      tracker.collect();
-      expect(tracker.collect().dirty.count()).toBe(0);
-    });
+    function describePersistentTracker(trackerKind: string): void {
+      it('has a tracker that clears what it reports', async () => {
+        const tracker = await started(trackerKind);
+        await vm.pause();
+        tracker.collect();
+        expect(tracker.collect().dirty.count()).toBeLessThanOrEqual(abilities.alwaysDirtyPages);
+      });
 
-    it('has a tracker whose record goes on under the same token when its process ends', async () => {
-      const first = await started(subject.trackerKind);
-      const { token } = first;
-      await vm.pause();
-      const before = await contents(first.collect().absent);
-      await vm.resume();
-      await reattach();
-      await subject.disturb();
-      const second = await started(subject.trackerKind);
-      expect(second.token).toBe(token);
-      await vm.pause();
-      const { dirty, absent } = second.collect();
-      const changed = await changedPages(before, await contents(absent));
-      expect(changed.length).toBeGreaterThan(0);
-      expect(changed.filter((page) => !dirty.has(page))).toEqual([]);
-      // Not all of memory: then the record would be worth nothing.
-      expect(dirty.count()).toBeLessThan((await vm.memoryLayout()).sizeBytes / PAGE_SIZE_BYTES / 2);
-    });
+      it('has a tracker whose record goes on under the same token when its process ends', async () => {
+        const first = await started(trackerKind);
+        const { token } = first;
+        await vm.pause();
+        const before = await contents(first.collect().absent);
+        await vm.resume();
+        await reattach();
+        await subject.disturb();
+        const second = await started(trackerKind);
+        expect(second.token).toBe(token);
+        await vm.pause();
+        const { dirty, absent } = second.collect();
+        const changed = await changedPages(before, await contents(absent));
+        expect(changed.length).toBeGreaterThan(0);
+        expect(changed.filter((page) => !dirty.has(page))).toEqual([]);
+        // Not all of memory: then the record would be worth nothing.
+        expect(dirty.count()).toBeLessThan((await vm.memoryLayout()).sizeBytes / PAGE_SIZE_BYTES / 2);
+      });
 
-    it('has a tracker that is another one after it was stopped', async () => {
-      const first = await started(subject.trackerKind);
-      const { token } = first;
-      await first.stop();
-      const second = await started(subject.trackerKind);
-      expect(second.token).not.toBe(token);
-      const { sizeBytes } = await vm.memoryLayout();
-      expect(second.collect().dirty.count()).toBeGreaterThan(sizeBytes / PAGE_SIZE_BYTES / 4);
-    });
+      it('has a tracker that is another one after it was stopped', async () => {
+        const first = await started(trackerKind);
+        const { token } = first;
+        await first.stop();
+        const second = await started(trackerKind);
+        expect(second.token).not.toBe(token);
+        const { sizeBytes } = await vm.memoryLayout();
+        expect(second.collect().dirty.count()).toBeGreaterThan(sizeBytes / PAGE_SIZE_BYTES / 4);
+      });
+    }
 
     it('lists its disks, and those of them that it can snapshot', async () => {
-      for (const disk of await vm.disks()) {
+      const disks = await vm.disks();
+      for (const disk of disks) {
         expect(disk.id).not.toBe('');
         if (!disk.writable) expect(disk.snapshotModes).toEqual([]);
       }
+      const modes = disks.flatMap(({ snapshotModes }) => snapshotModes);
+      expect([...new Set(modes)].sort()).toEqual([...abilities.snapshotModes].sort());
+    });
+
+    it('freezes the file systems of its guest and thaws them, or says that it cannot', async () => {
+      if (abilities.freeze === 'absent') {
+        expect('freeze' in vm || 'thaw' in vm).toBe(false);
+      } else if (abilities.freeze === 'works') {
+        expect(await vm.freeze!(FREEZE_LIMIT_MS)).toBeGreaterThan(0);
+        await vm.thaw!();
+      } else {
+        await expect(vm.freeze!(FREEZE_LIMIT_MS)).rejects.toMatchObject({ code: abilities.freeze });
+      }
+      expect(await vm.runState()).toBe('running');
     });
 
     it('refuses everything once it is closed', async () => {

@@ -1,14 +1,25 @@
+import * as jest from '@jest/globals';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 import { attachKvm } from '../../adapters/kvm/attach.js';
-import { describeVm } from '../contract/vm.js';
+import { describeVm, type VmAbilities } from '../contract/vm.js';
 import { LabMachine } from './machine.js';
 import type { QemuVersion } from './support/lab-files.js';
 
+const ABILITIES: VmAbilities = {
+  trackerKind: 'pagemap-scan',
+  unusableTrackers: [],
+  // No agent in this guest, and no channel to one.
+  freeze: 'VM_UNSUPPORTED',
+  foreignPause: 'kept',
+  snapshotModes: ['internal', 'external'],
+  alwaysDirtyPages: 0,
+};
+
 function describeKvm(qemu: QemuVersion): void {
-  describeVm(`QEMU ${qemu}`, async () => {
+  describeVm(jest, `QEMU ${qemu}`, ABILITIES, async () => {
     const runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-contract-'));
     const machine = await LabMachine.start({
       name: 'contract',
@@ -19,7 +30,6 @@ function describeKvm(qemu: QemuVersion): void {
     await machine.guest('lab memory 16');
     await machine.guest('lab disk');
     return {
-      trackerKind: 'pagemap-scan',
       attach: () => attachKvm(machine.address, { runtimeDir }),
       operator: () =>
         Promise.resolve({
