@@ -161,6 +161,14 @@ describe('suspending a guest with a device model', () => {
     expect(order).toEqual(['hold', 'stop, suspended', 'resume, suspended', 'guest', 'release']);
   });
 
+  it('changes nothing when it is stopped already', async () => {
+    expect(await control.pause()).toBe(true);
+    expect(await control.pause()).toBe(false);
+    expect(order).toEqual(['hold', 'stop, suspended']);
+    await control.resume();
+    expect(xen.isSuspended).toBe(false);
+  });
+
   it('asks nothing of the guest when its monitor cannot be had', async () => {
     fails = 'hold';
     await expect(control.pause()).rejects.toMatchObject({ code: 'VM_GONE' });

@@ -100,7 +100,7 @@ export class SuspendControl {
     const guard = await this.#readyGuard();
     const found = this.read();
     if (found === 'paused') {
-      if (deviceModel === undefined) return false;
+      if (deviceModel === undefined || this.#stop !== 0) return false;
       throw new CheckpointError('VM_STATE', `domain ${domain.domid} was suspended by somebody else`, {
         hint: 'whether its device model stands still as well cannot be told; take the checkpoint when it runs',
         retryable: true,
