@@ -11,6 +11,7 @@ const ABILITIES: VmAbilities = {
   foreignPause: 'kept',
   snapshotModes: [],
   alwaysDirtyPages: 0,
+  hypervisorPages: 0,
 };
 
 describeVm(jest, 'fake', ABILITIES, () => {

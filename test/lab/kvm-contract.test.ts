@@ -16,6 +16,7 @@ const ABILITIES: VmAbilities = {
   foreignPause: 'kept',
   snapshotModes: ['internal', 'external'],
   alwaysDirtyPages: 0,
+  hypervisorPages: 0,
 };
 
 function describeKvm(qemu: QemuVersion): void {

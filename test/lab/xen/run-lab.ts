@@ -13,6 +13,8 @@ import { fileURLToPath } from 'node:url';
 /** Of the source tree, seen from dist/test/lab/xen. */
 const ROOT = fileURLToPath(new URL('../../../../', import.meta.url));
 const SETUP = join(ROOT, 'test/lab/xen/setup');
+/** Of the contract suites. */
+const ASSERTIONS = 'expect';
 /** Of ensure-xen.sh: the packages cannot be had. */
 const CANNOT_BE_HAD = 3;
 
@@ -65,7 +67,8 @@ function pack(payload: string, work: string, args: readonly string[]): void {
     `exec node --no-warnings ${suite} ${args.map((arg) => `'${arg.replaceAll("'", '')}'`).join(' ')}\n`,
   );
   const packages = runTimePackages().map((name) => `node_modules/${name}`);
-  const trees = ['dist/src', 'dist/adapters', 'dist/test/lab', 'package.json', ...packages];
+  const tests = ['lab', 'contract', 'support'].map((tier) => `dist/test/${tier}`);
+  const trees = ['dist/src', 'dist/adapters', ...tests, 'package.json', ...packages];
   execFileSync('tar', [
     '-cf',
     payload,
@@ -80,7 +83,7 @@ function pack(payload: string, work: string, args: readonly string[]): void {
   ]);
 }
 
-/** The packages that the program needs when it runs, with what they need in turn, as far as they are installed. */
+/** The packages that program and suites need when they run, with what they need in turn, as far as they are installed. */
 function runTimePackages(): readonly string[] {
   const found = new Set<string>();
   const visit = (folder: string): void => {
@@ -95,6 +98,8 @@ function runTimePackages(): readonly string[] {
     }
   };
   visit(ROOT);
+  found.add(ASSERTIONS);
+  visit(join(ROOT, 'node_modules', ASSERTIONS));
   return [...found];
 }
 

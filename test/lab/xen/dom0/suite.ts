@@ -59,6 +59,14 @@ function smokeScenario(name: string, type: GuestOptions['type']): Scenario {
   };
 }
 
+/** What every adapter keeps to. Loaded only where it is run: its assertions take the emulated dom0 some seconds. */
+function contractScenario(name: string, type: NonNullable<GuestOptions['type']>): Scenario {
+  return {
+    name,
+    run: async (context) => (await import('./vm-contract.js')).vmContract(name, type, context),
+  };
+}
+
 /** Memory load, ballooning, restarts of Cairn, restores from first, middle and last. */
 function chainScenario(name: string, vcpus: number): Scenario {
   return {
@@ -507,6 +515,9 @@ await runScenarios(
   [
     smokeScenario('smoke', 'pvh'),
     short,
+    contractScenario('contract-pvh', 'pvh'),
+    contractScenario('contract-hvm', 'hvm'),
+    contractScenario('contract-pv', 'pv'),
     chainScenario('pvh-1', 1),
     chainScenario('pvh-2', 2),
     ioScenario('io-persistent', 'persistent-grants', 1),
