@@ -47,5 +47,6 @@ export function qemuProgram(version: QemuVersion, root = join(labCache(), 'qemu-
 
 /** A fresh folder on the disk (not a tmpfs: disk images go there). */
 export function scratchDir(name: string): string {
-  return mkdtempSync(join(tmpdir(), `cairn-lab-${name}-`));
+  // Short: paths of sockets begin with it.
+  return mkdtempSync(join(tmpdir(), `${name}-`));
 }

@@ -1,0 +1,134 @@
+/**
+ * Runs test files in processes of jest: those of the fast tiers two at a time, those of the lab each in a process of its own, so that the guest
+ * memory that a file holds goes with its process. Sums up in the end.
+ *
+ *     node run-apart.js READY [fast:PATTERN,PATTERN] [PATTERN...]
+ *
+ *     fast tiers --> READY exists --+--> file --> file --> ... ----+--> N passed, N failed
+ *                                   +--> those of BESIDE --> ... --+
+ *
+ * A file that could not be run counts as one failed test.
+ */
+
+import { execFileSync, spawn } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { basename, join } from 'node:path';
+import { performance } from 'node:perf_hooks';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+
+const JEST = fileURLToPath(new URL('../../../node_modules/jest/bin/jest.js', import.meta.url));
+const FAST = 'fast:';
+/**
+ * Each is one emulated machine from end to end, which waits for nobody and whose limits are wide. The other files of the lab leave half of two
+ * processors idle, so these run beside them. Their output appears when they are through.
+ */
+const BESIDE = ['xen', 'nested', 'lvm'];
+const READY_POLL_MS = 200;
+
+interface Job {
+  readonly name: string;
+  readonly args: readonly string[];
+  readonly isBeside: boolean;
+}
+
+interface Outcome {
+  readonly name: string;
+  readonly seconds: number;
+  readonly passed: number;
+  readonly failed: number;
+  readonly skipped: number;
+}
+
+/** What is read of `jest --json`. */
+interface JestReport {
+  readonly numPassedTests: number;
+  readonly numFailedTests: number;
+  readonly numPendingTests: number;
+  readonly numRuntimeErrorTestSuites: number;
+  readonly success: boolean;
+}
+
+function fastJob(word: string): Job {
+  const patterns = word.slice(FAST.length).split(',');
+  return { name: 'fast tiers', args: ['--maxWorkers=2', ...patterns], isBeside: false };
+}
+
+function jobsOf(patterns: readonly string[]): readonly Job[] {
+  if (patterns.length === 0) return [];
+  const listed = execFileSync(process.execPath, [JEST, '--listTests', ...patterns], { encoding: 'utf8' });
+  const files = listed.split('\n').filter((line) => line !== '');
+  if (files.length === 0) throw new Error(`no test file fits ${patterns.join(' ')}`);
+  return files.sort().map((file) => {
+    const name = basename(file, '.test.js');
+    // A test that fails may leave a guest or a socket behind, which must not keep the run from ending; hence --forceExit.
+    const args = ['--runInBand', '--forceExit', '--runTestsByPath', file];
+    return { name, args, isBeside: files.length > 1 && BESIDE.includes(name) };
+  });
+}
+
+async function run(job: Job, reports: string): Promise<Outcome> {
+  const report = join(reports, `${job.name.replace(' ', '-')}.json`);
+  const started = performance.now();
+  const child = spawn(process.execPath, [JEST, ...job.args, '--json', `--outputFile=${report}`], {
+    stdio: job.isBeside ? ['ignore', 'pipe', 'pipe'] : ['ignore', 'inherit', 'inherit'],
+  });
+  const output: Buffer[] = [];
+  for (const stream of [child.stdout, child.stderr]) stream?.on('data', (part: Buffer) => output.push(part));
+  const status = await new Promise<number | null>((resolve, reject) => {
+    child.once('error', reject).once('close', resolve);
+  });
+  for (const part of output) process.stderr.write(part);
+  const seconds = (performance.now() - started) / 1000;
+  if (!existsSync(report)) return { name: job.name, seconds, passed: 0, failed: 1, skipped: 0 };
+  const said = JSON.parse(readFileSync(report, 'utf8')) as JestReport;
+  const failed = said.numFailedTests + said.numRuntimeErrorTestSuites;
+  return {
+    name: job.name,
+    seconds,
+    passed: said.numPassedTests,
+    failed: failed === 0 && status !== 0 ? 1 : failed,
+    skipped: said.numPendingTests,
+  };
+}
+
+async function runAll(jobs: readonly Job[], reports: string): Promise<readonly Outcome[]> {
+  const outcomes: Outcome[] = [];
+  for (const job of jobs) outcomes.push(await run(job, reports));
+  return outcomes;
+}
+
+function summary(outcomes: readonly Outcome[]): { readonly text: string; readonly isGood: boolean } {
+  const sum = (of: (outcome: Outcome) => number): number =>
+    outcomes.reduce((total, outcome) => total + of(outcome), 0);
+  const [passed, failed, skipped] = [
+    sum((outcome) => outcome.passed),
+    sum((outcome) => outcome.failed),
+    sum((outcome) => outcome.skipped),
+  ];
+  const lines = outcomes.map((outcome) => {
+    const left = outcome.skipped > 0 ? `, ${outcome.skipped} skipped` : '';
+    const seconds = outcome.seconds.toFixed(0).padStart(5);
+    return `${seconds} s  ${outcome.name}: ${outcome.passed} passed, ${outcome.failed} failed${left}`;
+  });
+  if (skipped > 0) lines.push(`${skipped} skipped`);
+  lines.push(`${passed} passed, ${failed} failed`);
+  return { text: lines.join('\n'), isGood: failed === 0 && passed > 0 };
+}
+
+const [ready = '', ...words] = process.argv.slice(2);
+const reports = mkdtempSync(join(tmpdir(), 'reports-'));
+try {
+  const outcomes: Outcome[] = [];
+  for (const word of words) if (word.startsWith(FAST)) outcomes.push(await run(fastJob(word), reports));
+  const jobs = jobsOf(words.filter((word) => !word.startsWith(FAST)));
+  while (jobs.length > 0 && !existsSync(ready)) await sleep(READY_POLL_MS);
+  const lanes = [false, true].map((isBeside) => jobs.filter((job) => job.isBeside === isBeside));
+  for (const lane of await Promise.all(lanes.map((lane) => runAll(lane, reports)))) outcomes.push(...lane);
+  const { text, isGood } = summary(outcomes);
+  process.stdout.write(`\n${text}\n`);
+  process.exitCode = isGood ? 0 : 1;
+} finally {
+  rmSync(reports, { recursive: true, force: true });
+}
