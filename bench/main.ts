@@ -1,7 +1,8 @@
 /**
- * `npm run bench -- [--quick] [--area pause,chain] [--again]`: measures Cairn against its peers and the limits of this machine, in
+ * `npm run bench -- [--quick] [--area pause,chain] [--again] [--report-only]`: measures Cairn against its peers and the limits of this machine, in
  * one run. Rows are printed as they come and written to bench/results/latest.json; areas that were not run keep the rows
- * they had, and `measured` says of which commit and day. A run that was cut off goes on where it stopped.
+ * they had, and `measured` says of which commit and day. A run that was cut off goes on where it stopped. `--report-only`
+ * measures nothing and writes the documents and plots anew from the rows that are there.
  *
  * Each section has a budget: when it is used up, repeats end early. What a section needs at least is done in any case.
  */
@@ -73,7 +74,12 @@ const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 const RESULTS = join(ROOT, 'bench/results/latest.json');
 
 const { values } = parseArgs({
-  options: { quick: { type: 'boolean' }, area: { type: 'string' }, again: { type: 'boolean' } },
+  options: {
+    quick: { type: 'boolean' },
+    area: { type: 'string' },
+    again: { type: 'boolean' },
+    'report-only': { type: 'boolean' },
+  },
 });
 const areas = values.area?.split(',') ?? AREAS;
 const unknown = areas.filter((area) => !AREAS.includes(area));
@@ -84,6 +90,11 @@ if (unknown.length > 0) {
 const quick = values.quick === true;
 const commit = commitOfTree(ROOT);
 const before = existsSync(RESULTS) ? (JSON.parse(readFileSync(RESULTS, 'utf8')) as BenchResults) : undefined;
+if (values['report-only'] === true) {
+  if (before === undefined) throw new Error(`there is no ${RESULTS} to report of`);
+  writeTables(ROOT, before);
+  process.exit(0);
+}
 const progress = RunProgress.open(join(workloadCache(), 'bench-progress.json'), {
   commit,
   quick,

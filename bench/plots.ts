@@ -1,4 +1,7 @@
-/** The plots of docs/performance.md, from the results: SVG files beside it, readable on light and dark backgrounds. */
+/**
+ * The plots of docs/performance.md and docs/performance-rows.md, from the results: SVG files in docs/plots, readable on light and dark
+ * backgrounds.
+ */
 
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -6,6 +9,8 @@ import { join } from 'node:path';
 import * as Plot from '@observablehq/plot';
 
 import { COLORS, standAloneFigure, type PlotSettings } from '../src/study/figure.js';
+import { questionPlots } from './question-plots.js';
+import { QUESTIONS } from './questions.js';
 import type { BenchArea, BenchRow } from './rows.js';
 
 /** Where they lie, below docs. */
@@ -24,25 +29,35 @@ const AREA_TITLE: Readonly<Record<BenchArea, string>> = {
   xen: 'On Xen, against its own save',
 };
 
-const [FIRST, SECOND, THIRD, FOURTH] = COLORS;
+const [FIRST, SECOND, THIRD] = COLORS;
 
-/** Writes the plots that the rows suffice for. @returns Markdown that shows them, by area */
-export function writePlots(root: string, rows: readonly BenchRow[]): ReadonlyMap<BenchArea, string> {
+export interface WrittenPlots {
+  /** Markdown that shows an area's rows against their peers. */
+  readonly byArea: ReadonlyMap<BenchArea, string>;
+  /** Names of those that questions are answered with. */
+  readonly ofQuestions: ReadonlySet<string>;
+}
+
+/** Writes the plots that the rows suffice for. */
+export function writePlots(root: string, rows: readonly BenchRow[]): WrittenPlots {
   const folder = join(root, 'docs', FOLDER);
   mkdirSync(folder, { recursive: true });
-  const shown = new Map<BenchArea, string>();
-  const show = (area: BenchArea, name: string, title: string, settings: PlotSettings | undefined): void => {
-    if (settings === undefined) return;
+  const write = (name: string, title: string, settings: PlotSettings): void =>
     writeFileSync(join(folder, `${name}.svg`), standAloneFigure(title, settings));
-    shown.set(area, `${shown.get(area) ?? ''}![${title}](${FOLDER}/${name}.svg)\n\n`);
-  };
+  const byArea = new Map<BenchArea, string>();
   for (const area of new Set(rows.map((row) => row.area))) {
-    const own = rows.filter((row) => row.area === area);
-    show(area, `${area}-ratios`, AREA_TITLE[area], ratios(own));
+    const settings = ratios(rows.filter((row) => row.area === area));
+    if (settings === undefined) continue;
+    const [name, title] = [`${area}-ratios`, AREA_TITLE[area]];
+    write(name, title, settings);
+    byArea.set(area, `![${title}](${FOLDER}/${name}.svg)\n\n`);
   }
-  show('pause', 'pause-by-dirty-set', 'Pause by dirty set and guest size', pauseBySize(rows));
-  show('growth', 'growth-by-size', 'An increment as the guest grows', growthBySize(rows));
-  return shown;
+  const ofQuestions = questionPlots(rows);
+  for (const { plot, plotTitle } of QUESTIONS) {
+    const settings = ofQuestions.get(plot);
+    if (settings !== undefined) write(plot, plotTitle, settings);
+  }
+  return { byArea, ofQuestions: new Set(ofQuestions.keys()) };
 }
 
 /** One dot a row, by peer and what was measured; the line is the peer. */
@@ -82,57 +97,6 @@ function ratios(rows: readonly BenchRow[]): PlotSettings | undefined {
         fillOpacity: 0.75,
         r: 4,
       }),
-    ],
-  };
-}
-
-function pauseBySize(rows: readonly BenchRow[]): PlotSettings | undefined {
-  const points = rows.flatMap(({ area, name, workload, value, peer_value }) => {
-    const size = /^(\d+) GiB guest, (\d+) MiB rewritten$/.exec(workload);
-    if (area !== 'pause' || name !== 'increment, p50' || size === null || peer_value === null) return [];
-    return [
-      { guest: `${size[1]!} GiB`, mib: Number(size[2]), ms: value },
-      { guest: 'floor', mib: Number(size[2]), ms: peer_value },
-    ];
-  });
-  if (points.length === 0) return undefined;
-  const guests = [...new Set(points.map(({ guest }) => guest))].filter((guest) => guest !== 'floor');
-  const colorOf = (point: { guest: string }): string =>
-    point.guest === 'floor'
-      ? 'var(--quiet)'
-      : ([FIRST, SECOND, FOURTH][guests.indexOf(point.guest)] ?? FIRST);
-  const last = guests.map((guest) => points.filter((point) => point.guest === guest).at(-1)!);
-  return {
-    x: { type: 'log', label: 'MiB rewritten between checkpoints', grid: true, tickFormat: '~g' },
-    y: { label: 'pause p50, ms (grey: floor)', grid: true, zero: true },
-    marginRight: 60,
-    marks: [
-      ...guests.map((guest) =>
-        Plot.line(
-          points.filter((point) => point.guest === guest),
-          { x: 'mib', y: 'ms', stroke: colorOf({ guest }), strokeWidth: 2 },
-        ),
-      ),
-      Plot.dot(points, { x: 'mib', y: 'ms', fill: colorOf, r: 3.5 }),
-      Plot.text(last, { x: 'mib', y: 'ms', text: 'guest', dx: 8, textAnchor: 'start', fill: 'var(--ink)' }),
-    ],
-  };
-}
-
-function growthBySize(rows: readonly BenchRow[]): PlotSettings | undefined {
-  const points = rows.flatMap(({ area, name, value }) => {
-    const size = /^increment, (total|pause), (\d+) GiB guest$/.exec(name);
-    return area !== 'growth' || size === null ? [] : [{ what: size[1]!, gib: Number(size[2]), ms: value }];
-  });
-  if (points.length === 0) return undefined;
-  const of = (what: string) => points.filter((point) => point.what === what);
-  return {
-    x: { label: 'GiB of guest memory', grid: true },
-    y: { label: 'ms (upper: total, lower: pause)', grid: true, zero: true },
-    marks: [
-      Plot.ruleY([0]),
-      Plot.lineY(of('total'), { x: 'gib', y: 'ms', stroke: FIRST, strokeWidth: 2, marker: 'dot' }),
-      Plot.lineY(of('pause'), { x: 'gib', y: 'ms', stroke: SECOND, strokeWidth: 2, marker: 'dot' }),
     ],
   };
 }

@@ -1,6 +1,6 @@
 /**
  * `node dist/bench/xen.js [DIR]`: the comparison of the thesis on a real Xen in the lab (test/lab/xen/dom0/comparison.ts), or what a run of
- * `run-lab.js compare-128-random compare-512-random compare-128-files compare-512-files --out DIR` left in DIR. Rows go to bench/results/xen.json, the table to docs/xen.md.
+ * `run-lab.js compare-128-random compare-512-random compare-128-files compare-512-files --out DIR` left in DIR. Rows go to bench/results/xen.json, the table to docs/proofs.md.
  *
  * Not a part of `npm run bench`: it takes half an hour, and one emulated machine inside another.
  */
@@ -59,7 +59,7 @@ const machine = thisMachine();
 const [date, commit] = [new Date().toISOString().slice(0, 10), commitOfTree(ROOT)];
 writeFileSync(RESULTS, `${JSON.stringify({ machine, date, commit, rows, comparisons }, null, 1)}\n`);
 replaceIn(
-  join(ROOT, 'docs/xen.md'),
+  join(ROOT, 'docs/proofs.md'),
   `${table(rows)}\n\nFrom [bench/results/xen.json](../bench/results/xen.json): Xen 4.17 and dom0 with one processor, emulated (TCG) on ` +
     `${machine.cpu}, ${machine.cores} cores, Linux ${machine.kernel}, Node ${machine.node}; ${date}, commit ${commit}.`,
 );
