@@ -1,6 +1,6 @@
 /**
- * A set of pages, one bit a page: page p is bit p % 64 of word p / 64, words are little-endian. The form in which
- * hypervisors report dirty pages. Bits past the last page are always clear.
+ * A set of pages, one bit a page: page p is bit p % 64 of word p / 64, words are little-endian. The form in
+ * which hypervisors report dirty pages. Bits past the last page are always clear.
  *
  * The 32-bit and 64-bit views below rely on a little-endian machine, which every machine Cairn supports is.
  */
@@ -11,7 +11,10 @@ import { countBits, scanBits } from './scan.js';
 
 export class DirtyBitmap {
   readonly pageCount: number;
-  /** ceil(pageCount / 64) words. Owned by the bitmap; who writes to it keeps the bits past the last page clear. */
+  /**
+   * ceil(pageCount / 64) words. Owned by the bitmap; who writes to it keeps the bits past the last page
+   * clear.
+   */
   readonly words: BigUint64Array;
   /** The same memory, byte by byte. */
   readonly bytes: Uint8Array;
@@ -52,7 +55,7 @@ export class DirtyBitmap {
     return bitmap;
   }
 
-  /** As `fromBytes`, from little-endian words. */
+  /** Does what `fromBytes` does, from little-endian words. */
   static fromWords(pageCount: number, words: BigUint64Array): DirtyBitmap {
     return DirtyBitmap.fromBytes(pageCount, new Uint8Array(words.buffer, words.byteOffset, words.byteLength));
   }
@@ -80,7 +83,10 @@ export class DirtyBitmap {
     this.putRange(first, count, 0);
   }
 
-  /** Adds the pages of `runs`. Of a few runs in a large memory it takes far less time than `or`. @throws RangeError as `setRange` */
+  /**
+   * Adds the pages of `runs`. For a few runs in a large memory it takes far less time than `or`.
+   * @throws RangeError as `setRange`
+   */
   setRuns(runs: PageRuns): void {
     for (let i = 0; i < runs.length; i += 2) this.setRange(runs[i]!, runs[i + 1]!);
   }

@@ -1,6 +1,6 @@
 /**
- * Runs and counts of a bitmap of any length through the shared kernels: the bitmap passes through a small window of
- * linear memory, which stays in the second-level cache.
+ * Runs and counts of a bitmap of any length through the shared kernels: the bitmap passes through a small
+ * window of linear memory, which stays in the second-level cache.
  */
 
 import { edgeCapacityBytes, SCAN_WORDS } from '../kernels/kernels.js';
@@ -8,11 +8,13 @@ import { sharedKernels } from '../kernels/shared-kernels.js';
 import type { PageRuns } from '../types.js';
 
 /**
- * Bitmap bytes per step: 2 GiB of guest memory. Large enough to make the calls disappear, and the room that its edges need at
- * the worst is still moderate.
+ * Bitmap bytes per step: 2 GiB of guest memory. Large enough to make the calls disappear, and the room that
+ * its edges need at the worst is still moderate.
  */
 const WINDOW_BYTES = 64 * 1024;
-/** The word before the window is the last of the window before, so that a run goes on from one into the other. */
+/**
+ * The word before the window is the last of the window before, so that a run goes on from one into the other.
+ */
 const WINDOW_AT = 64;
 const STEP_BYTES = SCAN_WORDS * 8;
 const EDGES_AT = WINDOW_AT + WINDOW_BYTES;
@@ -71,7 +73,10 @@ function wordsOf(memory: Uint8Array): Uint32Array {
   return words;
 }
 
-/** Puts the window that begins at byte `at` into linear memory, filled up with zeros to whole steps. Returns its length. */
+/**
+ * Puts the window that begins at byte `at` into linear memory, filled up with zeros to whole steps. Returns
+ * its length.
+ */
 function putWindow(memory: Uint8Array, bytes: Uint8Array, at: number): number {
   const window = bytes.length <= WINDOW_BYTES ? bytes : bytes.subarray(at, at + WINDOW_BYTES);
   memory.set(window, WINDOW_AT);

@@ -1,10 +1,12 @@
-/** Sharing page runs out among workers by stripes of the page index, so that a page always has the same owner. */
+/**
+ * Sharing page runs out among workers by stripes of the page index, so that a page always has the same owner.
+ */
 
 import type { PageRuns } from '../types.js';
 
 /**
- * Splits `runs` among `ownerCount` owners; the owner of a page is floor(page / stripePages) % ownerCount. Runs are cut
- * at stripe borders where the owner changes.
+ * Splits `runs` among `ownerCount` owners; the owner of a page is floor(page / stripePages) % ownerCount.
+ * Runs are cut at stripe borders where the owner changes.
  * @returns one list of runs for each owner, each again ascending and without neighbours. Caller owns them.
  * @throws RangeError unless `stripePages` and `ownerCount` are positive integers
  */

@@ -1,7 +1,8 @@
 /**
- * What stands in the place of a record that nobody needs any more, in a pack that was thinned (docs/format.md, forgetting): one run of one
- * zero byte on the zero page. No writer stores such a record for a page, because a page that is zero has none; so whoever is led to one
- * reads a checkpoint that was forgotten meanwhile.
+ * What stands in the place of a record that nobody needs any more, in a pack that was thinned
+ * (docs/format.md, forgetting): one run of one zero byte on the zero page. No writer stores such a record for
+ * a page, because a page that is zero has none; so whoever is led to one reads a checkpoint that was
+ * forgotten meanwhile.
  */
 
 import { CODEC_RUNS } from '../kernels/codec-ids.js';

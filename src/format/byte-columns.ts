@@ -1,6 +1,6 @@
 /**
- * Numbers laid out for zstd: differences to the number before, split into planes of equal significance, so that the many
- * zero bytes come together (docs/format.md, columns).
+ * Numbers laid out for zstd: differences to the number before, split into planes of equal significance, so
+ * that the many zero bytes come together (docs/format.md, columns).
  *
  *     numbers   a0 a1 a2        bytes   a0.0 a1.0 a2.0 | a0.1 a1.1 a2.1 | a0.2 ...       x.0: least significant byte
  */
@@ -42,7 +42,10 @@ export function takeDeltas32(bytes: Uint8Array, at: number, count: number): Uint
 
 const TWO_32 = 2 ** 32;
 
-/** Differences of numbers below 2^53 modulo 2^64, the first to 0, as eight planes. @returns the offset behind */
+/**
+ * Differences of numbers below 2^53 modulo 2^64, the first to 0, as eight planes.
+ * @returns the offset behind
+ */
 export function putDeltas64(out: Uint8Array, at: number, numbers: Float64Array): number {
   const lows = new Uint32Array(numbers.length);
   const highs = new Uint32Array(numbers.length);

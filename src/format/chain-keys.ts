@@ -13,8 +13,9 @@ const MAX_SEGMENT_LENGTH = 200;
 const KEPT_OF_LONG_NAME = 120;
 
 /**
- * The folder name of a chain: letters, digits and "-" as they are, "." except in front, all other bytes of the UTF-8 form
- * as "_" and two hex digits. A name too long for a file name is cut and completed by "_h" and a hash of the whole.
+ * The folder name of a chain: letters, digits and "-" as they are, "." except in front, all other bytes of
+ * the UTF-8 form as "_" and two hex digits. A name too long for a file name is cut and completed by "_h" and
+ * a hash of the whole.
  * @throws USAGE for an empty name
  */
 export function chainKey(vmName: string): string {
@@ -74,7 +75,9 @@ function seqName(seq: number): string {
   return seq.toString(16).padStart(8, '0');
 }
 
-/** Sequence number in the last segment of the key of a pack, index segment or checkpoint; 0 for anything else. */
+/**
+ * Sequence number in the last segment of the key of a pack, index segment or checkpoint; 0 for anything else.
+ */
 export function seqOfKey(key: string): number {
   const match = /\/([0-9a-f]{8})(?:-[0-9a-f]{16})?$/.exec(key);
   return match === null ? 0 : Number.parseInt(match[1]!, 16);

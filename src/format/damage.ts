@@ -32,7 +32,9 @@ export interface DamagedObject {
   readonly message: string;
 }
 
-/** Turns an error about one object into an entry of a list; anything that is not about damage is thrown on. */
+/**
+ * Turns an error about one object into an entry of a list; anything that is not about damage is thrown on.
+ */
 export function asDamagedObject(key: string, error: unknown): DamagedObject {
   if (
     isCheckpointError(error) &&

@@ -8,7 +8,8 @@
  *     8   4  stored length of body   32 32  SHA-256 over bytes 0-31 and the stored body
  *     12  4  raw length of body      64     body as stored
  *
- * Encoding is pure, and is called by worker threads. Nothing read from a stored frame is used before it is checked.
+ * Encoding is pure, and is called by worker threads. Nothing read from a stored frame is used before it is
+ * checked.
  */
 
 import { createHash } from 'node:crypto';
@@ -49,7 +50,7 @@ export interface EncodedFrame {
   readonly baseRefs: Float64Array;
   /** Depth of each record. */
   readonly depths: Uint8Array;
-  /** Of a patch frame: the records that it is held against. */
+  /** The records that a patch frame is held against; empty for other frames. */
   readonly sources: Float64Array;
   /** Length of the body before the entropy stage. */
   readonly rawBytes: number;
@@ -103,7 +104,10 @@ const SPARSE_LEVELS = 3;
 /** A block of its own costs a header and tables. */
 const MIN_BLOCK_BYTES = 512;
 
-/** The entropy stage: columns, control bytes and data bytes each as blocks of their own, unless they are short. */
+/**
+ * The entropy stage: columns, control bytes and data bytes each as blocks of their own, unless they are
+ * short.
+ */
 function packBody(records: FrameRecords, body: Uint8Array, level: number): Uint8Array {
   if (level === 0) return body;
   const { control, data } = records;
@@ -125,10 +129,16 @@ export function decodeFrame(bytes: Uint8Array, place: FramePlace): PageRecords {
   return parsePages(header, inflate(header, bytes, place), place);
 }
 
-/** Up to this length of a body, the way to another thread and back takes longer than decompressing it here: some 15 against 60 µs. */
+/**
+ * Up to this length of a body, the way to another thread and back takes longer than decompressing it here:
+ * some 15 against 60 µs.
+ */
 const SHORT_BODY_BYTES = 32 * 1024;
 
-/** As `decodeFrame`, with decompression on another thread when it takes long. `bytes` must not change until then. */
+/**
+ * Decodes as `decodeFrame` does, and decompresses on another thread when that takes long. `bytes` must not
+ * change until then.
+ */
 export async function decodeFrameAsync(bytes: Uint8Array, place: FramePlace): Promise<PageRecords> {
   const header = checkFrame(bytes, place);
   const stored = bytes.subarray(FRAME_HEADER_BYTES);

@@ -1,9 +1,9 @@
 /**
- * Which index segments a checkpoint needs (docs/format.md, segments and levels).
+ * Decides which index segments a checkpoint needs (docs/format.md, segments and levels).
  *
- * Every checkpoint writes one segment. It holds the checkpoint's own changes, or these together with segments of the
- * parent that it replaces: seven of level 0 and the new one become one of level 1, and so on upwards; when what comes out
- * is more than half of the bottom segment, all becomes a new bottom.
+ * Every checkpoint writes one segment. It holds the checkpoint's own changes, or these together with segments
+ * of the parent that it replaces: seven of level 0 and the new one become one of level 1, and so on upwards;
+ * when what comes out is more than half of the bottom segment, all becomes a new bottom.
  *
  *     level    0 0 0 0 0 0 0      1 1 1 ...      bottom
  *              newest first, at most 7 a level   exactly one
@@ -11,7 +11,10 @@
 
 import { BOTTOM_LEVEL, type SegmentEntry } from './manifest.js';
 
-/** Segments of one level that are merged. More would mean fewer bytes written, and more segments to read for a map. */
+/**
+ * Segments of one level that are merged. More would mean fewer bytes written, and more segments to read for a
+ * map.
+ */
 export const MERGE_FACTOR = 8;
 /** Levels below the bottom. 8^8 checkpoints fill them; what comes after is merged into a new bottom. */
 export const MAX_LEVELS = 8;
@@ -19,9 +22,14 @@ export const MAX_SEGMENTS = (MERGE_FACTOR - 1) * MAX_LEVELS + 1;
 
 export interface IndexPlan {
   readonly level: number;
-  /** Levels whose segments are taken over: the new one covers the last 8^rise checkpoints. 0 when it is the first bottom, or pages have moved. */
+  /**
+   * Levels whose segments are taken over: the new one covers the last 8^rise checkpoints. 0 when it is the
+   * first bottom, or pages have moved.
+   */
   readonly rise: number;
-  /** Segments of the parent whose entries the new one takes over; empty for a bottom, which takes everything. */
+  /**
+   * Segments of the parent whose entries the new one takes over; empty for a bottom, which takes everything.
+   */
   readonly merged: readonly SegmentEntry[];
   /** Segments of the parent that stay, newest first. */
   readonly kept: readonly SegmentEntry[];

@@ -1,6 +1,6 @@
 /**
- * Frames of patched pages (docs/format.md, patch frames): pages that changed so much that runs of bytes say little. zstd
- * compresses them as one piece, and may refer to the contents of other records, the sources.
+ * Frames of patched pages (docs/format.md, patch frames): pages that changed so much that runs of bytes say
+ * little. zstd compresses them as one piece, and may refer to the contents of other records, the sources.
  *
  *     header, 64 bytes    24 2 source count | 26 2 zero | 28 4 length of the columns as stored
  *     columns             one zstd frame: 4n page indexes, 8m sources; both ascending, as differences in planes
@@ -35,9 +35,9 @@ export interface PatchInput {
   readonly sources: Float64Array;
   /** 4096 bytes for each of `sources`. */
   readonly prefix: Uint8Array;
-  /** Of the records: 0 without sources, otherwise one more than the deepest source. */
+  /** The depth of all records of the frame: 0 without sources, otherwise one more than the deepest source. */
   readonly depth: number;
-  /** As in `FrameRecords`. */
+  /** The digest that `FrameRecords` describes. */
   readonly digest: bigint;
 }
 

@@ -1,6 +1,6 @@
 /**
- * Addresses of page records (docs/format.md, record references). One number below 2^53, so that a map of all pages is a
- * Float64Array:
+ * Addresses of page records (docs/format.md, record references). One number below 2^53, so that a map of all
+ * pages is a Float64Array:
  *
  *     52 ........ 29 | 28 ........ 12 | 11 ........ 0
  *     pack, from 1   | frame in pack  | record in frame
@@ -14,15 +14,15 @@ export type RecordRef = number;
 export const ZERO_REF: RecordRef = 0;
 
 /**
- * Most deltas on top of each other. A page takes at most MAX_DELTA_DEPTH + 1 records to read; whoever writes stores the
- * whole page when the limit is reached. Higher saves space for pages that change a little each time and makes
- * every read of them slower, in proportion.
+ * Most deltas on top of each other. A page takes at most MAX_DELTA_DEPTH + 1 records to read; whoever writes
+ * stores the whole page when the limit is reached. Higher saves space for pages that change a little each
+ * time and makes every read of them slower, in proportion.
  */
 export const MAX_DELTA_DEPTH = 8;
 
 export const MAX_PACK_SEQ = 2 ** 24 - 1;
 export const MAX_FRAMES_PER_PACK = 2 ** 17;
-/** One less than the address could take, so that a count fits 12 bits. */
+/** The bound is one less than the address could take, so that a count fits 12 bits. */
 export const MAX_RECORDS_PER_FRAME = 2 ** 12 - 1;
 
 const FRAME_UNIT = 2 ** 12;

@@ -1,5 +1,6 @@
 /**
- * Small records as text: one line of JSON and one line with the SHA-256 of the first (docs/format.md, sealed JSON).
+ * Small records as text: one line of JSON and one line with the SHA-256 of the first (docs/format.md, sealed
+ * JSON).
  *
  *     {"format":"cairn-repository","version":1,...}\n
  *     <64 lower-case hex digits>\n

@@ -1,6 +1,6 @@
 /**
- * Argument checks in front of either implementation. A wrong pointer inside the memory would not trap but overwrite
- * something else, so ranges are checked here, once for a batch.
+ * Argument checks in front of either implementation. A wrong pointer inside the memory would not trap but
+ * overwrite something else, so ranges are checked here, once for a batch.
  */
 
 import { PAGE_SIZE_BYTES } from '../types.js';
@@ -16,7 +16,10 @@ import {
 } from './kernels.js';
 import type { LinearMemory } from './linear-memory.js';
 
-/** The functions without checks: the exports of the WebAssembly module, or their twins. Numbers are unsigned 32-bit. */
+/**
+ * The functions without checks: the exports of the WebAssembly module, or their twins. Numbers are unsigned
+ * 32-bit.
+ */
 export interface RawKernels {
   scanEdges(bitmap: number, wordCount: number, firstBit: number, out: number): number;
   edgesToRuns(edges: number, runCount: number): void;

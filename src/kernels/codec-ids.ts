@@ -8,13 +8,15 @@
  *     runs   control + data < 4096            the differences from the base
  *     raw    everything else                  data: the 4096 bytes
  *
- * Payload of `runs`: control is a sequence of (gap, length) varint pairs, data is the new bytes of all runs in order.
+ * Payload of `runs`: control is a sequence of (gap, length) varint pairs, data is the new bytes of all runs
+ * in order.
  *
  *     page     ........XXXX..........YY......      X, Y: bytes that differ from the base
  *     control  08 04 | 0a 02                       gap: bytes kept since the end of the run before (or the page's start)
  *     data     XXXXYY                              length: at least 1
  *
- * Varints are LEB128, shortest form, hence at most two bytes here. Bytes after the last run are those of the base.
+ * Varints are LEB128, shortest form, hence at most two bytes here. Bytes after the last run are those of the
+ * base.
  */
 export const CODEC_ZERO = 0;
 export const CODEC_RAW = 1;

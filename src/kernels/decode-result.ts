@@ -1,4 +1,6 @@
-/** What `decodeInto` returns. The numbers are internal: they may change with the version, unlike codec ids. */
+/**
+ * What `decodeInto` returns. The numbers are internal: they may change with the version, unlike codec ids.
+ */
 export const DecodeResult = {
   Ok: 0,
   UnknownCodec: 1,

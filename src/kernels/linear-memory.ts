@@ -1,6 +1,6 @@
 /**
- * A WebAssembly memory and its current view. Growing a memory detaches its buffer and with it every view made before;
- * `bytes()` is cheap and always valid, so ask again after anything that may have grown it.
+ * A WebAssembly memory and its current view. Growing a memory detaches its buffer and with it every view made
+ * before; `bytes()` is cheap and always valid, so ask again after anything that may have grown it.
  */
 
 const WASM_PAGE_BYTES = 65_536;
@@ -31,7 +31,10 @@ export class LinearMemory {
     return this.view;
   }
 
-  /** Grows the memory to at least `sizeBytes`; contents stay, views made before do not. @throws RangeError when it cannot */
+  /**
+   * Grows the memory to at least `sizeBytes`; contents stay, views made before do not.
+   * @throws RangeError when it cannot
+   */
   ensure(sizeBytes: number): void {
     if (sizeBytes <= this.sizeBytes) return;
     if (!(sizeBytes <= MAX_MEMORY_BYTES)) {

@@ -1,6 +1,6 @@
 /**
- * One page at a time, from and into ordinary byte arrays: for readers, tools and tests. The batch path of a checkpoint
- * calls the kernels directly on pages that already lie in linear memory.
+ * Encodes and decodes one page at a time, from and into ordinary byte arrays: for readers, tools and tests.
+ * The batch path of a checkpoint calls the kernels directly on pages that already lie in linear memory.
  */
 
 import { CheckpointError } from '../errors.js';
@@ -75,8 +75,10 @@ export class PageCodec {
   }
 
   /**
-   * Applies a record to `page`, in place: for `runs` and `same` it holds the base. Unchanged when this throws.
-   * @throws CODEC_MALFORMED when the record is not one, with the reason; RangeError when `page` is not 4096 bytes
+   * Applies a record to `page`, in place: for `runs` and `same` it holds the base. Unchanged when this
+   * throws.
+   * @throws CODEC_MALFORMED when the record is not one, with the reason; RangeError when `page` is not 4096
+   *   bytes
    */
   decode(record: PageRecord, page: Uint8Array): void {
     checkPage('page', page);

@@ -1,4 +1,6 @@
-/** Twin of `assembly/decode.ts`: the same checks in the same order, so that the error numbers are the same. */
+/**
+ * Twin of `assembly/decode.ts`: the same checks in the same order, so that the error numbers are the same.
+ */
 
 import { CODEC_RAW, CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from './codec-ids.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
@@ -97,8 +99,8 @@ function decodeRuns(control: Uint8Array, data: Uint8Array, page: Uint8Array): De
 }
 
 /**
- * The next number, or the negative of an error. Two bytes hold every value up to 4096; a second byte of 0 or with the
- * top bit set is too long.
+ * The next number, or the negative of an error. Two bytes hold every value up to 4096; a second byte of 0 or
+ * with the top bit set is too long.
  */
 function takeVarint(numbers: { readonly control: Uint8Array; at: number }): number {
   const { control } = numbers;

@@ -5,9 +5,10 @@ import { PAGE_SIZE_BYTES } from '../types.js';
 import { BASE_NONE, BASE_ZERO_PAGE } from './kernels.js';
 
 /**
- * Runs at most this many equal bytes apart become one. A gap kept as a gap costs two control bytes (its own varint and
- * the next run's length), a gap merged costs its length in data: at 2 it is even, and fewer runs encode and decode
- * faster. (One byte is lost when a merge by 2 takes the length past 127; not worth a second test.)
+ * Runs at most this many equal bytes apart become one. A gap kept as a gap costs two control bytes (its own
+ * varint and the next run's length), a gap merged costs its length in data: at 2 it is even, and fewer runs
+ * encode and decode faster. (One byte is lost when a merge by 2 takes the length past 127; not worth a second
+ * test.)
  */
 const MERGE_GAP = 2;
 

@@ -1,4 +1,7 @@
-/** XXH64 in bigint arithmetic, from its public specification (xxHash, doc/xxhash_spec.md). Twin of `assembly/hash64.ts`. */
+/**
+ * XXH64 in bigint arithmetic, from its public specification (xxHash, doc/xxhash_spec.md). Twin of
+ * `assembly/hash64.ts`.
+ */
 
 const PRIME_1 = 0x9e3779b185ebca87n;
 const PRIME_2 = 0xc2b2ae3d27d4eb4fn;

@@ -1,6 +1,6 @@
 /**
- * The kernels in plain TypeScript: the specification the WebAssembly module is checked against. Written for clarity, a
- * bit and a byte at a time; the arguments, the results and the bytes written are the same.
+ * The kernels in plain TypeScript: the specification the WebAssembly module is checked against. Written for
+ * clarity, a bit and a byte at a time; the arguments, the results and the bytes written are the same.
  */
 
 import type { RawKernels } from './checked-kernels.js';

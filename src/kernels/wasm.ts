@@ -1,6 +1,6 @@
 /**
- * The WebAssembly kernels. The module is compiled once per process (per thread, for worker threads) and instantiated for
- * each memory; both take well under a millisecond each, so this is synchronous.
+ * The WebAssembly kernels. The module is compiled once per process (per thread, for worker threads) and
+ * instantiated for each memory; both take well under a millisecond each, so this is synchronous.
  */
 
 import { readFileSync } from 'node:fs';

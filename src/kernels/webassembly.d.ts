@@ -1,6 +1,6 @@
 /**
- * The part of the WebAssembly JavaScript interface used here. TypeScript ships it only with the DOM types, which a
- * server program does without.
+ * The part of the WebAssembly JavaScript interface used here. TypeScript ships it only with the DOM types,
+ * which a server program does without.
  */
 declare namespace WebAssembly {
   class Memory {

@@ -1,10 +1,10 @@
 /**
  * One writer a chain (docs/format.md, locks).
  *
- * A lock is an object of its own name below `locks/`: whoever wants the chain creates one, then lists. Owner is who sees
- * no other that may be alive; whoever sees one takes its own back. Of two that come at once at least one sees the
- * other, so there are never two owners; a lock left by a dead process is removed under its own name, which nobody
- * else's ever has.
+ * A lock is an object of its own name below `locks/`: whoever wants the chain creates one, then lists. The
+ * owner is the one who sees no other that may be alive; whoever sees one takes its own back. When two come at
+ * once, at least one of them sees the other, so there are never two owners; a lock left by a dead process is
+ * removed under its own name, which nobody else's ever has.
  */
 
 import { randomBytes } from 'node:crypto';
@@ -25,7 +25,7 @@ export interface LockOwner extends ProcessOwner {
   readonly time: string;
 }
 
-/** Two that come at once see each other and both step back; the second round tells them apart. */
+/** Two writers that come at once see each other and both step back; the second round tells them apart. */
 const ATTEMPTS = 3;
 const MAX_WAIT_MS = 60;
 
@@ -35,7 +35,10 @@ export class ChainLock {
     readonly key: string,
   ) {}
 
-  /** @throws REPO_LOCKED naming the owner, REPO_DAMAGED for a lock that cannot be read, and what the backend throws */
+  /**
+   * @throws REPO_LOCKED naming the owner, REPO_DAMAGED for a lock that cannot be read, and what the backend
+   *   throws
+   */
   static async take(backend: StorageBackend, keys: ChainKeys, options: CallOptions): Promise<ChainLock> {
     for (let attempt = 1; ; attempt++) {
       const lock = new ChainLock(backend, keys.lock(randomBytes(8).toString('hex')));
@@ -111,7 +114,7 @@ function encodeLock(): Uint8Array {
   return sealJson(owner);
 }
 
-/** Somebody else who may be alive. Removes the locks of those who are not. */
+/** Finds another owner who may be alive, and removes the locks of those who are not. */
 async function otherOwner(
   backend: StorageBackend,
   keys: ChainKeys,
@@ -128,7 +131,7 @@ async function otherOwner(
   return undefined;
 }
 
-/** Undefined when it was released in the meantime. */
+/** Undefined when the lock was released in the meantime. */
 async function readLock(
   backend: StorageBackend,
   key: string,

@@ -26,10 +26,12 @@ const DEFAULT_LEVEL = 3;
 
 export interface BeginOptions {
   readonly kind: CheckpointKind;
-  /** Of this chain; null for a base. */
+  /** The checkpoint of this chain that the new one is held against; null for a base. */
   readonly parent: Manifest | null;
   readonly layout: MemoryLayout;
-  /** The parent's map in `layout`; loaded when not given. The writer changes it, and commits or rolls back. */
+  /**
+   * The parent's map in `layout`; loaded when not given. The writer changes it, and commits or rolls back.
+   */
   readonly map?: PageMap;
   /** zstd level for device state and index, 0 = off. */
   readonly level?: number;
@@ -47,7 +49,7 @@ export class ChainWriter {
   readonly #lock: ChainLock;
   readonly #signal: AbortSignal | undefined;
   #latest: Manifest | null;
-  /** What each increment added, oldest first; of checkpoints that can be read. */
+  /** Bytes that each increment added, oldest first; checkpoints that cannot be read are left out. */
   readonly #stored: number[];
   /** Highest sequence numbers in use, by this writer or anything found in the chain, orphans included. */
   readonly #last: { pack: number; index: number; checkpoint: number };
@@ -127,7 +129,8 @@ export class ChainWriter {
 
   /**
    * Begins a checkpoint; one at a time.
-   * @throws RangeError when kind, parent, layout and map do not fit together; REPO_DAMAGED when the map is to be loaded
+   * @throws RangeError when kind, parent, layout and map do not fit together; REPO_DAMAGED when the map is to
+   *   be loaded
    */
   async begin(options: BeginOptions): Promise<CheckpointWriter> {
     if (this.#active !== undefined) throw new TypeError('another checkpoint of this chain is being written');
@@ -170,8 +173,8 @@ export class ChainWriter {
   }
 
   /**
-   * Forgets what a policy does not keep; the newest checkpoint stays. Between checkpoints. References to records of
-   * the newest checkpoint, and of others that are kept, stay good. See `forget`.
+   * Forgets what a policy does not keep; the newest checkpoint stays. Between checkpoints. References to
+   * records of the newest checkpoint, and of others that are kept, stay good. See `forget`.
    */
   forget(
     policy: KeepPolicy,
@@ -184,7 +187,10 @@ export class ChainWriter {
     return forgetHeld(source, { policy, calendar }, () => this.#lock.mustBeHeld(this.chain, call), options);
   }
 
-  /** Aborts what is not committed and gives the lock back. @throws what the backend throws when the lock cannot be removed */
+  /**
+   * Aborts what is not committed and gives the lock back.
+   * @throws what the backend throws when the lock cannot be removed
+   */
   async close(): Promise<void> {
     await this.#active?.abort();
     await this.#lock.release();

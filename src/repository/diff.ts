@@ -29,8 +29,8 @@ interface Side {
 }
 
 /**
- * Compares page by page, regions by their id; what only one of the two has counts as zero in the other. Only pages whose
- * record differs are read.
+ * Compares page by page, and regions by their id; a region that only one checkpoint has counts as zero in the
+ * other. Only pages whose record differs are read.
  * @throws REPO_DAMAGED, INTERRUPTED, and what the backend throws
  */
 export async function diffCheckpoints(

@@ -30,7 +30,7 @@ export interface ChainInfo {
   readonly problem: DamagedObject | null;
   /** Objects in the place of manifests, readable or not. */
   readonly checkpointCount: number;
-  /** Of all objects of the chain. */
+  /** Length of all objects of the chain. */
   readonly sizeBytes: number;
   readonly isLocked: boolean;
 }
@@ -114,7 +114,8 @@ export class Repository {
   }
 
   /**
-   * Checkpoints of one chain or of all, newest last within a chain. Damaged ones are reported beside the others.
+   * Checkpoints of one chain or of all, newest last within a chain. Damaged ones are reported beside the
+   * others.
    * @param chain name of the VM, or folder name
    */
   async checkpoints(chain?: string, options: CallOptions = {}): Promise<CheckpointList> {
@@ -129,8 +130,9 @@ export class Repository {
   }
 
   /**
-   * One checkpoint, by the first digits of its id (at least 4) or as `latest` of its chain.
-   * @throws CHECKPOINT_NOT_FOUND, CHECKPOINT_AMBIGUOUS, CHECKPOINT_GONE, REPO_DAMAGED, REPO_VERSION, and what the backend throws
+   * Finds one checkpoint, by the first digits of its id (at least 4) or as `latest` of its chain.
+   * @throws CHECKPOINT_NOT_FOUND, CHECKPOINT_AMBIGUOUS, CHECKPOINT_GONE, REPO_DAMAGED, REPO_VERSION, and what
+   *   the backend throws
    */
   async find(prefixOrLatest: string, chain?: string, options: CallOptions = {}): Promise<Manifest> {
     const { keys, object } = await this.locate(prefixOrLatest, chain, options);
@@ -189,7 +191,8 @@ export class Repository {
 
   /**
    * Takes the lock of a chain and makes sure that the chain is of this VM; the first caller creates it.
-   * @throws REPO_LOCKED naming the owner, CHAIN_WRONG_VM, REPO_DAMAGED, REPO_VERSION, and what the backend throws
+   * @throws REPO_LOCKED naming the owner, CHAIN_WRONG_VM, REPO_DAMAGED, REPO_VERSION, and what the backend
+   *   throws
    */
   openChainWriter(name: string, identity: VmIdentity, { signal }: CallOptions = {}): Promise<ChainWriter> {
     return ChainWriter.open(this.backend, this.id, name, identity, signal);
@@ -217,7 +220,7 @@ export class Repository {
     return orGone(this.backend, manifest, options, () => loadMap(this.backend, this.id, manifest, options));
   }
 
-  /** For `forget`: the chains that go by this name, or all. */
+  /** The chains that go by this name, or all of them, as `forget` wants them. */
   async sweepSources(chain?: string, options: CallOptions = {}): Promise<readonly SweepSource[]> {
     const all = await this.#chainsFor(chain, options);
     return all.map((keys) => ({ backend: this.backend, repositoryId: this.id, keys }));

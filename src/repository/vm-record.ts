@@ -40,7 +40,7 @@ export async function loadVmRecord(
 }
 
 /**
- * Creates the record, or checks that an existing one is of the same VM.
+ * Creates the record, or checks that the existing one is of the same VM.
  * @throws CHAIN_WRONG_VM, REPO_DAMAGED, REPO_VERSION, and what the backend throws
  */
 export async function claimVmRecord(

@@ -7,7 +7,7 @@ import { PAGE_SIZE } from './constants';
 
 const MIX_A: u32 = 0x9e3779b1;
 const MIX_B: u32 = 0x85ebca6b;
-/** One position in 128 passes. */
+/** The mask lets one position in 128 pass. */
 const ANCHOR_MASK: u32 = 0xfe000000;
 /** Bytes that an anchor stands for. */
 const SPAN: u32 = 32;

@@ -1,4 +1,7 @@
-/** Hours, days, weeks and months of a time zone as keys: two moments have the same key when they lie in the same one. */
+/**
+ * Hours, days, weeks and months of a time zone as keys: two moments have the same key when they lie in the
+ * same one.
+ */
 
 import { CheckpointError } from '../../errors.js';
 
@@ -37,12 +40,13 @@ export class Calendar {
     const { year, month, day, hour, offset } = this.#localTime(timeMs);
     switch (period) {
       case 'hourly':
-        // With the offset: when clocks are put back, the hour that comes twice is two hours.
+        // The key has the offset in it, so that the hour that comes twice when clocks are put back is two
+        // hours.
         return `${year}-${month}-${day} ${hour} ${offset}`;
       case 'daily':
         return `${year}-${month}-${day}`;
       case 'weekly':
-        // From Monday on, as in ISO 8601.
+        // Weeks begin on Monday, as in ISO 8601.
         return `week ${Math.floor((Date.UTC(year, month - 1, day) / DAY_MS + EPOCH_WEEKDAY) / 7)}`;
       case 'monthly':
         return `${year}-${month}`;
@@ -63,13 +67,13 @@ export class Calendar {
 }
 
 export interface Duration {
-  /** As it was written. */
+  /** The duration as it was written. */
   readonly text: string;
   readonly months: number;
   readonly ms: number;
 }
 
-/** Years, months, days and hours as restic has them: 1y6m, 14d, 36h. @throws USAGE */
+/** Parses years, months, days and hours as restic writes them: 1y6m, 14d, 36h. @throws USAGE */
 export function parseDuration(text: string): Duration {
   const match = /^(?:(\d{1,4})y)?(?:(\d{1,5})m)?(?:(\d{1,6})d)?(?:(\d{1,7})h)?$/.exec(text);
   const [years, months, days, hours] = [1, 2, 3, 4].map((i) => Number(match?.[i] ?? 0));
@@ -80,7 +84,10 @@ export function parseDuration(text: string): Duration {
   });
 }
 
-/** `duration` before `timeMs`. A month before the 31st is the last day of a shorter month. */
+/**
+ * The moment that lies `duration` before `timeMs`. A month before the 31st is the last day of a shorter
+ * month.
+ */
 export function before(timeMs: number, { months, ms }: Duration): number {
   const at = new Date(timeMs);
   const day = at.getUTCDate();

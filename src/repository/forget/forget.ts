@@ -1,6 +1,6 @@
 /**
- * Forgets checkpoints of a chain and removes what the others do not need (docs/format.md, forgetting). The manifests go first: with its
- * manifest a checkpoint is gone, and what it leaves behind are orphans.
+ * Forgets checkpoints of a chain and removes what the others do not need (docs/format.md, forgetting). The
+ * manifests go first: with its manifest a checkpoint is gone, and what it leaves behind are orphans.
  */
 
 import { isCheckpointError } from '../../errors.js';
@@ -15,7 +15,10 @@ import { manifestKey, type Manifest } from '../../format/manifest.js';
 import { sweep } from './sweep.js';
 import { planSweep, type SweepPlan, type SweepSource } from './sweep-plan.js';
 
-/** What to forget of a chain: what a policy does not keep, or checkpoints by the keys of their manifests. None: only what a crash left goes. */
+/**
+ * Which checkpoints of a chain go: those that a policy does not keep, or those whose manifests have these
+ * keys. Without any, only what a crash left goes.
+ */
 export type ForgetChoice =
   | { readonly policy: KeepPolicy; readonly calendar: Calendar }
   | { readonly manifestKeys: ReadonlySet<string> };
@@ -26,7 +29,7 @@ export interface ForgetOptions extends CallOptions {
   readonly thinAbove?: number;
   /** Called when the manifests are gone, before anything else is removed. */
   readonly onForgotten?: ((removed: readonly ForgottenCheckpoint[]) => Promise<void>) | undefined;
-  /** Bytes of packs looked at. */
+  /** Bytes of packs that were looked at. */
   readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
 }
 
@@ -40,9 +43,9 @@ export interface ForgetResult {
   readonly chain: string;
   readonly kept: readonly KeptCheckpoint[];
   readonly removed: readonly ForgottenCheckpoint[];
-  /** Of a dry run estimated. */
+  /** Bytes that are free now; an estimate in a dry run. */
   readonly freedBytes: number;
-  /** Packs and segments. */
+  /** Count of packs and segments that were removed. */
   readonly removedObjects: number;
   readonly thinnedPacks: number;
   /** Damage because of which less was freed than could have been; what stays is as it was. */
@@ -51,8 +54,8 @@ export interface ForgetResult {
 
 /**
  * Takes the lock of the chain, except for a dry run, which changes nothing.
- * @throws REPO_LOCKED naming the owner, USAGE for a policy that keeps nothing, REPO_VERSION for a checkpoint of a newer version,
- *   what the backend throws. What is done until then is done, and the next call goes on.
+ * @throws REPO_LOCKED naming the owner, USAGE for a policy that keeps nothing, REPO_VERSION for a checkpoint
+ *   of a newer version, what the backend throws. What is done until then is done, and the next call goes on.
  */
 export async function forget(
   source: SweepSource,
@@ -79,7 +82,10 @@ export async function forget(
   }
 }
 
-/** As `forget`, for a caller that has the lock. @param checkLock throws REPO_LOCKED when it is not held any more */
+/**
+ * Does what `forget` does, for a caller that holds the lock.
+ * @param checkLock throws REPO_LOCKED when it is not held any more
+ */
 export async function forgetHeld(
   source: SweepSource,
   choice: ForgetChoice,
@@ -106,7 +112,7 @@ export async function forgetHeld(
 interface ForgetPlan {
   readonly kept: readonly KeptCheckpoint[];
   readonly removed: readonly ForgottenCheckpoint[];
-  /** Of the manifests to be removed, oldest first. */
+  /** Keys of the manifests to be removed, oldest first. */
   readonly manifestKeys: readonly string[];
   readonly manifestBytes: number;
   readonly sweep: SweepPlan;
@@ -165,7 +171,7 @@ async function selectNamed(
 }> {
   const removedDamaged = damaged.filter(({ key }) => named.has(key));
   for (const { key } of removedDamaged) {
-    // One that a newer version wrote is whole, and what else it needs that version knows.
+    // A manifest that a newer version wrote is whole, and only that version knows what else it needs.
     const object = await backend.stat(key, options);
     await loadManifest(backend, keys, object, options).catch((error: unknown) => {
       if (!isCheckpointError(error, 'REPO_DAMAGED')) throw error;

@@ -1,6 +1,7 @@
 /**
- * Which checkpoints of a chain a policy keeps. As in restic: of each hour, day, week and month the newest one, for so many of them
- * that have any; what one rule keeps is kept. The oldest checkpoint is kept as long as a rule has not kept as many as it may.
+ * Decides which checkpoints of a chain a policy keeps, as restic does: the newest one of each hour, day, week
+ * and month, for so many of them that have any; what one rule keeps is kept. The oldest checkpoint is kept as
+ * long as a rule has not kept as many as it may.
  */
 
 import { CheckpointError } from '../../errors.js';
@@ -13,25 +14,25 @@ export interface KeepPolicy {
   readonly daily?: number | undefined;
   readonly weekly?: number | undefined;
   readonly monthly?: number | undefined;
-  /** Before the newest checkpoint. */
+  /** All checkpoints at most so much older than the newest one are kept. */
   readonly within?: Duration | undefined;
 }
 
 export interface KeptCheckpoint {
   readonly manifest: Manifest;
-  /** Such as last, daily, oldest weekly, within 7d; never empty. */
+  /** The rules that keep it, such as last, daily, oldest weekly, within 7d; never empty. */
   readonly reasons: readonly string[];
 }
 
 export interface Selection {
-  /** In the order of the chain. */
+  /** The checkpoints that stay, in the order of the chain. */
   readonly kept: readonly KeptCheckpoint[];
   readonly removed: readonly Manifest[];
 }
 
 const PERIODS: readonly Period[] = ['hourly', 'daily', 'weekly', 'monthly'];
 
-/** Still to be kept by a rule, and in which period it kept one last. */
+/** How many checkpoints a rule may still keep, and the period in which it kept one last. */
 interface Rule {
   readonly reason: string;
   readonly keyOf: (timeMs: number, position: number) => string;

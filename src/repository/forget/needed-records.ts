@@ -1,11 +1,14 @@
-/** Which records of a chain are needed: one bit each, in packs that are opened when the first of theirs is entered. */
+/**
+ * Remembers which records of a chain are needed, one bit each. A pack is opened when the first of its records
+ * is entered.
+ */
 
 import type { CallOptions } from '../../storage/backend.js';
 import { asDamagedObject, damaged } from '../../format/damage.js';
 import type { OpenPack, PackReader } from '../read/pack-reader.js';
 import { frameOfRef, makeRef, packOfRef, recordOfRef, ZERO_REF } from '../../format/record-ref.js';
 
-/** Of one pack. */
+/** The needed records of one pack. */
 export class NeededOfPack {
   /** Number of the first record of each frame, and the total. A blob counts as one. */
   readonly #starts: Uint32Array;
@@ -42,7 +45,7 @@ export class NeededOfPack {
 }
 
 export class NeededRecords {
-  /** Null for a pack that cannot be opened. */
+  /** Needed records by pack; null for a pack that cannot be opened. */
   readonly #packs = new Map<number, NeededOfPack | null>();
 
   /** @param onDamage a pack that is needed cannot be read, or is not what it should be */

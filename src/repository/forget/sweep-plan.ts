@@ -1,8 +1,8 @@
 /**
- * What can go from a chain, given the checkpoints that stay (docs/format.md, forgetting).
+ * Decides what can go from a chain, given the checkpoints that stay (docs/format.md, forgetting).
  *
- * Bases and sources lie in packs of a lower number, or before in the same pack. So one walk over the packs, newest first, knows of each
- * pack all that is needed of it when its turn comes:
+ * Bases and sources lie in packs of a lower number, or before in the same pack. So one walk over the packs,
+ * newest first, knows of each pack all that is needed of it when its turn comes:
  *
  *     nothing needed                                    -> it is removed
  *     a good part not needed, and no manifest lists it  -> it is thinned, and only what is left needs what it is based on
@@ -37,33 +37,34 @@ export interface SweepSource {
 
 export interface PackChange {
   readonly object: StoredObject;
-  /** What stays of it; undefined when it is removed. */
+  /** The records that stay; undefined when the pack is removed. */
   readonly thinTo?: NeededOfPack;
-  /** Of a pack that is thinned, estimated. */
+  /** Bytes that this step frees; an estimate for a pack that is thinned. */
   readonly freedBytes: number;
 }
 
 export interface SweepPlan {
-  /** Newest first, which is the order in which it must be done. */
+  /** Packs to be removed or thinned, newest first, which is the order in which it must be done. */
   readonly packs: readonly PackChange[];
   /** Segments to be removed, newest first. */
   readonly segments: readonly StoredObject[];
-  /** Why less goes than could. */
+  /** Damage because of which less goes than could. */
   readonly problems: readonly string[];
   /** Estimated, where packs are thinned. */
   readonly freedBytes: number;
 }
 
 export interface SweepPlanOptions extends CallOptions {
-  /** Share of a pack from which on it is worth to write it anew. */
+  /** A pack is written anew when at least this share of it is not needed. */
   readonly thinAbove?: number;
   readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
 }
 
 /**
- * As much as restic leaves unused in a repository. A pack that stays keeps alive what its unneeded records are based on, so more is freed than
- * the share says: of 13 MB in 99 increments of a guest that rewrites 32 MiB, forgetting all but the last frees 4.3 MB with 0, 3.0 with
- * 0.05, 2.0 with 0.1 and 1.7 with 0.2.
+ * The share is the one that restic leaves unused in a repository. A pack that stays keeps alive what its
+ * unneeded records are based on, so more is freed than the share says: of 13 MB in 99 increments of a guest
+ * that rewrites 32 MiB, forgetting all but the last frees 4.3 MB with 0, 3.0 with 0.05, 2.0 with 0.1 and 1.7
+ * with 0.2.
  */
 const THIN_ABOVE = 0.05;
 /** Page index, codec, two lengths, base: what a record takes in the columns. */
@@ -91,7 +92,8 @@ export async function planSweep(
   let planner = new Planner(source, manifests, options);
   let packChanges = await planner.packs(packs);
   if (planner.problems.length > 0) {
-    // To write a pack anew takes reading it, and what it is based on: not over damage.
+    // A pack that is written anew has to be read, and so has what it is based on: nothing is thinned over
+    // damage.
     planner = new Planner(source, manifests, { ...options, thinAbove: Infinity });
     packChanges = await planner.packs(packs);
   }
@@ -115,14 +117,14 @@ function nothing(problems: readonly string[]): SweepPlan {
   return { packs: [], segments: [], problems, freedBytes: 0 };
 }
 
-/** A frame's records, as far as it matters what they need. */
+/** What the records of a frame need. */
 interface FrameNeeds {
   readonly lengthBytes: number;
-  /** Base of each record; undefined when none has one. */
+  /** Base of each record; undefined when no record has one. */
   readonly baseRefs?: Float64Array;
-  /** Of a patch frame: needed by all its records alike. */
+  /** Sources of a patch frame, which all its records need alike. */
   readonly sources?: Float64Array;
-  /** Before compression, of each record; undefined for what is kept or dropped as one piece. */
+  /** Length of each record before compression; undefined for a frame that is kept or dropped as one piece. */
   readonly recordBytes?: Uint16Array;
 }
 
@@ -185,7 +187,8 @@ class Planner {
     if (listedBy === undefined && needed === undefined) return { object, freedBytes: object.sizeBytes };
     let frames: readonly FrameNeeds[];
     try {
-      // The map that a base begins with is empty: of what it differs from, only sources can lie in packs of others.
+      // The map that a base begins with is empty: of what it differs from, only sources can lie in packs of
+      // others.
       frames = await this.#read(seq, listedBy === 'base');
     } catch (error) {
       this.#keepUpTo(seq, asDamagedObject(object.key, error).message);

@@ -1,5 +1,6 @@
 /**
- * Deltas set aside while the records below them are being looked for, and their application once the bottom is there.
+ * Deltas set aside while the records below them are being looked for, and their application once the bottom
+ * is there.
  *
  * Records are met newest first; for each slot they form a list that is followed from the oldest:
  *

@@ -1,4 +1,7 @@
-/** The references of the maps of many checkpoints of a chain, one after the other, each segment read once where neighbours share it. */
+/**
+ * The references of the maps of many checkpoints of a chain, one after the other, each segment read once
+ * where neighbours share it.
+ */
 
 import type { CallOptions } from '../../storage/backend.js';
 import type { IndexEntries } from '../../format/index-segment.js';
@@ -7,7 +10,8 @@ import type { Manifest } from '../../format/manifest.js';
 
 /**
  * @param manifests of one chain, in order
- * @returns for each of them one reference a page, 0 for the zero page; the array is good until the next one is asked for
+ * @returns for each of them one reference a page, 0 for the zero page; the array is good until the next one
+ *   is asked for
  * @throws REPO_DAMAGED, REPO_VERSION, and what the backend throws
  */
 export async function* effectiveRefs(

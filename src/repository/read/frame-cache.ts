@@ -2,12 +2,14 @@
 
 import type { PageRecords } from '../../format/frame.js';
 
-/** What a record takes beside its share of the body: page, base, two offsets, codec. */
+/** Bytes that a record takes beside its share of the body: page, base, two offsets, codec. */
 const BYTES_PER_RECORD = 21;
 const BYTES_PER_FRAME = 512;
 
 export class FrameCache {
-  /** By `frameKey`. A Map keeps the order of insertion: the first one is the least recently used. */
+  /**
+   * Frames by `frameKey`. A Map keeps the order of insertion: the first frame is the least recently used one.
+   */
   readonly #frames = new Map<number, PageRecords>();
   #sizeBytes = 0;
 

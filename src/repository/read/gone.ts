@@ -1,4 +1,7 @@
-/** Readers take no lock, so a checkpoint may be forgotten while it is read. Tells that from damage: by looking at its manifest again. */
+/**
+ * Readers take no lock, so a checkpoint may be forgotten while it is read. Tells that from damage: by looking
+ * at its manifest again.
+ */
 
 import { CheckpointError, isCheckpointError } from '../../errors.js';
 import type { CallOptions, StorageBackend } from '../../storage/backend.js';
@@ -12,7 +15,11 @@ export function checkpointGone(key: string, cause: unknown): CheckpointError {
   });
 }
 
-/** Runs `work`. @throws CHECKPOINT_GONE in place of REPO_DAMAGED when there is no such checkpoint any more; else what `work` throws */
+/**
+ * Runs `work`.
+ * @throws CHECKPOINT_GONE in place of REPO_DAMAGED when there is no such checkpoint any more; else what
+ *   `work` throws
+ */
 export async function orGone<T>(
   backend: StorageBackend,
   manifest: Pick<Manifest, 'chain' | 'seq' | 'id'>,
@@ -29,7 +36,7 @@ export async function orGone<T>(
   }
 }
 
-/** False as well when it cannot be told. */
+/** Answers false as well when it cannot be told. */
 export async function isAbsent(backend: StorageBackend, key: string, options: CallOptions): Promise<boolean> {
   try {
     await backend.stat(key, options);

@@ -17,7 +17,7 @@ export interface SegmentSource {
   readonly backend: StorageBackend;
   readonly repositoryId: string;
   readonly chain: string;
-  /** Of the checkpoint that names the segment. */
+  /** Page span of the checkpoint that names the segment. */
   readonly pageSpan: number;
 }
 
@@ -46,7 +46,10 @@ export async function loadSegment(
   return entries;
 }
 
-/** The committed map of a checkpoint; caller owns it. @throws REPO_DAMAGED, REPO_VERSION, and what the backend throws */
+/**
+ * The committed map of a checkpoint; caller owns it.
+ * @throws REPO_DAMAGED, REPO_VERSION, and what the backend throws
+ */
 export async function loadMap(
   backend: StorageBackend,
   repositoryId: string,

@@ -8,7 +8,7 @@ import { decodeManifest, type Manifest } from '../../format/manifest.js';
 import { MAX_SEALED_BYTES } from '../../format/sealed-json.js';
 
 export interface CheckpointList {
-  /** Newest last; by chain, then in the order of writing. */
+  /** Manifests sorted by chain, then in the order of writing: the newest one is last. */
   readonly manifests: readonly Manifest[];
   /** Objects in the place of manifests that are none, or that this version cannot read. */
   readonly damaged: readonly DamagedObject[];
@@ -46,7 +46,7 @@ export async function loadManifests(
     try {
       manifests.push(await loadManifest(backend, keys, object, options));
     } catch (error) {
-      // Forgotten since it was listed.
+      // The checkpoint was forgotten since it was listed.
       if (isCheckpointError(error, 'STORAGE_NOT_FOUND')) continue;
       damagedObjects.push(asDamagedObject(object.key, error));
     }

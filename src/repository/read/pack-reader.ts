@@ -1,4 +1,7 @@
-/** Reads frames of the packs of one chain. Header, directory and trailer are checked when a pack is first touched. */
+/**
+ * Reads frames of the packs of one chain. Header, directory and trailer are checked when a pack is first
+ * touched.
+ */
 
 import { isCheckpointError } from '../../errors.js';
 import type { CallOptions, StorageBackend } from '../../storage/backend.js';
@@ -28,9 +31,14 @@ export interface OpenPack {
 const MAX_FETCH_BYTES = 2 * 1024 * 1024;
 /** Fetches under way at a time: scattered frames of a pack cost one wait for each of them otherwise. */
 const FETCHES_AHEAD = 4;
-/** Of a pack that is opened, that much of its end is fetched at once: trailer and the directory of some 680 frames. */
+/**
+ * When a pack is opened, so much of its end is fetched at once: trailer and the directory of some 680 frames.
+ */
 const END_BYTES = 16 * 1024;
-/** A pack up to this size is fetched as a whole: one call instead of three and more. Packs of short increments are smaller. */
+/**
+ * A pack up to this size is fetched as a whole: one call instead of three and more. Packs of short increments
+ * are smaller.
+ */
 const WHOLE_PACK_BYTES = 256 * 1024;
 /** Default of `keptBytes`. */
 const KEPT_BYTES = 16 * 1024 * 1024;
@@ -45,7 +53,7 @@ export class PackReader {
     private readonly backend: StorageBackend,
     readonly keys: ChainKeys,
     private readonly owner: Uint8Array,
-    /** Of whole packs, kept for further frames. */
+    /** Budget in bytes for whole packs that are kept for further frames. */
     private readonly keptBytes = KEPT_BYTES,
   ) {}
 
@@ -60,7 +68,7 @@ export class PackReader {
     return opening;
   }
 
-  /** As `open`, and compares with what a manifest says of the pack. */
+  /** Opens a pack as `open` does, and compares it with what a manifest says of it. */
   async openListed(entry: PackEntry, options: CallOptions = {}): Promise<OpenPack> {
     const pack = await this.open(entry.seq, options);
     const same =
@@ -72,8 +80,8 @@ export class PackReader {
   }
 
   /**
-   * Stored frames, header included, as they lie in the pack; not decoded, but compared with the directory's checksum
-   * by way of their header. Neighbours may share memory.
+   * Stored frames, header included, as they lie in the pack; not decoded, but compared with the directory's
+   * checksum by way of their header. Neighbours may share memory.
    * @param frames ascending
    * @throws REPO_DAMAGED, and what the backend throws
    */
@@ -92,7 +100,7 @@ export class PackReader {
         return;
       } catch (error) {
         if (!isCheckpointError(error, 'REPO_DAMAGED')) throw error;
-        // It may have been thinned since it was opened: then its frames lie elsewhere.
+        // The pack may have been thinned since it was opened: then its frames lie elsewhere.
         this.#packs.delete(seq);
         const now = await this.open(seq, options);
         if (now.directorySha256 === pack.directorySha256) throw error;
@@ -112,7 +120,7 @@ export class PackReader {
         const { value: span } = spans.next();
         if (span === undefined) break;
         const loading = this.#load(pack, span, options);
-        // Its failure is met when its turn comes, or not at all after another one's.
+        // The failure is met when the frame's turn comes, or not at all when another frame fails first.
         loading.catch(() => undefined);
         ahead.push({ span, loading });
       }
@@ -138,7 +146,7 @@ export class PackReader {
       return await this.#openAt(seq, sizeBytes, options);
     } catch (error) {
       if (!isCheckpointError(error, 'REPO_DAMAGED')) throw error;
-      // It may have been thinned in between.
+      // The pack may have been thinned in between.
       const now = await this.#sizeOf(key, options);
       if (now === sizeBytes) throw error;
       return this.#openAt(seq, now, options);
@@ -248,7 +256,7 @@ function entryOf(pack: OpenPack, frame: number): FrameEntry {
   return entry;
 }
 
-/** What a pack is said to have and has not is damage, not a mistake in the range. */
+/** A range that the pack is said to have and has not is damage, not a mistake of the caller. */
 async function load(
   backend: StorageBackend,
   key: string,

@@ -1,23 +1,23 @@
 /**
- * For each page of the flat space the record that holds it, and how deep that record's chain of deltas is.
+ * Tells for each page of the flat space which record holds it, and how deep that record's chain of deltas is.
  *
- * Changes are provisional until `commit()`; `rollback()` takes them back. So the map of a long-running watcher follows
- * what is committed, and a failed checkpoint leaves no trace in it.
+ * Changes are provisional until `commit()`; `rollback()` takes them back. So the map of a long-running
+ * watcher follows what is committed, and a failed checkpoint leaves no trace in it.
  */
 
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import { ZERO_REF, type RecordRef } from '../../format/record-ref.js';
 
 export class PageMap {
-  /** One a page; 0 = the zero page. Read, do not write. */
+  /** One reference a page; 0 = the zero page. Read, do not write. */
   readonly refs: Float64Array;
   /** Records to read beyond the first, one a page. Read, do not write. */
   readonly depths: Uint8Array;
   /** The same memory, four pages at a time. */
   readonly #fourDepths: Uint32Array;
-  /** A bit a page, LSB first: changed since the last commit. */
+  /** Pages changed since the last commit: a bit a page, LSB first. */
   readonly #changed: Uint8Array;
-  /** What the changed pages had, except those that had nothing. */
+  /** References that the changed pages had before; pages that had none are left out. */
   #undo = new UndoLog();
   #changedCount = 0;
 
@@ -94,8 +94,8 @@ export class PageMap {
   }
 
   /**
-   * Called in each checkpoint, for all pages: page by page it took 1.5 ms for each GiB. Counts kept by `set` would make that too large to be
-   * inlined, and each reference that is handed to it an object.
+   * Called in each checkpoint, for all pages: page by page it took 1.5 ms for each GiB. Counts kept by `set`
+   * would make that too large to be inlined, and each reference that is handed to it an object.
    */
   maxDepth(): number {
     let deepest = 0;
@@ -110,8 +110,8 @@ export class PageMap {
   }
 
   /**
-   * The committed map as it looks in another layout: pages follow their region, by id. What a region has lost is gone,
-   * what it has gained is zero. Caller owns the result; this one stays as it is.
+   * The committed map as it looks in another layout: pages follow their region, by id. What a region has lost
+   * is gone, what it has gained is zero. Caller owns the result; this one stays as it is.
    */
   remap(from: MemoryLayout, to: MemoryLayout): PageMap {
     const mapped = new PageMap(to.pageSpan);

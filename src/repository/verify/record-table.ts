@@ -1,9 +1,12 @@
-/** What `verify` remembers of each record it has read: 13 bytes, to check digests and to compare the index with. */
+/**
+ * What `verify` remembers of each record it has read: 13 bytes, to check digests and to compare the index
+ * with.
+ */
 
 import type { OpenPack } from '../read/pack-reader.js';
 import { frameOfRef, recordOfRef, type RecordRef } from '../../format/record-ref.js';
 
-/** In place of a depth: the record, or one that it builds on, cannot be read. */
+/** Stands in place of a depth when the record, or one that it builds on, cannot be read. */
 export const BROKEN = 255;
 
 export class RecordTable {
@@ -11,9 +14,9 @@ export class RecordTable {
   readonly #starts: Uint32Array;
   readonly pages: Uint32Array;
   readonly depths: Uint8Array;
-  /** Of the decoded pages. */
+  /** Hashes of the decoded pages. */
   readonly hashes: BigUint64Array;
-  /** Of each frame, as it stands in it. */
+  /** Digest of each frame, as its header has it. */
   readonly digests: BigUint64Array;
   /** Frames found bad: their records count as BROKEN. */
   readonly badFrames = new Set<number>();

@@ -1,6 +1,6 @@
 /**
- * First half of verification: reads every frame of a pack once. Checksums, columns, blobs, and that each record builds on one
- * that is there and lies before it. What its pages come to is for `verify-pages.ts`.
+ * First half of verification: reads every frame of a pack once. Checksums, columns, blobs, and that each
+ * record builds on one that is there and lies before it. What its pages come to is for `verify-pages.ts`.
  */
 
 import type { CallOptions } from '../../storage/backend.js';
@@ -20,9 +20,12 @@ import { BROKEN, RecordTable } from './record-table.js';
 
 export interface PackCheck {
   readonly packs: PackReader;
-  /** Of all packs up to this one, by number. */
+  /** Records of all packs up to this one, by number of the pack. */
   readonly tables: Map<number, RecordTable>;
-  /** Enters a pack that records of another one are based on, unless it has been. Throws on what is not about damage. */
+  /**
+   * Enters a pack that records of another one are based on, unless it has been. Throws on what is not about
+   * damage.
+   */
   readonly onBasePack: (seq: number) => Promise<void>;
   /** A frame is found bad; the others are still looked at. Throws on what is not about damage. */
   readonly onProblem: (key: string, error: unknown) => void;
@@ -83,7 +86,7 @@ async function enterFrames(table: RecordTable, check: PackCheck, options: CallOp
         if (inFlight.length === DECODES_IN_FLIGHT) await finish();
       }
     } catch (error) {
-      // The frame after those that came; go on behind it.
+      // The frame after those that came is the bad one; the walk goes on behind it.
       fail(numbers[next]!, error);
       next++;
     }
@@ -91,14 +94,14 @@ async function enterFrames(table: RecordTable, check: PackCheck, options: CallOp
   }
 }
 
-/** Of the records of a frame: what they are of and build on. */
+/** What the records of a frame are of, and what they build on. */
 interface BuiltRecords {
   readonly count: number;
   readonly pages: Uint32Array;
   readonly digest: bigint;
-  /** For each record; absent in a patch frame. */
+  /** The base of each record; absent in a patch frame. */
   readonly baseRefs?: Float64Array;
-  /** For all records of a patch frame. */
+  /** The sources that all records of a patch frame share. */
   readonly sources?: Float64Array;
 }
 
@@ -111,7 +114,7 @@ interface Decoding {
 function startDecoding(packSeq: number, stored: StoredFrame): Decoding {
   const { frame, entry, bytes } = stored;
   const records = decode();
-  // Met when its turn comes.
+  // The failure is met when the frame's turn comes.
   records.catch(() => undefined);
   return { frame, records };
 

@@ -1,6 +1,6 @@
 /**
- * Reads everything back: every object, every checksum, every record down to its page (docs/format.md, verification).
- * Goes on after a problem, so that one run names all that is damaged.
+ * Reads everything back: every object, every checksum, every record down to its page (docs/format.md,
+ * verification). Goes on after a problem, so that one run names all that is damaged.
  */
 
 import type { StoredObject } from '../../storage/backend.js';
@@ -24,7 +24,10 @@ export interface VerifyResult {
   readonly records: number;
   readonly bytes: number;
   readonly problems: readonly DamagedObject[];
-  /** Checkpoints that cannot be restored because of them; those whose manifest is unreadable have no id to give. */
+  /**
+   * Checkpoints that cannot be restored because of them; those whose manifest is unreadable have no id to
+   * give.
+   */
   readonly affectedCheckpoints: readonly string[];
   /** Objects that belong to no checkpoint: what a crash left, or a checkpoint being written. Harmless. */
   readonly orphans: readonly string[];

@@ -1,6 +1,6 @@
 /**
- * One pack being written: frames go in, the backend takes them out through an async iterable, so that no more than a few
- * MiB wait in memory. The object appears, whole, when `finish` is done, or never.
+ * Writes one pack: frames go in, and the backend takes them out through an async iterable, so that no more
+ * than a few MiB wait in memory. The object appears, whole, when `finish` is done, or never.
  */
 
 import { CheckpointError } from '../../errors.js';
@@ -15,7 +15,10 @@ import {
   type FrameEntry,
 } from '../../format/pack-format.js';
 
-/** Appending waits while more than this is queued: enough to keep a disk busy, little beside the guest's pages. */
+/**
+ * Appending waits while more than this is queued: enough to keep a disk busy, little beside the guest's
+ * pages.
+ */
 const MAX_QUEUED_BYTES = 8 * 1024 * 1024;
 
 export class PackWriter {
@@ -56,8 +59,8 @@ export class PackWriter {
   }
 
   /**
-   * Takes a whole frame at once and gives its number; `drained()` waits for room. The bytes must not change until the
-   * pack is finished or aborted.
+   * Takes a whole frame at once and gives its number; `drained()` waits for room. The bytes must not change
+   * until the pack is finished or aborted.
    */
   append(frame: Uint8Array, kind: number, recordCount: number): number {
     this.#frames.push({
@@ -80,7 +83,10 @@ export class PackWriter {
     if (this.#failure !== undefined) throw this.#failure.error;
   }
 
-  /** Writes directory and trailer, and waits until the object is durable. @throws what the backend's save threw */
+  /**
+   * Writes directory and trailer, and waits until the object is durable.
+   * @throws what the backend's save threw
+   */
   async finish(): Promise<PackEntry> {
     const end = encodePackEnd(this.#header, this.seq, this.#frames, this.#sizeBytes);
     const sizeBytes = this.#sizeBytes + end.bytes.length;

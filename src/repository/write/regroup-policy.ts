@@ -1,9 +1,11 @@
 /**
- * Which pages a checkpoint writes once more although they did not change (docs/format.md, regrouping).
+ * Decides which pages a checkpoint writes once more although they did not change (docs/format.md,
+ * regrouping).
  *
- * Records of the same stretch of memory come to lie in as many packs as there are checkpoints, each with few records a frame and
- * deltas on deltas. When a segment takes over those of the level below, the records that it leads to are brought together: the pages
- * of the last 8 checkpoints that lie deep, those of the last 64 (512, ...) all.
+ * Records of the same stretch of memory come to lie in as many packs as there are checkpoints, each with few
+ * records a frame and deltas on deltas. When a segment takes over those of the level below, the records that
+ * it leads to are brought together: the pages of the last 8 checkpoints that lie deep, those of the last 64
+ * (512, ...) all.
  */
 
 import { MERGE_FACTOR } from '../../format/index-policy.js';
@@ -12,22 +14,29 @@ import { packOfRef, ZERO_REF } from '../../format/record-ref.js';
 import type { SegmentPlan } from './segment-plan.js';
 
 /**
- * Most pages regrouped by one checkpoint. They are read, decoded and encoded on the main thread: about 0.1 ms each with their bases.
+ * Most pages regrouped by one checkpoint. They are read, decoded and encoded on the main thread: about 0.1 ms
+ * each with their bases.
  */
 export const MAX_REGROUPED_PAGES = 8192;
-/** On the first level, pages from here on: those below take one record more to read at the most. */
+/**
+ * On the first level only pages at this depth and deeper are regrouped: others take at most one record more
+ * to read.
+ */
 const DEEP = 2;
-/** A pack with so many pages is no scattered one. */
+/** Pages in a pack that has so many of them do not count as scattered. */
 const LARGE_PACK_PAGES = 4096;
-/** Levels from which on all pages are regrouped. */
+/** From this level on all pages are regrouped. */
 export const WHOLE_REGROUP_RISE = 2;
 
-/** Of what the checkpoints stored whose pages are regrouped. Each byte is regrouped once a level at the most, so this bounds the cost. */
+/**
+ * Share of the bytes which the last increments added that regrouping may spend. Each byte is regrouped once a
+ * level at the most, so the share bounds the cost.
+ */
 const BUDGET_SHARE = 1 / 4;
 
 /**
  * Bytes that may be stored by regrouping.
- * @param storedLately what each of the newest increments added, at most so many
+ * @param storedLately bytes that each of the newest increments added
  */
 export function budgetOf({ rise }: SegmentPlan, storedLately: (count: number) => readonly number[]): number {
   const count = MERGE_FACTOR ** rise;
@@ -55,7 +64,7 @@ export function pagesToRegroup(map: PageMap, plan: SegmentPlan, limit = MAX_REGR
     .sort();
 }
 
-/** Without those that lie among many others already: pages that came back to what they were in a base. */
+/** Leaves out pages that lie among many others already: those that came back to what they were in a base. */
 function scattered(map: PageMap, pages: Uint32Array): Uint32Array {
   const pagesIn = new Map<number, number>();
   for (const ref of map.refs) {

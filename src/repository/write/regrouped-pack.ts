@@ -1,6 +1,6 @@
 /**
- * Regrouped records in a pack of their own. The map says where they lie only once the pack is durable, and can be told to forget them
- * again: a checkpoint is as good without.
+ * Regrouped records in a pack of their own. The map says where they lie only once the pack is durable, and
+ * can be told to forget them again: a checkpoint is as good without.
  */
 
 import type { CallOptions } from '../../storage/backend.js';
@@ -16,14 +16,14 @@ export interface RegroupedPackRequest {
   /** See `pagesToRegroup`. */
   readonly pages: Uint32Array;
   readonly map: PageMap;
-  /** Level that the segment rises by: decides which pages are worth it. */
+  /** The levels that the segment rises decide which pages are worth it. */
   readonly rise: number;
   /** See `budgetOf`. */
   readonly budgetBytes: number;
   /** zstd level, 0 = off. */
   readonly level: number;
   readonly reader: ChainReader;
-  /** Empty; finished here, or aborted when there is nothing to be written. */
+  /** An empty pack, which is finished here, or aborted when there is nothing to be written. */
   readonly pack: PackWriter;
 }
 

@@ -1,7 +1,7 @@
 /**
- * Numbers of packs and segments are never used twice, not even when the objects with the highest ones are removed
- * (docs/format.md, forgetting). Before that, a small object, the mark, takes the next number. No manifest leads to it; whoever lists
- * the prefix finds its number taken.
+ * Numbers of packs and segments are never used twice, not even when the objects with the highest ones are
+ * removed (docs/format.md, forgetting). Before that, a small object, the mark, takes the next number. No
+ * manifest leads to it; whoever lists the prefix finds its number taken.
  */
 
 import type { CallOptions, StorageBackend, StoredObject } from '../../storage/backend.js';
@@ -10,7 +10,7 @@ import { FORMAT_NAME, FORMAT_VERSION } from '../../format/format-version.js';
 import { openSealedJson, sealJson } from '../../format/sealed-json.js';
 import { isCheckpointError } from '../../errors.js';
 
-/** A mark has about 160; what is longer need not be read to be told from one. */
+/** A mark has about 160 bytes; a longer object is none, and need not be read to tell. */
 const MAX_MARK_BYTES = 256;
 const MARK_FIELD = 'highestUsed';
 
@@ -50,7 +50,7 @@ export async function keepHighestNumber(
   try {
     await backend.save(keyOf(seq + 1), sealJson({ ...head, [MARK_FIELD]: seq }), options);
   } catch (error) {
-    // One that lost its answer before.
+    // The mark exists when an earlier call lost its answer.
     if (!isCheckpointError(error, 'STORAGE_EXISTS')) throw error;
   }
 }
