@@ -1,9 +1,10 @@
 /**
- * One error class, stable codes.
+ * All failures are of one class and carry a stable code.
  *
- * A code is part of the interface: scripts match on it, the CLI maps it to an exit code (`cli/exit-codes.ts`), workers
- * carry it across threads (`toJSON`/`fromJSON`, since structured clone drops class and code). The text names the step
- * and the object; `hint` says what an operator can do. Guest memory and device state never appear in either.
+ * A code is part of the interface: scripts match on it, the CLI maps it to an exit code
+ * (`cli/exit-codes.ts`), workers carry it across threads (`toJSON`/`fromJSON`, since structured clone drops
+ * class and code). The text names the step and the object; `hint` says what an operator can do. Guest memory
+ * and device state never appear in either.
  */
 
 import type { JsonObject } from './types.js';
@@ -147,7 +148,7 @@ export function systemErrorCode(error: unknown): string | undefined {
   return typeof error.code === 'string' ? error.code : undefined;
 }
 
-/** One line for a log or a wrapped message. */
+/** Describes an error in one line, for a log or a wrapped message. */
 export function describeError(error: unknown): string {
   if (typeof error === 'object' && error !== null && 'message' in error) return String(error.message);
   return String(error);

@@ -1,9 +1,9 @@
 /**
  * Units and ids shared by every layer.
  *
- * A page is 4096 bytes. The core numbers the pages of a VM in one flat space (see `hypervisor/memory-layout.ts`):
- * a page index is a plain number below 2^32. Host addresses and file offsets that may pass 2^53 are bigint and exist
- * only at the FFI and format edges.
+ * A page is 4096 bytes. The core numbers the pages of a VM in one flat space (see
+ * `hypervisor/memory-layout.ts`): a page index is a plain number below 2^32. Host addresses and file offsets
+ * that may pass 2^53 are bigint and exist only at the FFI and format edges.
  */
 
 export const PAGE_SIZE_BYTES = 4096;

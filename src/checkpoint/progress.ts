@@ -1,4 +1,4 @@
-/** One status message of a checkpoint in progress. */
+/** What a checkpoint in progress says of itself. */
 export interface CheckpointProgress {
   readonly phase: 'live' | 'paused' | 'encode' | 'commit';
   readonly round: number;

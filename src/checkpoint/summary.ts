@@ -14,10 +14,10 @@ export interface CheckpointSummary {
   readonly tracker: string;
   /** Why all pages were looked at, empty when the tracker was trusted. */
   readonly compareReason: string;
-  /** From the request to stop until the VM runs again; 0 when it was found paused. */
+  /** Time from the request to stop until the VM runs again; 0 when it was found paused. */
   readonly pauseMs: number;
   readonly phases: PhaseTimes;
-  /** For how long the guest's file systems were frozen, pause included; 0 without --freeze. */
+  /** Time for which the guest's file systems were frozen, pause included; 0 without --freeze. */
   readonly frozenMs: number;
   readonly totalMs: number;
   /** Pre-copy rounds while the VM ran. */
@@ -26,7 +26,7 @@ export interface CheckpointSummary {
   readonly scannedPages: number;
   /** Distinct pages that were copied. */
   readonly dirtyPages: number;
-  /** Of these, copies made inside the pause. */
+  /** How many of these were copied inside the pause. */
   readonly pausePages: number;
   /** Copies that turned out to hold what they held before. */
   readonly unchangedPages: number;
@@ -36,7 +36,10 @@ export interface CheckpointSummary {
   readonly rawBytes: number;
   /** Bytes this checkpoint added to the repository, manifest included. */
   readonly storedBytes: number;
-  /** Pages that did not change and were stored once more, to keep the chain quick to read (docs/format.md, regrouping). */
+  /**
+   * Pages that did not change and were stored once more, to keep the chain quick to read (docs/format.md,
+   * regrouping).
+   */
   readonly regroupedPages: number;
   /** Part of `storedBytes`. */
   readonly regroupedBytes: number;

@@ -1,4 +1,4 @@
-/** One checkpoint as a line for people. */
+/** Says one checkpoint in a line for people. */
 
 import type { CheckpointSummary } from '../checkpoint/summary.js';
 import { formatBytes, formatMs } from '../text.js';

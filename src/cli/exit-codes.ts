@@ -1,6 +1,6 @@
 /**
- * Exit codes. 0, 1, 3, 10, 11, 12 and 130 mean what they mean in restic; 2 is a usage error; 20 and up are Cairn's own.
- * Documented in docs/operations.md; part of the interface.
+ * Exit codes. 0, 1, 3, 10, 11, 12 and 130 mean what they mean in restic; 2 is a usage error; 20 and up are
+ * Cairn's own. Documented in docs/operations.md; part of the interface.
  */
 
 import type { ErrorCode } from '../errors.js';

@@ -27,7 +27,7 @@ export function secondsForTimer(text: string): number {
   );
 }
 
-/** For options that may be given several times. */
+/** Collects the values of an option that may be given several times. */
 export function collect(text: string, before: readonly string[]): readonly string[] {
   return [...before, text];
 }

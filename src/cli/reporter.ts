@@ -1,6 +1,7 @@
 /**
- * What a command says. With --json: one JSON object a line on stdout, message_type status, summary or error, and
- * nothing else there. Otherwise: results as text on stdout, progress bars and errors on stderr, bars only on a terminal.
+ * What a command says. With --json: one JSON object a line on stdout, message_type status, summary or error,
+ * and nothing else there. Otherwise: results as text on stdout, progress bars and errors on stderr, bars only
+ * on a terminal.
  */
 
 import cliProgress from 'cli-progress';
@@ -121,7 +122,10 @@ export function asCheckpointError(error: unknown): CheckpointError {
   return new CheckpointError('UNEXPECTED', describeError(error), { cause: error });
 }
 
-/** Fields whose keys are data, such as names of environment variables in what the adapter recorded of the machine. */
+/**
+ * Fields whose keys are data, such as names of environment variables in what the adapter recorded of the
+ * machine.
+ */
 const VERBATIM = new Set(['machine']);
 
 /** camelCase keys to snake_case, through nested plain objects and arrays. */

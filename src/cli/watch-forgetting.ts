@@ -1,4 +1,7 @@
-/** How a watcher applies its policy: not after every checkpoint, since that takes reading much of the chain, but when some have come together. */
+/**
+ * How a watcher applies its policy: not after every checkpoint, since that takes reading much of the chain,
+ * but when some have come together.
+ */
 
 import type { CheckpointSession } from '../checkpoint/session.js';
 import { isCheckpointError } from '../errors.js';
@@ -9,7 +12,10 @@ import { asCheckpointError, type Reporter } from './reporter.js';
 /** Checkpoints between two times: at least so many, and a tenth of what was kept the last time. */
 const LEAST_BETWEEN = 10;
 const SHARE_BETWEEN = 0.1;
-/** Of a pack that is written anew: a checkpoint is waiting meanwhile. What is left, `cairn prune` frees. */
+/**
+ * A pack is written anew when at least this share of it is not needed: a checkpoint is waiting meanwhile.
+ * `cairn prune` frees the rest.
+ */
 const THIN_ABOVE = 0.5;
 
 export class WatchForgetting {

@@ -1,4 +1,6 @@
-/** Anonymous files in memory (memfd_create(2)): no name in any file system, gone with their last descriptor. */
+/**
+ * Anonymous files in memory (memfd_create(2)): no name in any file system, gone with their last descriptor.
+ */
 
 import { CheckpointError } from '../errors.js';
 import { addressOf, errnoName, libc } from './libc.js';

@@ -1,4 +1,6 @@
-/** Passing an open descriptor to another process along with a message on a unix socket (SCM_RIGHTS, unix(7)). */
+/**
+ * Passing an open descriptor to another process along with a message on a unix socket (SCM_RIGHTS, unix(7)).
+ */
 
 import { CheckpointError } from '../errors.js';
 import { addressOf, errnoName, libc } from './libc.js';
@@ -14,7 +16,8 @@ const MSGHDR_BYTES = 56;
 
 /**
  * Sends `message` whole, with `descriptor` attached.
- * @throws FFI_FAILED when the socket does not take all of it at once; small messages on an idle socket always go
+ * @throws FFI_FAILED when the socket does not take all of it at once; small messages on an idle socket always
+ *   go
  */
 export function sendWithDescriptor(socket: number, message: Uint8Array, descriptor: number): void {
   const control = new DataView(new ArrayBuffer(CONTROL_BYTES));

@@ -1,4 +1,7 @@
-/** A pair of connected unix stream sockets (socketpair(2)), for a byte stream from another process that gets one end. */
+/**
+ * A pair of connected unix stream sockets (socketpair(2)), for a byte stream from another process that gets
+ * one end.
+ */
 
 import { CheckpointError } from '../errors.js';
 import { addressOf, errnoName, libc } from './libc.js';
@@ -18,7 +21,8 @@ export interface SocketPair {
 }
 
 /**
- * Caller closes both ends. Reading `ours` blocks, but not for longer than `receiveTimeoutMs`: then it fails with EAGAIN.
+ * Caller closes both ends. Reading `ours` blocks, but not for longer than `receiveTimeoutMs`: then it fails
+ * with EAGAIN.
  * @throws FFI_FAILED
  */
 export function openSocketPair(receiveTimeoutMs: number): SocketPair {
@@ -45,7 +49,10 @@ export function openSocketPair(receiveTimeoutMs: number): SocketPair {
   return pair;
 }
 
-/** Ends the connection in both directions: who reads sees the end, who writes an error. The descriptor stays open. */
+/**
+ * Ends the connection in both directions: who reads sees the end, who writes an error. The descriptor stays
+ * open.
+ */
 export function shutDownSocket(descriptor: number): void {
   libc().syscall(SYS_SHUTDOWN, descriptor, SHUT_RDWR);
 }

@@ -1,9 +1,9 @@
 /**
  * zstd through the system's libzstd.so.1, which dpkg and rpm themselves depend on.
  *
- * One compression and one decompression context per thread, kept for the life of the thread: creating one costs more than
- * compressing a frame. The asynchronous call uses a context of its own.
- * Source: zstd.h, simple API and explicit contexts.
+ * One compression and one decompression context per thread, kept for the life of the thread: creating one
+ * costs more than compressing a frame. The asynchronous call uses a context of its own. Source: zstd.h,
+ * simple API and explicit contexts.
  */
 
 import koffi from 'koffi';
@@ -81,10 +81,13 @@ interface Library {
 
 let loaded: Library | undefined;
 
-/** What a frame takes at the most, and more. The index of a large guest is made once in a while. */
+/**
+ * Buffers up to this length are kept: more than any frame takes. The index of a large guest is longer, and is
+ * made once in a while.
+ */
 const KEPT_OUTPUT_BYTES = 2 << 20;
 
-/** Room for so many bytes, good until the next call. */
+/** Gives room for so many bytes, good until the next call. */
 function outputOf(zstd: Library, sizeBytes: number): Uint8Array {
   if (sizeBytes > KEPT_OUTPUT_BYTES) return new Uint8Array(sizeBytes);
   if (zstd.output.length < sizeBytes) zstd.output = new Uint8Array(sizeBytes);
@@ -109,8 +112,8 @@ export function compress(src: Uint8Array, level: number): Uint8Array {
 }
 
 /**
- * As `compress`, with a new zstd block at each of `cuts`: what lies on either side has statistics of its own, and each gets its
- * own code. Still one zstd frame; matches reach across.
+ * Compresses as `compress` does, with a new zstd block at each of `cuts`: what lies on either side has
+ * statistics of its own, and gets its own code. The result is still one zstd frame; matches reach across.
  * @param cuts ascending offsets into `src`
  */
 export function compressInBlocks(src: Uint8Array, cuts: readonly number[], level: number): Uint8Array {
@@ -143,8 +146,9 @@ export function compressInBlocks(src: Uint8Array, cuts: readonly number[], level
 }
 
 /**
- * As `compress`, where matches may refer to `prefix` as if it came before `src`. The window takes in both. The same prefix is
- * needed to decompress. The two must not overlap: zstd leaves out what does.
+ * Compresses as `compress` does, with matches that may refer to `prefix` as if it came before `src`. The
+ * window takes in both. The same prefix is needed to decompress. The two must not overlap: zstd leaves out
+ * what does.
  */
 export function compressWithPrefix(src: Uint8Array, prefix: Uint8Array, level: number): Uint8Array {
   const zstd = library();
@@ -182,8 +186,8 @@ export function decompressWithPrefix(src: Uint8Array, prefix: Uint8Array, rawLen
 }
 
 /**
- * Decompresses what must come to exactly `rawLength` bytes. Caller owns the result. The input is not trusted: the caller
- * bounds `rawLength`, nothing is written past it.
+ * Decompresses what must come to exactly `rawLength` bytes. Caller owns the result. The input is not trusted:
+ * the caller bounds `rawLength`, nothing is written past it.
  * @throws ZSTD_FAILED when the input is damaged or comes to another length, ZSTD_MISSING
  */
 export function decompress(src: Uint8Array, rawLength: number): Uint8Array {
@@ -195,7 +199,7 @@ export function decompress(src: Uint8Array, rawLength: number): Uint8Array {
   return out;
 }
 
-/** As `decompress`, on another thread. `src` must not change until the promise settles. */
+/** Decompresses as `decompress` does, on another thread. `src` must not change until the promise settles. */
 export async function decompressAsync(src: Uint8Array, rawLength: number): Promise<Uint8Array> {
   const zstd = library();
   const out = new Uint8Array(rawLength);

@@ -1,9 +1,10 @@
 /**
- * Which process something belongs to, in a form that a later process can check: is it certain that the owner is gone?
+ * Names the process that something belongs to, in a form that a later process can check: is it certain that
+ * the owner is gone?
  *
- * A process id alone means little: ids are reused, every container has its own set, and a shared file system is written
- * from many hosts. Gone is only what can be proven; everything else counts as alive.
- * Source: proc(5) (stat field 22, random/boot_id, ns/pid), machine-id(5).
+ * A process id alone means little: ids are reused, every container has its own set, and a shared file system
+ * is written from many hosts. Gone is only what can be proven; everything else counts as alive. Source:
+ * proc(5) (stat field 22, random/boot_id, ns/pid), machine-id(5).
  */
 
 import { readFileSync, readlinkSync } from 'node:fs';
@@ -40,7 +41,8 @@ export function thisProcess(): ProcessOwner {
 export function isCertainlyGone(owner: ProcessOwner): boolean {
   const here = thisProcess();
   if (owner.bootId !== here.bootId) {
-    // An earlier boot of this machine took all its processes with it. Clones share a machine id, hence the name as well.
+    // An earlier boot of this machine took all its processes with it. Clones share a machine id, hence the
+    // name as well.
     return owner.machineId !== '' && owner.machineId === here.machineId && owner.hostName === here.hostName;
   }
   if (owner.pidNamespace !== here.pidNamespace) return false;
@@ -51,7 +53,8 @@ export function isCertainlyGone(owner: ProcessOwner): boolean {
 function startTimeOf(pid: number): string | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
-    // The command name (field 2) may hold spaces and brackets; what follows the last bracket starts at field 3.
+    // The command name (field 2) may hold spaces and brackets; what follows the last bracket starts at field
+    // 3.
     return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19];
   } catch {
     return undefined;

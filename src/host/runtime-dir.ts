@@ -1,6 +1,7 @@
 /**
- * The folder for what belongs to this boot of this host only: sockets, device state on its way to the repository, the
- * ledger and locks. On a tmpfs by default, so that it is as volatile as the virtual machines it speaks of.
+ * The folder for what belongs to this boot of this host only: sockets, device state on its way to the
+ * repository, the ledger and locks. On a tmpfs by default, so that it is as volatile as the virtual machines
+ * it speaks of.
  */
 
 import { lstat, mkdir } from 'node:fs/promises';
@@ -9,8 +10,8 @@ import { join } from 'node:path';
 import { CheckpointError } from '../errors.js';
 
 /**
- * CAIRN_RUNTIME_DIR, else /run/cairn for root, else $XDG_RUNTIME_DIR/cairn. Nothing below /tmp: there somebody else may
- * own the way to it.
+ * CAIRN_RUNTIME_DIR, else /run/cairn for root, else $XDG_RUNTIME_DIR/cairn. Nothing below /tmp: there
+ * somebody else may own the way to it.
  * @throws VM_PERMISSION when none is set
  */
 export function defaultRuntimeDir(env: NodeJS.ProcessEnv = process.env): string {
@@ -25,8 +26,8 @@ export function defaultRuntimeDir(env: NodeJS.ProcessEnv = process.env): string 
 }
 
 /**
- * Creates the folder when it is not there. Refuses one that others may write to: they could plant the paths that
- * a hypervisor running as root is told to write.
+ * Creates the folder when it is not there. Refuses one that others may write to: they could plant the paths
+ * that a hypervisor running as root is told to write.
  * @throws VM_PERMISSION
  */
 export async function openRuntimeDir(path: string): Promise<string> {

@@ -4,9 +4,10 @@
  *     page index   0 ........ 262143 | 262144 ...... 266239 | 266240 ...
  *     region       pc.ram            | vga.vram             | pc.bios (64 pages, then a gap to the next multiple of 64)
  *
- * Every region starts at a multiple of 64 pages, so that each has whole 64-bit words of a dirty bitmap to itself. The
- * pages of a gap do not exist: their bits are never set. A region is one RAM block of QEMU, or the guest's
- * physical memory on Xen; its id is what the hypervisor calls it and is what links it from checkpoint to checkpoint.
+ * Every region starts at a multiple of 64 pages, so that each has whole 64-bit words of a dirty bitmap to
+ * itself. The pages of a gap do not exist: their bits are never set. A region is one RAM block of QEMU, or
+ * the guest's physical memory on Xen; its id is what the hypervisor calls it and is what links it from
+ * checkpoint to checkpoint.
  */
 
 import { PAGE_SIZE_BYTES } from '../types.js';
@@ -28,7 +29,10 @@ export interface MemoryLayout {
   readonly sizeBytes: number;
 }
 
-/** Lays regions end to end in the order given. @throws RangeError when a size is not a positive multiple of a page. */
+/**
+ * Lays regions end to end in the order given.
+ * @throws RangeError when a size is not a positive multiple of a page.
+ */
 export function layOut(
   regions: readonly { readonly id: string; readonly sizeBytes: number }[],
 ): MemoryLayout {

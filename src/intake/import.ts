@@ -1,6 +1,6 @@
 /**
- * A checkpoint out of a file of the hypervisor's own tools (`xl save`, a migration of QEMU): unpacked into a sparse file, and then taken
- * like a checkpoint of a VM that stands still.
+ * A checkpoint out of a file of the hypervisor's own tools (`xl save`, a migration of QEMU): unpacked into a
+ * sparse file, and then taken like a checkpoint of a VM that stands still.
  */
 
 import { createReadStream } from 'node:fs';
@@ -20,12 +20,14 @@ import { MemoryFile } from './memory-file.js';
 export interface ImportOptions {
   readonly repository: Repository;
   readonly hypervisors: HypervisorRegistry;
-  /** One of the hypervisors' `importFormats`. */
+  /** A format among the `importFormats` of the hypervisors. */
   readonly format: string;
   readonly path: string;
-  /** Of the chain; default: what the file calls the VM. */
+  /** Name of the chain; default: what the file calls the VM. */
   readonly name?: string | undefined;
-  /** Where memory is unpacked, as large as the guest uses; default: the system's folder for temporary files. */
+  /**
+   * Where memory is unpacked, as large as the guest uses; default: the system's folder for temporary files.
+   */
   readonly tempDir?: string | undefined;
   readonly compressionLevel?: number | undefined;
   readonly workers?: number | undefined;
@@ -34,8 +36,8 @@ export interface ImportOptions {
 
 /**
  * The first checkpoint of a chain, or one more of it: then it is compared with the last one.
- * @throws USAGE for an unknown format or a file that is not there, STREAM_MALFORMED, VM_UNSUPPORTED for a machine that could not
- *   be restored, CHAIN_WRONG_VM, and what a checkpoint throws
+ * @throws USAGE for an unknown format or a file that is not there, STREAM_MALFORMED, VM_UNSUPPORTED for a
+ *   machine that could not be restored, CHAIN_WRONG_VM, and what a checkpoint throws
  */
 export async function importCheckpoint(options: ImportOptions): Promise<CheckpointSummary> {
   const { format, path, signal } = options;
@@ -63,7 +65,10 @@ export async function importCheckpoint(options: ImportOptions): Promise<Checkpoi
   }
 }
 
-/** A session on a machine whose memory is unpacked in `work`, and whose address is `SCHEME:...`. @throws see `CheckpointSession.open` */
+/**
+ * A session on a machine whose memory is unpacked in `work`, and whose address is `SCHEME:...`.
+ * @throws see `CheckpointSession.open`
+ */
 export async function openImageSession(
   hypervisor: Hypervisor,
   vm: ImageVm,

@@ -1,6 +1,6 @@
 /**
- * Guest memory as a sparse file, page by page at its place: what an import unpacks into before a checkpoint is made of it. The file is
- * the caller's to remove.
+ * Guest memory as a sparse file, page by page at its place: what an import unpacks into before a checkpoint
+ * is made of it. The file is the caller's to remove.
  */
 
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';

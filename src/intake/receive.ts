@@ -1,6 +1,6 @@
 /**
- * Checkpoints of a machine that the hypervisor's own tools send as they would to a standby host: one for each state that comes, or for several
- * when they come faster than they can be stored.
+ * Checkpoints of a machine that the hypervisor's own tools send as they would to a standby host: one for each
+ * state that comes, or for several when they come faster than they can be stored.
  */
 
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -22,11 +22,14 @@ export interface ReceiveOptions {
   readonly hypervisor: ReceivingHypervisor;
   /** Destroyed in the end, which tells the sender. */
   readonly stream: Readable;
-  /** Of the chain; default: what the stream calls the VM. */
+  /** Name of the chain; default: what the stream calls the VM. */
   readonly name?: string | undefined;
   /** Stop after that many checkpoints. */
   readonly count?: number | undefined;
-  /** Where memory is unpacked, up to twice as large as the guest's; default: the system's folder for temporary files. */
+  /**
+   * Where memory is unpacked, up to twice as large as the guest's; default: the system's folder for temporary
+   * files.
+   */
   readonly tempDir?: string | undefined;
   readonly compressionLevel?: number | undefined;
   readonly workers?: number | undefined;
@@ -39,7 +42,7 @@ export interface ReceiveOptions {
 }
 
 export interface ReceivedCheckpoint extends CheckpointSummary {
-  /** Of the stream, counted from 1. */
+  /** Number of the state in the stream, counted from 1. */
   readonly state: number;
   /** How many states have come since the last checkpoint. */
   readonly states: number;
@@ -50,7 +53,7 @@ export interface ReceiveResult {
   readonly failed: number;
 }
 
-/** After these the next state will not fare better. */
+/** Errors after which the next state will not fare better. */
 const FATAL = [
   'VM_UNSUPPORTED',
   'VM_UNREACHABLE',
@@ -64,7 +67,8 @@ const UNKNOWN_PAUSE =
 
 /**
  * Until the stream ends. A state that has not come whole by then is left out.
- * @throws VM_UNSUPPORTED, VM_UNREACHABLE, STREAM_MALFORMED, CHAIN_WRONG_VM, REPO_LOCKED, REPO_DAMAGED, WORKER_FAILED
+ * @throws VM_UNSUPPORTED, VM_UNREACHABLE, STREAM_MALFORMED, CHAIN_WRONG_VM, REPO_LOCKED, REPO_DAMAGED,
+ *   WORKER_FAILED
  */
 export async function receiveCheckpoints(options: ReceiveOptions): Promise<ReceiveResult> {
   const { hypervisor, stream, onState, signal } = options;

@@ -3,7 +3,8 @@
  *
  *     | scratch of one encode batch | gather | provided bases | previous versions | captured pages ... (grows) |
  *
- * The budget for previous versions is address space, not memory: what no page was ever put into is never touched.
+ * The budget for previous versions is address space, not memory: what no page was ever put into is never
+ * touched.
  */
 
 import { ANCHOR_CAPACITY_BYTES, controlCapacityBytes, dataCapacityBytes } from '../kernels/kernels.js';
@@ -32,7 +33,7 @@ export interface Arena {
 }
 
 export function layOutArena(cacheBytes: number): Arena {
-  // Offset 0 stays unused: as base pointers 0 and 1 have meanings of their own.
+  // Offset 0 stays unused, because the base pointers 0 and 1 have meanings of their own.
   let next = PAGE_SIZE_BYTES;
   const take = (sizeBytes: number): number => {
     const at = next;

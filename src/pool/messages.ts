@@ -16,8 +16,9 @@ import type { EncodedFrame } from '../format/frame.js';
 export const STRIPE_PAGES = 512;
 
 /**
- * Pages that one `encode` call takes at most; bounds the scratch memory of a share. Content that moved is found within a
- * batch: in a simulation on a guest that packs a file tree, batches of 1024 pages stored 26 % more than whole checkpoints at once.
+ * Pages that one `encode` call takes at most; bounds the scratch memory of a share. Content that moved is
+ * found within a batch: in a simulation on a guest that packs a file tree, batches of 1024 pages stored 26 %
+ * more than whole checkpoints at once.
  */
 export const ENCODE_BATCH_PAGES = 4096;
 
@@ -34,14 +35,20 @@ export interface CaptureReply {
 }
 
 export interface SealReply {
-  /** The captured pages, ascending, each once: the last copy counts. Positions in it are what `from` and `to` mean. */
+  /**
+   * The captured pages, ascending, each once: the last copy counts. Positions in it are what `from` and `to`
+   * mean.
+   */
   readonly pages: Uint32Array;
 }
 
 export interface MissingRequest {
   readonly from: number;
   readonly to: number;
-  /** Record that the page is to be held against, one a page of [from, to): that of its committed content; 0 = the zero page. */
+  /**
+   * Record that the page is to be held against, one a page of [from, to): that of its committed content; 0 =
+   * the zero page.
+   */
   readonly baseRefs: Float64Array;
   /** Depth of that record. */
   readonly depths: Uint8Array;

@@ -1,10 +1,11 @@
 /**
  * Previous versions of pages, in the linear memory of the share that owns them.
  *
- * Holds what a page contained at the last encode, so that the next delta needs no read from the repository. Bounded:
- * when all slots are taken the CLOCK hand evicts a page that was not used since it last came by, which keeps the
- * writable working set and lets one-time writers go. Invariant: the content of a slot is the content of the record
- * the page map names for that page, as long as nothing failed; after a failure everything is forgotten.
+ * Holds what a page contained at the last encode, so that the next delta needs no read from the repository.
+ * Bounded: when all slots are taken the CLOCK hand evicts a page that was not used since it last came by,
+ * which keeps the writable working set and lets one-time writers go. Invariant: the content of a slot is the
+ * content of the record the page map names for that page, as long as nothing failed; after a failure
+ * everything is forgotten.
  */
 
 import { PAGE_SIZE_BYTES } from '../types.js';

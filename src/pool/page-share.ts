@@ -1,8 +1,10 @@
 /**
- * The owner of a share of a VM's pages: copies them from the guest, keeps their previous versions, encodes them.
+ * The owner of a share of a VM's pages: copies them from the guest, keeps their previous versions, encodes
+ * them.
  *
- * Everything happens in one linear memory, so that a page is copied once: process memory -> captured area, and from there
- * the encoder reads it. Not safe for use by two callers at once: operations run one after the other.
+ * Everything happens in one linear memory, so that a page is copied once: process memory -> captured area,
+ * and from there the encoder reads it. Not safe for use by two callers at once: operations run one after the
+ * other.
  */
 
 import type { GuestReader, GuestReaderModule } from '../hypervisor/guest-reader.js';
@@ -32,15 +34,17 @@ import { planPatches, type PatchCandidate, type PatchGroup, type PreviousPage } 
 const ZERO_PAGE_REF = 0;
 
 /**
- * From this many bytes of runs on, a page is patched instead. Of 256, 512, 1024 and 2048 on the first epochs of six recorded
- * workloads, 1024 stored least on compile, 512 on sqlite; they differ by 3 % and less elsewhere.
+ * From this many bytes of runs on, a page is patched instead. Of 256, 512, 1024 and 2048 on the first epochs
+ * of six recorded workloads, 1024 stored least on compile, 512 on sqlite; they differ by 3 % and less
+ * elsewhere.
  */
 const DENSE_PAGE_BYTES = 1024;
 /** One page alone is not worth a frame. */
 const FEWEST_PATCHES = 2;
 /**
- * Above the level of other frames. On the first epochs of recorded workloads patches got 2 % (sequential) to 6 % (compile, web)
- * smaller than at level 3, for up to twice the time; those of a memory stressor got 6 % larger.
+ * Above the level of other frames. On the first epochs of recorded workloads patches got 2 % (sequential) to
+ * 6 % (compile, web) smaller than at level 3, for up to twice the time; those of a memory stressor got 6 %
+ * larger.
  */
 const PATCH_LEVELS = 3;
 
@@ -160,7 +164,10 @@ export class PageShare {
     return end;
   }
 
-  /** Where the new contents of [from, to) lie one after the other; gathers them when later copies replaced some. */
+  /**
+   * Where the new contents of [from, to) lie one after the other; gathers them when later copies replaced
+   * some.
+   */
   #contiguous(from: number, to: number): number {
     const first = this.#slots[from] ?? 0;
     let inOrder = true;
@@ -268,7 +275,10 @@ export class PageShare {
     };
   }
 
-  /** Pages that are better patched than stored as runs or whole. Not without previous versions, as in a first checkpoint. */
+  /**
+   * Pages that are better patched than stored as runs or whole. Not without previous versions, as in a first
+   * checkpoint.
+   */
   #patchGroups(
     codecs: Uint8Array,
     newPages: number,

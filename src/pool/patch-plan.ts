@@ -1,20 +1,24 @@
 /**
- * Which changed pages are stored as patches, together with which others, and against what.
+ * Decides which changed pages are stored as patches, together with which others, and against what.
  *
- * A page that changed in many places often holds content that was elsewhere before: a file read, copied or packed moves through
- * memory, and a database writes its pages to a journal. Such pages go into groups that share content, each with the
- * previous versions of pages that hold some of it: its own, and others found by an index of content.
+ * A page that changed in many places often holds content that was elsewhere before: a file read, copied or
+ * packed moves through memory, and a database writes its pages to a journal. Such pages go into groups that
+ * share content, each with the previous versions of pages that hold some of it: its own, and others found by
+ * an index of content.
  */
 
 import { MAX_PATCH_RECORDS, MAX_PATCH_SOURCES } from '../format/frame-limits.js';
 import { ContentIndex } from './content-index.js';
 
 export interface PatchCandidate {
-  /** In the batch. */
+  /** Position of the page in the batch. */
   readonly position: number;
   /** Where the page's new content lies. */
   readonly content: number;
-  /** Runs against its previous version are smaller than the page: that version is of use, and there is a choice. */
+  /**
+   * Runs against its previous version are smaller than the page: that version is of use, and there is a
+   * choice.
+   */
   readonly hasRuns: boolean;
 }
 
@@ -52,7 +56,7 @@ export function planPatches(
   }
   const fresh = new ContentIndex(candidates.length);
   const sourcesOf: number[][] = [];
-  /** For each candidate, later ones that have content in common with it. */
+  /** Later candidates that have content in common with it, for each candidate. */
   const followers: number[][] = candidates.map(() => []);
   candidates.forEach(({ position, content, hasRuns }, i) => {
     const oldVotes = new Map<number, number>();
@@ -72,7 +76,7 @@ export function planPatches(
     for (const twin of elected(freshVotes)) followers[twin]!.push(i);
   });
   const order = inOrderOfContent(followers);
-  // Without a source, only what shares content with others or has no runs gains.
+  // A page without a source gains only when it shares content with others or has no runs.
   const isAlone = (i: number): boolean =>
     sourcesOf[i]!.length === 0 && candidates[i]!.hasRuns && followers[i]!.length === 0;
   return cut(
@@ -94,7 +98,10 @@ function elected(votes: ReadonlyMap<number, number>): number[] {
     .map(([of]) => of);
 }
 
-/** Candidates so that those with common content come next to each other: each is followed by its followers, and theirs. */
+/**
+ * Candidates so that those with common content come next to each other: each is followed by its followers,
+ * and theirs.
+ */
 function inOrderOfContent(followers: readonly (readonly number[])[]): readonly number[] {
   const order: number[] = [];
   const placed = new Uint8Array(followers.length);

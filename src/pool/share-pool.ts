@@ -1,8 +1,8 @@
 /**
  * The shares of a VM's pages and their owners.
  *
- * A stripe of pages always belongs to the same owner, so that the previous versions kept there are found again. Piscina
- * gives any free thread a task; ownership comes from one pool of a single thread per share.
+ * A stripe of pages always belongs to the same owner, so that the previous versions kept there are found
+ * again. Piscina gives any free thread a task; ownership comes from one pool of a single thread per share.
  */
 
 import { Piscina } from 'piscina';
@@ -40,7 +40,10 @@ export class SharePool {
     this.shares = shares;
   }
 
-  /** Starts the owners and waits until each has its reader open. @throws VM_GONE, VM_PERMISSION, WORKER_FAILED */
+  /**
+   * Starts the owners and waits until each has its reader open.
+   * @throws VM_GONE, VM_PERMISSION, WORKER_FAILED
+   */
   static async open(options: SharePoolOptions): Promise<SharePool> {
     const count = Math.max(1, options.workers);
     const settings: ShareSettings = {
@@ -92,8 +95,9 @@ export class SharePool {
 }
 
 /**
- * What an encode leaves behind is buffers outside of the JavaScript heap, which nothing but a collection frees. A young generation
- * this small makes them frequent: 227 instead of 281 MiB resident, and no difference in the time of a base.
+ * What an encode leaves behind is buffers outside of the JavaScript heap, which nothing but a collection
+ * frees. A young generation this small makes them frequent: 227 instead of 281 MiB resident, and no
+ * difference in the time of a base.
  */
 const YOUNG_GENERATION_MIB = 2;
 
@@ -110,7 +114,8 @@ class WorkerShare implements ShareOperations {
       resourceLimits: { maxYoungGenerationSizeMb: YOUNG_GENERATION_MIB },
       concurrentTasksPerWorker: 1,
       workerData: settings,
-      // Waiting on Atomics instead of the event loop shortens the way into the worker by a few tenths of a millisecond.
+      // Waiting on Atomics instead of the event loop shortens the way into the worker by a few tenths of a
+      // millisecond.
       atomics: 'sync',
     });
   }

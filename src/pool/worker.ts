@@ -1,4 +1,7 @@
-/** Worker thread entry: one `PageShare`, driven by messages. Errors travel as JSON, since structured clone drops class and code. */
+/**
+ * Worker thread entry: one `PageShare`, driven by messages. Errors travel as JSON, since structured clone
+ * drops class and code.
+ */
 
 import { workerData } from 'node:worker_threads';
 

@@ -1,9 +1,9 @@
 /**
- * Where a repository keeps its objects. Small on purpose: an object is created once, whole or not at all, and never changed in
- * part; that is what makes a crash at any point harmless (docs/format.md, write order).
+ * Where a repository keeps its objects. Small on purpose: an object is created once, whole or not at all, and
+ * never changed in part; that is what makes a crash at any point harmless (docs/format.md, write order).
  *
- * Keys are relative paths of [A-Za-z0-9._-] segments joined by "/". Every call takes an AbortSignal; an aborted call
- * rejects with INTERRUPTED and leaves no partial object visible.
+ * Keys are relative paths of [A-Za-z0-9._-] segments joined by "/". Every call takes an AbortSignal; an
+ * aborted call rejects with INTERRUPTED and leaves no partial object visible.
  */
 
 export interface StoredObject {
@@ -12,7 +12,7 @@ export interface StoredObject {
 }
 
 export interface StorageProperties {
-  /** For messages: file:/srv/cairn, memory: */
+  /** The address as messages name it: file:/srv/cairn, memory: */
   readonly location: string;
   /** Whether `save` returns only after the object survives a power cut. */
   readonly durable: boolean;
@@ -28,12 +28,17 @@ export interface StorageBackend {
   readonly properties: StorageProperties;
   /**
    * Creates an object atomically: readers see all of it or nothing, and it is durable when the call returns.
-   * An iterable body is consumed once; the chunks may be reused by the producer after the next one is asked for.
+   * An iterable body is consumed once; the chunks may be reused by the producer after the next one is asked
+   * for.
    * @returns bytes written
-   * @throws STORAGE_EXISTS when the key is taken (the object there stays as it is), STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO
+   * @throws STORAGE_EXISTS when the key is taken (the object there stays as it is), STORAGE_FULL,
+   *   STORAGE_READ_ONLY, STORAGE_IO
    */
   save(key: string, body: ObjectBody, options?: CallOptions): Promise<number>;
-  /** `lengthBytes` bytes from `offsetBytes`, exactly. Caller owns them. @throws STORAGE_NOT_FOUND, STORAGE_RANGE when the object is shorter, STORAGE_IO */
+  /**
+   * `lengthBytes` bytes from `offsetBytes`, exactly. Caller owns them.
+   * @throws STORAGE_NOT_FOUND, STORAGE_RANGE when the object is shorter, STORAGE_IO
+   */
   load(
     key: string,
     range?: { readonly offsetBytes: number; readonly lengthBytes: number },
@@ -44,10 +49,12 @@ export interface StorageBackend {
   /** All objects whose key starts with `prefix`, sorted by key. Unfinished saves are not listed. */
   list(prefix: string, options?: CallOptions): Promise<readonly StoredObject[]>;
   /**
-   * Puts another body in the place of an object, atomically and durably: readers see the old or the new one, whole. The body as in `save`.
-   * Only for what the format allows to be replaced (docs/format.md, forgetting). One writer at a time.
+   * Puts another body in the place of an object, atomically and durably: readers see the old or the new one,
+   * whole. The body as in `save`. Only for what the format allows to be replaced (docs/format.md,
+   * forgetting). One writer at a time.
    * @returns bytes written
-   * @throws STORAGE_NOT_FOUND when there is no such object, STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO; the object is as it was then
+   * @throws STORAGE_NOT_FOUND when there is no such object, STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO; the
+   *   object is as it was then
    */
   replace(key: string, body: ObjectBody, options?: CallOptions): Promise<number>;
   /** @throws STORAGE_NOT_FOUND */

@@ -1,9 +1,11 @@
 /**
- * Objects as files below one folder: key "a/b" is ROOT/a/b. Files 0600, folders 0700, for they hold guest memory.
+ * Objects as files below one folder: key "a/b" is ROOT/a/b. Files 0600, folders 0700, for they hold guest
+ * memory.
  *
- * An object appears by link(2) of a finished, synced temporary file in the same folder: link fails when the name is
- * taken, so that of two writers of one key exactly one succeeds and neither replaces the other's object. The folder is
- * synced after that, and so are the folders above that had to be made. An object is replaced by rename(2) of such a file.
+ * An object appears by link(2) of a finished, synced temporary file in the same folder: link fails when the
+ * name is taken, so that of two writers of one key exactly one succeeds and neither replaces the other's
+ * object. The folder is synced after that, and so are the folders above that had to be made. An object is
+ * replaced by rename(2) of such a file.
  */
 
 import { constants } from 'node:fs';
@@ -93,7 +95,8 @@ export class FileBackend implements StorageBackend {
       try {
         const offset = range?.offsetBytes ?? 0;
         const length = range?.lengthBytes ?? (await sizeOf(file, key, this.properties.location));
-        // Not from the pool of small buffers: the caller owns the result, and others must not see it through `buffer`.
+        // Not from the pool of small buffers: the caller owns the result, and others must not see it through
+        // `buffer`.
         const bytes = new Uint8Array(length);
         let done = 0;
         while (done < length) {

@@ -6,7 +6,10 @@ export function isKeySegment(name: string): boolean {
   return SEGMENT.test(name) && name !== '.' && name !== '..';
 }
 
-/** @throws RangeError: a key comes from the program, never from a file, so a bad one is a mistake of the caller */
+/**
+ * @throws RangeError: a key comes from the program, never from a file, so a bad one is a mistake of the
+ *   caller
+ */
 export function assertKey(key: string): void {
   if (!key.split('/').every(isKeySegment)) throw new RangeError(`"${key}" is not a storage key`);
 }

@@ -1,11 +1,11 @@
-/** From the address of a repository to its storage backend. */
+/** Finds the storage backend for the address of a repository. */
 
 import { CheckpointError } from '../errors.js';
 import type { StorageBackend } from './backend.js';
 import { FileBackend } from './file.js';
 
 /**
- * `PATH` or `file:PATH`. A path that looks like an address can be written ./a:b or file:a:b.
+ * Takes `PATH` or `file:PATH`. A path that looks like an address can be written ./a:b or file:a:b.
  * @throws STORAGE_ADDRESS
  */
 export function openBackend(address: string): StorageBackend {

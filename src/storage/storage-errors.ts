@@ -1,4 +1,4 @@
-/** From errno names to the codes of the storage contract. */
+/** Translates errno names to the codes of the storage contract. */
 
 import { CheckpointError, systemErrorCode } from '../errors.js';
 

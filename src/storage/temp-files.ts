@@ -1,8 +1,8 @@
 /**
  * Names of unfinished files, and their removal once their writer is gone.
  *
- * The name starts with "~", which no key contains, so an unfinished file can never be taken for an object. It carries
- * its writer, so that another process can tell a leftover from work in progress:
+ * The name starts with "~", which no key contains, so an unfinished file can never be taken for an object. It
+ * carries its writer, so that another process can tell a leftover from work in progress:
  *
  *     ~<host>-<boot>-<pid namespace>-<pid>-<start time>-<random>      the first three as 8 hex digits of a SHA-256
  */
@@ -32,7 +32,7 @@ export async function removeLeftovers(folder: string): Promise<void> {
       if (isLeftover(name) || Date.now() - (await stat(path)).mtimeMs > ABANDONED_AFTER_MS)
         await rm(path, { force: true });
     } catch {
-      // Removed by somebody else, or not ours to remove.
+      // Somebody else has removed it, or it is not ours to remove.
     }
   }
 }

@@ -1,6 +1,6 @@
 /**
- * What interval, budget and compression level suit this VM. Rules of thumb over the measured figures, each of which says what it
- * goes by, so that an operator can disagree.
+ * What interval, budget and compression level suit this VM. Rules of thumb over the measured figures, each of
+ * which says what it goes by, so that an operator can disagree.
  */
 
 import { PAGE_SIZE_BYTES } from '../types.js';
@@ -9,15 +9,18 @@ import type { BudgetFigures } from './cache-simulation.js';
 import type { CodecFigures } from './codec-comparison.js';
 import type { IntervalFigures } from './windows.js';
 
-/** What a checkpoint stores besides pages: manifest, index segment, device state. Median of small checkpoints in the lab. */
+/**
+ * What a checkpoint stores besides pages: manifest, index segment, device state. Median of small checkpoints
+ * in the lab.
+ */
 const FIXED_STORED_BYTES = 40_000;
-/** First write to a page after a harvest: a fault in the host kernel. */
+/** Time of the first write to a page after a harvest: a fault in the host kernel. */
 const FAULT_MS = 0.0015;
-/** Where no pause of this VM was measured. */
+/** The pause that is assumed where none of this VM was measured. */
 const ASSUMED_PAUSE_MS = 5;
 /** Bytes copied in a millisecond of the pause; memory of a host of today does more. */
 const COPY_BYTES_PER_MS = 4 << 20;
-/** As `--max-pause` by default: what is copied beyond it is copied while the VM runs. */
+/** The default of `--max-pause`: what would take longer is copied while the VM runs. */
 const MAX_PAUSE_MS = 10;
 
 const MOST_SLOW_DOWN = 0.02;
@@ -29,7 +32,7 @@ const WORTH_SAVING = 0.03;
 const DAY_MS = 86_400_000;
 
 export interface IntervalCost extends IntervalFigures {
-  /** Estimated. */
+  /** An estimate. */
   readonly pauseMs: number;
   /** Estimated share of time that the guest loses to pauses and faults. */
   readonly slowDown: number;

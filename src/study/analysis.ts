@@ -23,7 +23,9 @@ export interface AnalyzeOptions {
   readonly mostBytesPerDay?: number | undefined;
 }
 
-/** Of an epoch's pages the contents of about so many are kept for the windows: 4 MiB an epoch, before and after. */
+/**
+ * The contents of about so many pages an epoch are kept for the windows: 4 MiB an epoch, before and after.
+ */
 const KEPT_PAGES = 512;
 /** Pages that the codecs are compared on: 16 MiB. */
 const CODEC_PAGES = 4096;
@@ -49,7 +51,7 @@ export async function analyze(
   for await (const epoch of subject.epochs()) {
     study.add(epoch);
     cache.add(epoch.pages);
-    // Once it had to be thinned it stays so: otherwise pages would come and go.
+    // Once the sample had to be thinned it stays so: otherwise pages would come and go.
     while (epoch.contentPages.length / oneIn > KEPT_PAGES) oneIn *= 2;
     kept.push(thinned(epoch, oneIn));
     if (sample.pages < CODEC_PAGES) {

@@ -1,13 +1,13 @@
 /**
- * How much of the previous versions a budget would hold: dirty pages, epoch by epoch, through a cache that drops what was used
- * least recently, for several sizes at once.
+ * How much of the previous versions a budget would hold: dirty pages, epoch by epoch, through a cache that
+ * drops what was used least recently, for several sizes at once.
  */
 
 import { PAGE_SIZE_BYTES } from '../types.js';
 
 export interface BudgetFigures {
   readonly budgetBytes: number;
-  /** Of the pages that were dirty before, the share whose previous version the cache still held. */
+  /** Share of the pages dirty before whose previous version the cache still held. */
   readonly hitShare: number;
 }
 

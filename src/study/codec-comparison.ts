@@ -6,11 +6,11 @@ import type { PageCodec } from '../kernels/page-codec.js';
 import { deltaBytes, wholeBytes, type Versions } from './encoded-size.js';
 
 export interface CodecFigures {
-  /** For people: `whole pages`, `deltas, zstd 3`. */
+  /** The way of storing, in words: `whole pages`, `deltas, zstd 3`. */
   readonly name: string;
   /** What --level takes; undefined for what Cairn only compares itself with. */
   readonly level: number | undefined;
-  /** Of the sampled pages. */
+  /** Bytes that the sampled pages take up. */
   readonly storedBytes: number;
   readonly rawBytes: number;
   /** Time for the sample, one thread. */
@@ -27,7 +27,7 @@ export function compareCodecs(sample: Versions, codec: PageCodec): readonly Code
     const storedBytes = work();
     return { name, level, storedBytes, rawBytes, ms: performance.now() - started };
   };
-  // Once for nothing: what runs for the first time takes longer.
+  // The first run is thrown away: what runs for the first time takes longer.
   deltaBytes(sample, 1, codec);
   return [
     timed('whole pages', undefined, () => wholeBytes(sample, 0)),

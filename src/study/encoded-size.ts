@@ -13,7 +13,11 @@ export interface Versions {
   readonly after: Uint8Array;
 }
 
-/** Deltas, compressed in groups. @param level of zstd, 0 = off. @returns bytes, without what a frame adds to name its pages */
+/**
+ * Deltas, compressed in groups.
+ * @param level of zstd, 0 = off.
+ * @returns bytes, without what a frame adds to name its pages
+ */
 export function deltaBytes({ before, after }: Versions, level: number, codec: PageCodec): number {
   const pageCount = after.length / PAGE_SIZE_BYTES;
   let stored = 0;

@@ -1,6 +1,6 @@
 /**
- * Plots as SVG text, drawn without a browser. Colours are CSS variables with a value for light and for dark backgrounds, chosen by
- * the viewer (prefers-color-scheme), in a page as well as in an SVG file of its own.
+ * Plots as SVG text, drawn without a browser. Colours are CSS variables with a value for light and for dark
+ * backgrounds, chosen by the viewer (prefers-color-scheme), in a page as well as in an SVG file of its own.
  */
 
 import * as Plot from '@observablehq/plot';
@@ -17,7 +17,10 @@ export const COLOR_STYLE = `:root { color-scheme: light dark; --ink: #1d2430; --
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --paper: #11151c; --card: #1a202b; --quiet: #98a2b3;
   --series-1: #6ea8fe; --series-2: #ffa657; --series-3: #56d39b; --series-4: #c297ff; } }`;
 
-/** Both packages are typed with a browser's types, which this project does not load. This is all of a browser that is used. */
+/**
+ * Both packages are typed with a browser's types, which this project does not load. This is all of a browser
+ * that is used.
+ */
 const openDocument = parseHTML as unknown as (html: string) => { readonly document: unknown };
 const draw = Plot.plot as (settings: PlotSettings & { readonly document: unknown }) => {
   readonly outerHTML: string;

@@ -1,6 +1,6 @@
 /**
- * The study of dirty pages: how many an epoch has, how much of a dirty page really changed and where in the page, how long the
- * changed stretches are, and after how many epochs a page is dirty again.
+ * The study of dirty pages: how many an epoch has, how much of a dirty page really changed and where in the
+ * page, how long the changed stretches are, and after how many epochs a page is dirty again.
  */
 
 import { PAGE_SIZE_BYTES } from '../types.js';
@@ -12,10 +12,10 @@ export const POSITIONS = 64;
 const POSITION_BYTES = PAGE_SIZE_BYTES / POSITIONS;
 
 export interface EpochFigures {
-  /** From the beginning of the first epoch to the end of this one, running time only. */
+  /** Running time from the beginning of the first epoch to the end of this one. */
   readonly endMs: number;
   readonly dirtyPages: number;
-  /** Of the pages whose contents are known, those that hold something else than before. */
+  /** Pages whose contents are known; `changedPages` of them hold something else than before. */
   readonly contentPages: number;
   readonly changedPages: number;
   readonly changedBytes: number;
@@ -28,7 +28,7 @@ export interface PageStatistics {
   /** Changed bytes of a dirty page; 0 for a page written with what it held. */
   readonly changedBytesPerPage: readonly Bin[];
   readonly meanChangedBytes: number;
-  /** For each of 64 stretches of 64 bytes: the share of dirty pages with a change there. */
+  /** Share of dirty pages with a change, for each of 64 stretches of 64 bytes. */
   readonly positions: readonly number[];
   /** Lengths in bytes of stretches of changed bytes in a page. */
   readonly changeRunBytes: readonly Bin[];

@@ -1,4 +1,6 @@
-/** A chain of a repository: each increment is an epoch, its pages are those that the checkpoint recorded anew. */
+/**
+ * A chain of a repository: each increment is an epoch, its pages are those that the checkpoint recorded anew.
+ */
 
 import { CheckpointError } from '../errors.js';
 import { sameLayout } from '../hypervisor/memory-layout.js';
@@ -11,14 +13,17 @@ import { isSampled } from './sampling.js';
 import type { ObservedEpoch, Subject } from './subject.js';
 
 export interface RepositoryOptions {
-  /** The newest so many increments. */
+  /** So many of the newest increments are looked at. */
   readonly epochs: number;
-  /** Contents are read of at most about so many pages an increment. */
+  /** The contents of at most about so many pages an increment are read. */
   readonly maxContentPages: number;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** @throws REPO_NOT_FOUND for a chain that is not there, USAGE for one with no increment; REPO_DAMAGED while it is read */
+/**
+ * @throws REPO_NOT_FOUND for a chain that is not there, USAGE for one with no increment; REPO_DAMAGED while
+ *   it is read
+ */
 export async function openRepositorySubject(
   repository: Repository,
   chain: string | undefined,
@@ -61,7 +66,7 @@ async function epochOf(
 ): Promise<ObservedEpoch> {
   const [old, young] = [repository.reader(parent), repository.reader(child)];
   const [before, after] = [await old.map(), await young.map()];
-  // What was only regrouped has a new reference and did not change.
+  // A page that was only regrouped has a new reference and did not change.
   const isChanged = (page: number): boolean =>
     before.refOf(page) !== after.refOf(page) && packOfRef(after.refOf(page)) !== child.regrouped?.pack;
   const changed: number[] = [];

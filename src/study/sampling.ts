@@ -1,11 +1,14 @@
-/** Which pages an analysis keeps the contents of: chosen by page index alone, so that a page is kept each time it is dirty. */
+/**
+ * Chooses the pages whose contents an analysis keeps, by page index alone, so that a page is kept each time
+ * it is dirty.
+ */
 
 import { PAGE_SIZE_BYTES } from '../types.js';
 import type { ObservedEpoch } from './subject.js';
 
 const HASH = 0x9e3779b1;
 
-/** Those of `pages` that have a 1 in `hasContent`. */
+/** The pages of `pages` that have a 1 in `hasContent`. */
 export function keptPages(pages: Uint32Array, hasContent: Uint8Array): Uint32Array {
   return pages.filter((_, i) => hasContent[i] === 1);
 }

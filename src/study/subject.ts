@@ -1,14 +1,20 @@
-/** What an analysis looks at: epochs of writing, from a live VM, a trace or the increments of a repository's chain. */
+/**
+ * What an analysis looks at: epochs of writing, from a live VM, a trace or the increments of a repository's
+ * chain.
+ */
 
 /** One stretch of time in which the guest ran and wrote. */
 export interface ObservedEpoch {
-  /** For which the guest ran. */
+  /** Time for which the guest ran. */
   readonly runMs: number;
   /** All pages that became dirty, ascending. */
   readonly pages: Uint32Array;
-  /** Those of `pages` whose contents are known, ascending. */
+  /** The pages of `pages` whose contents are known, ascending. */
   readonly contentPages: Uint32Array;
-  /** 4096 bytes for each of `contentPages`: before the epoch, after it. Valid until the next epoch is asked for. */
+  /**
+   * 4096 bytes for each of `contentPages`: before the epoch, after it. Valid until the next epoch is asked
+   * for.
+   */
   readonly before: Uint8Array;
   readonly after: Uint8Array;
 }

@@ -1,6 +1,7 @@
 /**
- * What checkpoints at longer intervals would find: epochs are joined to windows of 2, 4, 8, ..., a page of a window counts once,
- * and its delta spans the whole window. Intervals beyond the longest window are extrapolated and say so.
+ * What checkpoints at longer intervals would find: epochs are joined to windows of 2, 4, 8, ..., a page of a
+ * window counts once, and its delta spans the whole window. Intervals beyond the longest window are
+ * extrapolated and say so.
  */
 
 import type { PageCodec } from '../kernels/page-codec.js';
@@ -74,7 +75,10 @@ function windowFigures(
   };
 }
 
-/** Power laws through the last two lengths: a working set grows ever more slowly, never faster than time, never beyond memory. */
+/**
+ * Power laws through the last two lengths: a working set grows ever more slowly, never faster than time,
+ * never beyond memory.
+ */
 function extrapolate(observed: readonly IntervalFigures[], memoryPages: number): readonly IntervalFigures[] {
   const [before, last] = observed.slice(-2);
   if (before === undefined || last === undefined) return [];

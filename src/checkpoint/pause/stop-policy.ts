@@ -1,9 +1,10 @@
 /**
  * When to stop the VM: the decision between another pre-copy round and the pause.
  *
- * A round harvests the dirty pages and copies them while the VM runs, which makes the set that is left for the
- * pause smaller as long as the guest dirties pages more slowly than they are copied. The pause is predicted from what
- * this VM has shown so far: a fixed part (stop, device state, harvest, cont) and a part that grows with the pages.
+ * A round harvests the dirty pages and copies them while the VM runs, which makes the set that is left for
+ * the pause smaller as long as the guest dirties pages more slowly than they are copied. The pause is
+ * predicted from what this VM has shown so far: a fixed part (stop, device state, harvest, cont) and a part
+ * that grows with the pages.
  */
 
 import { PAGE_SIZE_BYTES } from '../../types.js';
@@ -17,7 +18,10 @@ export interface StopPolicyOptions {
 
 export type Decision = 'stop' | 'another-round' | 'stop-hopeless';
 
-/** First guess before anything was measured: half of what process_vm_readv reaches with two workers into touched memory. */
+/**
+ * First guess before anything was measured: half of what process_vm_readv reaches with two workers into
+ * touched memory.
+ */
 const FIRST_COPY_BYTES_PER_MS = 4.5e6;
 /** First guess: stop 0.5, device state 2, scan 0.5, cont 0.5 ms, with some air. */
 const FIRST_FIXED_MS = 4;
@@ -47,8 +51,8 @@ export class StopPolicy {
   }
 
   /**
-   * What the fixed part leaves of the budget. On a host so busy that the fixed part alone takes all of it, rounds gain
-   * nothing beyond making the copy a small part of the pause.
+   * What the fixed part leaves of the budget. On a host so busy that the fixed part alone takes all of it,
+   * rounds gain nothing beyond making the copy a small part of the pause.
    */
   #copyBudgetMs(): number {
     const { maxPauseMs } = this.#options;

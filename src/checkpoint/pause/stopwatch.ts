@@ -1,4 +1,7 @@
-/** Wall time of one pause and its named phases, in milliseconds. Phases may overlap: their sum can exceed the whole. */
+/**
+ * Wall time of one pause and its named phases, in milliseconds. Phases may overlap: their sum can exceed the
+ * whole.
+ */
 
 import { performance } from 'node:perf_hooks';
 

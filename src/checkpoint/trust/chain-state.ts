@@ -1,4 +1,7 @@
-/** What of a chain is held in memory between checkpoints: where each page of the newest one lies, and a reader for it. */
+/**
+ * What of a chain is held in memory between checkpoints: where each page of the newest one lies, and a reader
+ * for it.
+ */
 
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { ChainReader } from '../../repository/read/chain-reader.js';
@@ -6,7 +9,7 @@ import type { ChainWriter } from '../../repository/chain-writer.js';
 import type { Manifest } from '../../format/manifest.js';
 import { PageMap } from '../../repository/read/page-map.js';
 
-/** For frames of older checkpoints. Previous versions are what a session is to spend its memory on. */
+/** Budget for frames of older checkpoints. A session is to spend its memory on previous versions instead. */
 const READER_CACHE_BYTES = 32 << 20;
 
 export interface ChainState {
@@ -15,7 +18,10 @@ export interface ChainState {
   readonly layout: MemoryLayout;
   readonly map: PageMap;
   readonly reader: ChainReader;
-  /** True after a failed checkpoint whose bits were put back in this process: the record is still unbroken here. */
+  /**
+   * True after a failed checkpoint whose bits were put back in this process: the record is still unbroken
+   * here.
+   */
   carried: boolean;
 }
 
@@ -25,7 +31,10 @@ export interface EarlyMap {
   readonly map: Promise<PageMap>;
 }
 
-/** Begins to read it while the workers start. Whoever needs it waits for it; until then its failure must not count as unhandled. */
+/**
+ * Begins to read it while the workers start. Whoever needs it waits for it; until then its failure must not
+ * count as unhandled.
+ */
 export function readEarly(chain: ChainWriter): EarlyMap | undefined {
   const { latest } = chain;
   if (latest === null) return undefined;

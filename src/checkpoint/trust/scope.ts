@@ -1,9 +1,9 @@
 /**
  * How far the tracker can be trusted for the next checkpoint.
  *
- * `base`     nothing to count from: all pages are stored
- * `compare`  there is a parent, but writes since then may have gone unseen: all pages are read and compared with it
- * `dirty`    the tracker's record is unbroken since the parent: only what it reports is read
+ * `base`     nothing to count from: all pages are stored `compare`  there is a parent, but writes since then
+ * may have gone unseen: all pages are read and compared with it `dirty`    the tracker's record is unbroken
+ * since the parent: only what it reports is read
  *
  * `dirty` needs a proof and everything else falls back to `compare`, with the reason for the operator.
  */

@@ -20,7 +20,7 @@ interface Options extends SessionCliOptions, KeepCliOptions {
   readonly withDisks?: boolean;
 }
 
-/** After these there is no next checkpoint to wait for. */
+/** Errors after which there is no next checkpoint to wait for. */
 const FATAL = ['VM_GONE', 'VM_UNREACHABLE', 'VM_NOT_RESUMED', 'REPO_DAMAGED', 'WORKER_FAILED'] as const;
 
 export function watchCommand(): Command {

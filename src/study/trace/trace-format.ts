@@ -1,5 +1,6 @@
 /**
- * Dirty-page traces: what a guest wrote, epoch by epoch, with the contents before and after (docs/trace-format.md).
+ * Dirty-page traces: what a guest wrote, epoch by epoch, with the contents before and after
+ * (docs/trace-format.md).
  *
  *     header | block | block | ... | end block
  *
@@ -38,7 +39,7 @@ export const CONTENT_ZERO = 3;
 export interface TraceHeader {
   /** What ran in the guest, such as `redis`. */
   readonly workload: string;
-  /** For people: how the load was made. */
+  /** How the load was made, for people to read. */
   readonly description: string;
   /** Time for which the guest ran in each epoch, as intended. */
   readonly epochMs: number;
@@ -57,7 +58,7 @@ export interface BlockHeader {
   readonly pageCount: number;
   readonly storedBytes: number;
   readonly rawBytes: number;
-  /** For which the guest ran in this epoch. */
+  /** Time for which the guest ran in this epoch. */
   readonly runUs: number;
 }
 
@@ -144,7 +145,10 @@ export function encodeBlock(header: BlockHeader, body: Uint8Array): Uint8Array {
   return bytes;
 }
 
-/** Field values that are possible at all; the checksum covers the body too and comes later. @throws TRACE_MALFORMED */
+/**
+ * Field values that are possible at all; the checksum covers the body too and comes later.
+ * @throws TRACE_MALFORMED
+ */
 export function decodeBlockHeader(bytes: Buffer, path: string): BlockHeader {
   if (bytes.length < BLOCK_HEADER_BYTES) throw malformed(path, 'ends before its end block');
   if (bytes.readUInt32LE(0) !== BLOCK_MAGIC) throw malformed(path, 'no block where one should be');

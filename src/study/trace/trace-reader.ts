@@ -1,4 +1,7 @@
-/** Reads a trace (docs/trace-format.md), epoch by epoch. Nothing of a block is used before its checksum is found right. */
+/**
+ * Reads a trace (docs/trace-format.md), epoch by epoch. Nothing of a block is used before its checksum is
+ * found right.
+ */
 
 import { closeSync, openSync, readSync } from 'node:fs';
 
@@ -24,13 +27,13 @@ import {
 } from './trace-format.js';
 
 export interface TraceEpoch {
-  /** From 0. */
+  /** Number of the epoch, from 0. */
   readonly index: number;
-  /** For which the guest ran. */
+  /** Time for which the guest ran. */
   readonly runMs: number;
   /** All pages that became dirty, ascending. */
   readonly pages: Uint32Array;
-  /** Those of `pages` whose contents the trace has, ascending. */
+  /** The pages of `pages` whose contents the trace has, ascending. */
   readonly contentPages: Uint32Array;
   /** 4096 bytes for each of `contentPages`: before the epoch, after it. Caller owns them. */
   readonly before: Uint8Array;
@@ -71,7 +74,11 @@ export class TraceReader {
     }
   }
 
-  /** From the first epoch on; may be called again. Holds the last contents of every page of the trace. @throws TRACE_MALFORMED */
+  /**
+   * Gives the epochs, from the first one on; may be called again. Holds the last contents of every page of
+   * the trace.
+   * @throws TRACE_MALFORMED
+   */
   *epochs(): Generator<TraceEpoch> {
     const latest = new Map<number, Uint8Array>();
     let parts: Part[] = [];
