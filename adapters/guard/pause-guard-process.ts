@@ -1,6 +1,6 @@
 /**
- * The pause guard: a process of its own that outlives a Cairn killed in the pause and resumes the VM. What is common to
- * all ways of reaching a VM; `pause-guard-main.ts` is the one through QMP.
+ * The pause guard: a process of its own that outlives a Cairn killed in the pause and resumes the VM. What is
+ * common to all ways of reaching a VM; `pause-guard-main.ts` is the one through QMP.
  *
  *     argv    process id of QEMU, its start time, path of the pause marker, path of the marker of a frozen guest, attachment it
  *             is for; then what the way needs
@@ -10,9 +10,9 @@
  *
  * The VM is resumed first: a guest that stands still cannot thaw.
  *
- * The marker says whether there is anything to do: the guard goes on as long as the marker of its attachment is there and that
- * QEMU lives, and takes the marker away once the VM runs. Without a marker nothing was paused, or somebody has seen to it since:
- * it leaves the VM alone.
+ * The marker says whether there is anything to do: the guard goes on as long as the marker of its attachment
+ * is there and that QEMU lives, and takes the marker away once the VM runs. Without a marker nothing was
+ * paused, or somebody has seen to it since: it leaves the VM alone.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -31,8 +31,8 @@ export interface GuardedQemu {
 
 export interface GuardOptions {
   /**
-   * @param isLeft to be asked once more right before the VM is resumed: the way to it takes time, in which others may
-   *   have resumed it and its operator have paused it
+   * @param isLeft to be asked once more right before the VM is resumed: the way to it takes time, in which
+   *   others may have resumed it and its operator have paused it
    * @returns true when the VM runs or was not left any more; also a failure means another try
    */
   readonly resumeOnce: (
@@ -40,7 +40,10 @@ export interface GuardOptions {
     moreArgs: readonly string[],
     isLeft: () => Promise<boolean>,
   ) => Promise<boolean>;
-  /** Has the guest thawed, where guests are frozen. @returns true when it is; also a failure means another try */
+  /**
+   * Has the guest thawed, where guests are frozen.
+   * @returns true when it is; also a failure means another try
+   */
   readonly thawOnce?: (moreArgs: readonly string[]) => Promise<boolean>;
   readonly retryMs: number;
 }

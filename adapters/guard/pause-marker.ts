@@ -1,8 +1,9 @@
 /**
- * A file in the runtime folder that says: this VM is paused by that Cairn, for a moment. If Cairn dies in that moment, its
- * pause guard finds it and resumes the VM; if both die, the next Cairn that attaches does.
+ * A file in the runtime folder that says: this VM is paused by that Cairn, for a moment. If Cairn dies in
+ * that moment, its pause guard finds it and resumes the VM; if both die, the next Cairn that attaches does.
  *
- * It is written before `stop`. One that cannot be read was cut off while it was written, so nothing was paused.
+ * It is written before `stop`. One that cannot be read was cut off while it was written, so nothing was
+ * paused.
  */
 
 import { rmSync, writeFileSync } from 'node:fs';
@@ -13,12 +14,12 @@ import type { QemuProcess } from '../qemu/peer-process.js';
 import { runtimeFile } from '../qemu/runtime-files.js';
 
 export interface PauseMarker {
-  /** Of the Cairn that paused the VM. */
+  /** Process id of the Cairn that paused the VM. */
   readonly pid: number;
   readonly startTime: string;
   /** Tells attachments of one process apart: a guard acts only for its own. */
   readonly attachment: string;
-  /** Of a frozen guest: the socket of its agent, empty when that is reached through a manager. */
+  /** Socket of a frozen guest's agent; empty when that is reached through a manager. */
   readonly agentPath?: string;
 }
 
@@ -26,7 +27,10 @@ export function pauseMarkerPath(runtimeDir: string, process: QemuProcess): strin
   return runtimeFile(runtimeDir, 'paused', process);
 }
 
-/** The same for file systems of the guest that a Cairn has frozen for the pause; see `run/guest-agent/guest-freezer.ts`. */
+/**
+ * The same for file systems of the guest that a Cairn has frozen for the pause; see
+ * `run/guest-agent/guest-freezer.ts`.
+ */
 export function frozenMarkerPath(runtimeDir: string, process: QemuProcess): string {
   return runtimeFile(runtimeDir, 'frozen', process);
 }

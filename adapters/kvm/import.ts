@@ -1,4 +1,7 @@
-/** A migration stream of QEMU in a file (`migrate exec:cat`, `migrate file:` without mapped-ram) as a checkpoint. */
+/**
+ * A migration stream of QEMU in a file (`migrate exec:cat`, `migrate file:` without mapped-ram) as a
+ * checkpoint.
+ */
 
 import type { ImportedMachine, ImportRequest } from '../../src/hypervisor/intake.js';
 import { CheckpointError } from '../../src/errors.js';
@@ -9,8 +12,8 @@ import { readMigrationStream } from '../qemu/stream/reader.js';
 export const IMPORT_FORMATS: readonly string[] = ['qemu'];
 
 /**
- * The stream does not say how its QEMU was started: such a checkpoint is restored into a QEMU that waits for it (`restore --to`), or
- * exported again.
+ * The stream does not say how its QEMU was started: such a checkpoint is restored into a QEMU that waits for
+ * it (`restore --to`), or exported again.
  * @throws STREAM_MALFORMED
  */
 export async function importMigration({ open, place }: ImportRequest): Promise<ImportedMachine> {

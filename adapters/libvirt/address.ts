@@ -29,7 +29,10 @@ export function parseDomainAddress(address: string): DomainAddress {
   return { uri: localUri(groups.uri || SYSTEM_URI), domain: groups.domain };
 }
 
-/** Of `restore --to libvirt[:URI]`; undefined when the target is something else. @throws VM_UNSUPPORTED */
+/**
+ * The URI in `restore --to libvirt[:URI]`; undefined when the target is something else.
+ * @throws VM_UNSUPPORTED
+ */
 export function parseRestoreTarget(target: string): string | undefined {
   if (target === LIBVIRT_SCHEME) return SYSTEM_URI;
   if (!target.startsWith(`${LIBVIRT_SCHEME}:`)) return undefined;

@@ -1,4 +1,7 @@
-/** Which process is a domain's QEMU: libvirt writes its id to a file, and QEMU's arguments must name the domain. */
+/**
+ * Finds the process that is a domain's QEMU: libvirt writes its id to a file, and QEMU's arguments must name
+ * the domain.
+ */
 
 import { readFile, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -28,7 +31,10 @@ export function isStartedFor(
   return valueOf('-uuid').toLowerCase() === uuid && (named === guest || named.startsWith(`${guest},`));
 }
 
-/** The process of the file first. Other processes of this host only where the file cannot be read, as in a container. */
+/**
+ * The process of the file first. Other processes of this host only where the file cannot be read, as in a
+ * container.
+ */
 async function candidates(domain: LibvirtDomain): Promise<readonly number[]> {
   const isSystem = domain.connection.uri.endsWith('/system');
   const folder = isSystem

@@ -62,7 +62,10 @@ export class LibvirtDomain {
     this.uuid = uuid.toString('latin1', 0, UUID_TEXT_BYTES - 1);
   }
 
-  /** By UUID where it has the form of one, by name, and last by id. @throws VM_ADDRESS, VM_UNREACHABLE */
+  /**
+   * Finds a domain by UUID where the text has the form of one, by name, and last by id.
+   * @throws VM_ADDRESS, VM_UNREACHABLE
+   */
   static async find(connection: LibvirtConnection, wanted: string): Promise<LibvirtDomain> {
     const found =
       (UUID.test(wanted) ? await look(connection, libvirt().lookupByUuid, wanted) : undefined) ??
@@ -74,7 +77,10 @@ export class LibvirtDomain {
     });
   }
 
-  /** The XML with which libvirt would migrate or save it, passwords included. @throws VM_GONE, VM_PERMISSION */
+  /**
+   * The XML with which libvirt would migrate or save it, passwords included.
+   * @throws VM_GONE, VM_PERMISSION
+   */
   async xml(): Promise<string> {
     return takeText(await this.#run('reading the XML', libvirt().domainGetXml, XML_FLAGS));
   }
@@ -88,7 +94,10 @@ export class LibvirtDomain {
     return state[0] === SHUTOFF ? 'shutoff' : 'other';
   }
 
-  /** True of a paused domain that libvirt knows no reason for: QEMU stopped by itself, in a migration that libvirt did not begin. */
+  /**
+   * True of a paused domain that libvirt knows no reason for: QEMU stopped by itself, in a migration that
+   * libvirt did not begin.
+   */
   async isPausedWithoutReason(): Promise<boolean> {
     const state = new Int32Array(1);
     const reason = new Int32Array(1);
@@ -96,7 +105,9 @@ export class LibvirtDomain {
     return state[0] === PAUSED && reason[0] === PAUSED_UNKNOWN;
   }
 
-  /** What libvirt does with the domain right now, such as save, migration or backup; undefined when nothing. */
+  /**
+   * What libvirt does with the domain right now, such as save, migration or backup; undefined when nothing.
+   */
   async job(): Promise<string | undefined> {
     const type = new Int32Array(1);
     const parameters = new BigUint64Array(1);

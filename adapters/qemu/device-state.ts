@@ -1,10 +1,11 @@
 /**
- * The state of all devices, as QEMU itself serialises it: `xen-save-devices-state` (in every build, Xen or not), which
- * writes the migration stream's device sections and no RAM. 2 to 5 ms in the pause for 60 to 214 KB.
+ * The state of all devices, as QEMU itself serialises it: `xen-save-devices-state` (in every build, Xen or
+ * not), which writes the migration stream's device sections and no RAM. 2 to 5 ms in the pause for 60 to 214
+ * KB.
  *
- * It goes to an anonymous file in memory whose write end was passed to QEMU beforehand (`add-fd`): the state never
- * gets a name in a file system, and a QEMU that runs as another user, in a mount namespace or under a sandbox can write it.
- * A connection that ends takes the passed descriptor along.
+ * It goes to an anonymous file in memory whose write end was passed to QEMU beforehand (`add-fd`): the state
+ * never gets a name in a file system, and a QEMU that runs as another user, in a mount namespace or under a
+ * sandbox can write it. A connection that ends takes the passed descriptor along.
  */
 
 import { closeSync, constants, ftruncateSync, fstatSync, openSync, readSync } from 'node:fs';
@@ -63,7 +64,10 @@ export class DeviceState {
     this.#saved = true;
   }
 
-  /** Caller owns the bytes. @throws VM_STATE when nothing was saved, STREAM_MALFORMED when it is not a device state */
+  /**
+   * Caller owns the bytes.
+   * @throws VM_STATE when nothing was saved, STREAM_MALFORMED when it is not a device state
+   */
   take(): Uint8Array {
     if (!this.#saved) throw new CheckpointError('VM_STATE', 'no device state has been saved');
     this.#saved = false;

@@ -1,4 +1,7 @@
-/** What the adapter needs of QEMU's monitor, whichever way it is reached: a QMP socket, or libvirt's pass-through. */
+/**
+ * What the adapter needs of QEMU's monitor, whichever way it is reached: a QMP socket, or libvirt's
+ * pass-through.
+ */
 
 import { isCheckpointError } from '../../src/errors.js';
 import type { JsonObject, Json } from '../../src/types.js';
@@ -17,12 +20,15 @@ export interface ExecuteOptions {
 export interface Monitor {
   /** @throws QMP_COMMAND (with class and desc), QMP_TIMEOUT, QMP_PROTOCOL, VM_GONE */
   execute(command: string, args?: JsonObject, options?: ExecuteOptions): Promise<Json>;
-  /** @returns a function that ends the subscription @throws VM_UNSUPPORTED where QEMU's events do not come through */
+  /**
+   * @returns a function that ends the subscription
+   * @throws VM_UNSUPPORTED where QEMU's events do not come through
+   */
   onEvent(listener: (event: QmpEvent) => void): () => void;
   close(): Promise<void>;
 }
 
-/** As `onEvent`; undefined where QEMU's events do not come through. */
+/** Listens as `onEvent` does; undefined where QEMU's events do not come through. */
 export function eventsOf(monitor: Monitor, listener: (event: QmpEvent) => void): (() => void) | undefined {
   try {
     return monitor.onEvent(listener);

@@ -1,4 +1,6 @@
-/** Which process is at the other end of a monitor socket (SO_PEERCRED, unix(7)), and whether it is a QEMU. */
+/**
+ * Finds the process at the other end of a monitor socket (SO_PEERCRED, unix(7)), and whether it is a QEMU.
+ */
 
 import { readFile, readlink } from 'node:fs/promises';
 import type { Socket } from 'node:net';
@@ -38,7 +40,10 @@ export function peerPid(descriptor: number): number {
   return credentials[0]!;
 }
 
-/** Its file; for who may not see that, what it was called by, which everybody may read. @throws VM_GONE, VM_PERMISSION */
+/**
+ * The file of a process; for who may not see that, the name it was called by, which everybody may read.
+ * @throws VM_GONE, VM_PERMISSION
+ */
 async function programOf(pid: number, what: string): Promise<string> {
   try {
     return (await readlink(`/proc/${pid}/exe`)).replace(/ \(deleted\)$/, '');

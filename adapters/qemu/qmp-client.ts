@@ -1,9 +1,9 @@
 /**
- * QMP over a unix socket (docs/interop/qmp-spec of QEMU): a greeting, `qmp_capabilities`, then commands whose replies carry
- * the id they were sent with, and events in between. One JSON object a line.
+ * QMP over a unix socket (docs/interop/qmp-spec of QEMU): a greeting, `qmp_capabilities`, then commands whose
+ * replies carry the id they were sent with, and events in between. One JSON object a line.
  *
- * A QMP socket serves one client at a time: a second one is connected by the kernel but gets no greeting until
- * the first leaves. That is told apart from a dead socket as VM_BUSY.
+ * A QMP socket serves one client at a time: a second one is connected by the kernel but gets no greeting
+ * until the first leaves. That is told apart from a dead socket as VM_BUSY.
  */
 
 import { createConnection, type Socket } from 'node:net';
@@ -16,17 +16,25 @@ import type { ExecuteOptions, Monitor, QmpEvent } from './monitor.js';
 import { asText, isJsonObject } from './qmp-json.js';
 
 export interface QmpOptions {
-  /** How long to wait for the greeting. Default 3 s: a QEMU that starts or swaps is slow, another client stays for good. */
+  /**
+   * How long to wait for the greeting. Default 3 s: a QEMU that starts or swaps is slow, another client stays
+   * for good.
+   */
   readonly greetingTimeoutMs?: number;
-  /** For each command that names no limit of its own. Default 20 s. */
+  /** Limit for each command that names none of its own. Default 20 s. */
   readonly commandTimeoutMs?: number;
   readonly signal?: AbortSignal | undefined;
 }
 
 const GREETING_TIMEOUT_MS = 3000;
-/** `stop` waits for all disk requests in flight and an fsync of every disk, which takes seconds on a slow one. */
+/**
+ * `stop` waits for all disk requests in flight and an fsync of every disk, which takes seconds on a slow one.
+ */
 const COMMAND_TIMEOUT_MS = 20_000;
-/** No reply that this adapter asks for comes near it; a peer that sends more without a line end does not speak QMP. */
+/**
+ * No reply that this adapter asks for comes near it; a peer that sends more without a line end does not speak
+ * QMP.
+ */
 const MAX_LINE_BYTES = 64 << 20;
 const NEWLINE = 0x0a;
 
@@ -207,7 +215,7 @@ export class QmpClient implements Monitor {
   #reply(message: JsonObject): void {
     const id = message.id;
     if (typeof id !== 'string') {
-      // Without an id QEMU could not even read the command: nobody knows which one.
+      // A reply has no id when QEMU could not even read the command: nobody knows which command it was.
       this.#end(malformed(this.path, `a reply to no command (${JSON.stringify(message.error ?? null)})`));
       return;
     }
@@ -302,7 +310,9 @@ function malformed(path: string, what: string): CheckpointError {
   return new CheckpointError('QMP_PROTOCOL', `${path} sent ${what}`, { hint: 'is it a QMP socket?' });
 }
 
-/** Names the command in the text: a lost connection or an error reply means something only together with it. */
+/**
+ * Names the command in the text: a lost connection or an error reply means something only together with it.
+ */
 function withCommand(error: CheckpointError, command: string): CheckpointError {
   return new CheckpointError(error.code, `${command}: ${error.message}`, {
     ...(error.hint === undefined ? {} : { hint: error.hint }),

@@ -1,8 +1,8 @@
 /**
  * Files of the runtime folder that belong to one process, and their end when that process has ended.
  *
- * One rule for all of them, those of every tracker too: KIND-PID-START, then nothing, or a dot or dash and anything. What
- * keeps to it is swept without being listed here.
+ * One rule for all of them, those of every tracker too: KIND-PID-START, then nothing, or a dot or dash and
+ * anything. What keeps to it is swept without being listed here.
  */
 
 import { readdir, rm } from 'node:fs/promises';

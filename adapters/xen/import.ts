@@ -21,12 +21,16 @@ const PV_WIDTH_64 = 8;
 
 /**
  * Reads the file twice: only at its end is it known which frames have memory.
- * @throws STREAM_MALFORMED, VM_UNSUPPORTED for a PV guest of 32 bits, and an HVM guest with another device model than the QEMU of today
+ * @throws STREAM_MALFORMED, VM_UNSUPPORTED for a PV guest of 32 bits, and an HVM guest with another device
+ *   model than the QEMU of today
  */
 export async function importSaveFile({ open, place }: ImportRequest): Promise<ImportedMachine> {
   const before: StateRecord[] = [];
   const after: StateRecord[] = [];
-  /** With memory behind them, and the type of each. A live save sends frames again; the last word counts. */
+  /**
+   * Frames with memory behind them, and the type of each. A live save sends frames again; the last word
+   * counts.
+   */
   const frames = new Map<number, number>();
   let head: SaveHead | undefined;
   let emulator: Uint8Array | undefined;
@@ -92,13 +96,16 @@ export function machineOf(
   };
 }
 
-/** For frames that have memory behind them, and what the guest may have. */
+/** Lays out the frames that have memory behind them, and what the guest may have. */
 export function layoutFor(frames: Iterable<number>, config: JsonObject): MemoryLayout {
   const maxPages = Number(objectOf(config.b_info).max_memkb ?? 0) * PAGES_PER_KIB;
   return layoutOf(windowsOver(stretchesOf(frames), Math.ceil(maxPages)));
 }
 
-/** The frames of a PV guest's own table come ahead of the pages in the stream, and with the rest in the stored state. */
+/**
+ * The frames of a PV guest's own table come ahead of the pages in the stream, and with the rest in the stored
+ * state.
+ */
 function isBeforePages({ record, before }: Extract<SaveItem, { readonly kind: 'state' }>): boolean {
   return before && record.type !== LIBXC_RECORD.pvFrames;
 }
@@ -128,7 +135,7 @@ export function kindOf(
   return type;
 }
 
-/** One byte for each frame of `presentFrames`, in order. */
+/** Types of the frames of `presentFrames`, in order, a byte each. */
 function typesOf(presentFrames: Uint32Array, frames: ReadonlyMap<number, number>): Uint8Array {
   const types: number[] = [];
   for (let i = 0; i < presentFrames.length; i += 2) {

@@ -1,6 +1,6 @@
 /**
- * What about a VM lets writes escape the tracker, or keeps a checkpoint from being restored. Found out through QEMU's object
- * model, its open files and its memory map; nothing is changed.
+ * What about a VM lets writes escape the tracker, or keeps a checkpoint from being restored. Found out
+ * through QEMU's object model, its open files and its memory map; nothing is changed.
  */
 
 import { readdir, readFile, readlink } from 'node:fs/promises';
@@ -19,7 +19,7 @@ export interface VmInventory {
   readonly commandLine: string;
   /** Targets of the descriptors that QEMU has open. */
   readonly openFiles: readonly string[];
-  /** One that is read straight into guest memory; undefined when there is none. */
+  /** A file that is read straight into guest memory; undefined when there is none. */
   readonly directFile: string | undefined;
   readonly blocks: readonly RamBlock[];
   /** Blocks whose file other processes have mapped, with one such process. */
@@ -137,7 +137,8 @@ const RULES: readonly Rule[] = [
           text: `process ${sharedWith[0]!.pid} has guest memory mapped as well (${sharedWith[0]!.block.id})`,
         },
   ({ blocks, deviceTypes }) => {
-    // Measured: after a hole is punched the kernel keeps the clean mark, so the page turns zero without being reported.
+    // Measured: after a hole is punched the kernel keeps the clean mark, so the page turns zero without being
+    // reported.
     const backed = blocks.find((block) => block.backing !== 'anonymous' && block.sizeBytes > 0);
     return backed === undefined || !deviceTypes.some((type) => type.startsWith('virtio-balloon'))
       ? undefined

@@ -1,4 +1,6 @@
-/** Who a QEMU is and how it was started: from the monitor and from /proc. Asked once, when the VM is attached. */
+/**
+ * Who a QEMU is and how it was started: from the monitor and from /proc. Asked once, when the VM is attached.
+ */
 
 import { readFile, readlink } from 'node:fs/promises';
 
@@ -55,7 +57,8 @@ async function startedAs({ pid, program }: QemuProcess): Promise<JsonObject> {
       readlink(`/proc/${pid}/cwd`).catch(unlessForbidden('/')),
       readFile(`/proc/${pid}/environ`, 'utf8').catch(unlessForbidden('')),
     ]);
-    // Of the environment only what a program outside of the system's folders needs to start; the rest may hold secrets.
+    // Only that part of the environment is kept which a program outside of the system's folders needs to
+    // start; the rest may hold secrets.
     const libraries = environment.split('\0').find((entry) => entry.startsWith('LD_LIBRARY_PATH='));
     const env: JsonObject =
       libraries === undefined ? {} : { LD_LIBRARY_PATH: libraries.slice('LD_LIBRARY_PATH='.length) };
@@ -69,8 +72,8 @@ async function startedAs({ pid, program }: QemuProcess): Promise<JsonObject> {
 }
 
 /**
- * An unprivileged Cairn sees the command line only. That is enough for a QEMU that was started with absolute paths, as
- * managers do; relative ones do not resolve, and a restore says which.
+ * An unprivileged Cairn sees the command line only. That is enough for a QEMU that was started with absolute
+ * paths, as managers do; relative ones do not resolve, and a restore says which.
  */
 function unlessForbidden(instead: string): (error: unknown) => string {
   return (error) => {

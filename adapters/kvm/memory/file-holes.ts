@@ -1,6 +1,7 @@
 /**
- * Holes of a file in shared memory: pages that nobody has ever written, or that a balloon has given back. They read as
- * zero, and reading one through the process' mapping would allocate it, which undoes the balloon.
+ * Holes of a file in shared memory: pages that nobody has ever written, or that a balloon has given back.
+ * They read as zero, and reading one through the process' mapping would allocate it, which undoes the
+ * balloon.
  */
 
 import { closeSync, openSync, readdirSync, statSync } from 'node:fs';
@@ -20,7 +21,10 @@ export class FileHoles {
     this.#fileOffset = fileOffset;
   }
 
-  /** Undefined for a block without such a file, or when the file cannot be opened: then nothing is known of holes. */
+  /**
+   * Undefined for a block without such a file, or when the file cannot be opened: then nothing is known of
+   * holes.
+   */
   static open(pid: number, block: RamBlock): FileHoles | undefined {
     if (block.backing !== 'shared-memory' || block.file === undefined) return undefined;
     const { inode, offset } = block.file;
@@ -63,7 +67,10 @@ export class FileHoles {
   }
 }
 
-/** /proc/PID/maps and stat print the device differently, so both are taken from maps: of ours and of QEMU's mapping. */
+/**
+ * /proc/PID/maps and stat print the device differently, so both are taken from maps: of ours and of QEMU's
+ * mapping.
+ */
 function isSameFile(pid: number, descriptor: number, block: RamBlock): boolean {
   const here = statSync(`/proc/self/fd/${descriptor}`);
   const major = Number((BigInt(here.dev) >> 8n) & 0xfffn);

@@ -1,6 +1,6 @@
 /**
- * Reads guest memory out of the QEMU process, in a worker thread: the module that a KVM VM's reader description names.
- * Options: { pid, startTime, regions: [{ id, firstPage, pageCount, host }] }.
+ * Reads guest memory out of the QEMU process, in a worker thread: the module that a KVM VM's reader
+ * description names. Options: { pid, startTime, regions: [{ id, firstPage, pageCount, host }] }.
  */
 
 import { readFileSync } from 'node:fs';
@@ -81,7 +81,9 @@ export function openGuestReader(options: Json): GuestReader {
   };
 }
 
-/** The runs as stretches of process memory. Neighbours in the flat page space may lie in different regions. */
+/**
+ * The runs as stretches of process memory. Neighbours in the flat page space may lie in different regions.
+ */
 function eachStretch(
   runs: PageRuns,
   regions: readonly ReaderRegion[],
@@ -105,7 +107,9 @@ function holds(region: ReaderRegion, page: number): boolean {
   return page >= region.firstPage && page < region.firstPage + region.pageCount;
 }
 
-/** Reads the batch whole: the kernel stops early at 2 GiB - 4096 a call, and at a page that cannot be read. */
+/**
+ * Reads the batch whole: the kernel stops early at 2 GiB - 4096 a call, and at a page that cannot be read.
+ */
 function readBatch(
   pid: number,
   regions: readonly ReaderRegion[],

@@ -1,4 +1,7 @@
-/** Memory that was unplugged has no pages: to a scan of the page tables it looks like memory that was never written. */
+/**
+ * Memory that was unplugged has no pages: to a scan of the page tables it looks like memory that was never
+ * written.
+ */
 
 import { CheckpointError } from '../../../src/errors.js';
 import { isMapped } from './pagemap.js';

@@ -1,10 +1,11 @@
 /**
- * The PAGEMAP_SCAN ioctl on /proc/PID/pagemap (linux/fs.h of kernel 6.7, Documentation/admin-guide/mm/pagemap.rst).
+ * The PAGEMAP_SCAN ioctl on /proc/PID/pagemap (linux/fs.h of kernel 6.7,
+ * Documentation/admin-guide/mm/pagemap.rst).
  *
- * With PM_SCAN_WP_MATCHING each page that is reported as written is write-protected again in the same step, under the lock
- * of its page table: a write falls before the report or shows up in the next scan.
- * PM_SCAN_CHECK_WPASYNC fails with EPERM when a part of the range is not registered for asynchronous write-protection:
- * what is not tracked is never taken for unwritten.
+ * With PM_SCAN_WP_MATCHING each page that is reported as written is write-protected again in the same step,
+ * under the lock of its page table: a write falls before the report or shows up in the next scan.
+ * PM_SCAN_CHECK_WPASYNC fails with EPERM when a part of the range is not registered for asynchronous
+ * write-protection: what is not tracked is never taken for unwritten.
  */
 
 import { CheckpointError } from '../../../src/errors.js';
@@ -20,12 +21,16 @@ const PAGE_IS_WRITTEN = 2n;
 const PAGE_IS_PRESENT = 8n;
 const PAGE_IS_SWAPPED = 16n;
 const PAGE_IS_PFNZERO = 32n;
-/** Without PAGE_IS_FILE: looking up the page behind each entry made the scan of 1 GiB take 7.9 instead of 0.55 ms. */
+/**
+ * What the scan returns of a page. PAGE_IS_FILE is left out: looking up the page behind each entry made the
+ * scan of 1 GiB take 7.9 instead of 0.55 ms.
+ */
 const RETURNED = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO;
 
 /**
- * Written ranges less than this far apart are looked at in one call: the call costs about as much as 700 pages in between.
- * On 1 GiB, more than half of it in small pages and 160 ranges written, a scan for all categories takes 0.37 ms, one for the written alone 0.17.
+ * Written ranges less than this far apart are looked at in one call: the call costs about as much as 700
+ * pages in between. On 1 GiB, more than half of it in small pages and 160 ranges written, a scan for all
+ * categories takes 0.37 ms, one for the written alone 0.17.
  */
 const SPAN_GAP_BYTES = 512 * PAGE_SIZE_BYTES;
 
@@ -59,12 +64,13 @@ export interface WrittenRange {
 export type Span = readonly [number, number];
 
 /**
- * Reports what was written in `spans` since it was last cleared, and clears it if asked to. Every range is handed to `visit`,
- * also when the call fails half-way: what has been cleared has been reported.
+ * Reports what was written in `spans` since it was last cleared, and clears it if asked to. Every range is
+ * handed to `visit`, also when the call fails half-way: what has been cleared has been reported.
  *
- * The second of two looks. The first, `writtenSpans`, is for what was written and nothing else, which the kernel does without working
- * out the categories of each page; this one is for all categories, and only there. They are not told apart once the marks are
- * set: on a page that was never touched a mark looks like a swap entry. What is written between the two looks stays for the next scan.
+ * The second of two looks. The first, `writtenSpans`, is for what was written and nothing else, which the
+ * kernel does without working out the categories of each page; this one is for all categories, and only
+ * there. They are not told apart once the marks are set: on a page that was never touched a mark looks like a
+ * swap entry. What is written between the two looks stays for the next scan.
  * @throws TRACKER_OFF when a part of the range is not tracked, TRACKER_FAILED, VM_GONE
  */
 export function scanWritten(
@@ -84,7 +90,8 @@ export function scanWritten(
 }
 
 /**
- * Where something was written in [start, end): ascending, and what lies close together in one. Changes nothing.
+ * Where something was written in [start, end): ascending, and what lies close together in one. Changes
+ * nothing.
  * @throws TRACKER_OFF when a part of the range is not tracked, TRACKER_FAILED, VM_GONE
  */
 export function writtenSpans(pagemap: number, start: number, end: number): readonly Span[] {
@@ -122,8 +129,8 @@ function scan(
 }
 
 /**
- * Visits what has neither a page nor a swap entry in [start, end), without changing anything. Marks that an earlier tracker left on
- * untouched pages look like swap entries and are not visited.
+ * Visits what has neither a page nor a swap entry in [start, end), without changing anything. Marks that an
+ * earlier tracker left on untouched pages look like swap entries and are not visited.
  * @throws TRACKER_FAILED, VM_GONE
  */
 export function visitUnpopulated(
@@ -146,7 +153,10 @@ export function visitUnpopulated(
   }
 }
 
-/** True when all of [start, end) is registered for asynchronous write-protection. Touches no page. @throws TRACKER_FAILED, VM_GONE */
+/**
+ * True when all of [start, end) is registered for asynchronous write-protection. Touches no page.
+ * @throws TRACKER_FAILED, VM_GONE
+ */
 export function isTracked(pagemap: number, start: number, end: number): boolean {
   const argument = scanArgument(start, end, 0n);
   argument[ARG.inverted] = PAGE_IS_WPALLOWED;
@@ -168,7 +178,7 @@ export function isMapped(pagemap: number, address: number): boolean {
   return scanned.value > 0;
 }
 
-/** For the probe: does this kernel know the ioctl? @returns empty, or the name of the error */
+/** Probes whether this kernel knows the ioctl. @returns empty, or the name of the error */
 export function tryScan(pagemap: number, start: number, end: number): string {
   const argument = scanArgument(start, end, 0n);
   argument[ARG.mask] = PAGE_IS_PRESENT;
@@ -177,7 +187,10 @@ export function tryScan(pagemap: number, start: number, end: number): string {
   return scanned.value < 0 ? errnoName(scanned.errno) : '';
 }
 
-/** struct pm_scan_arg, 12 u64 words. SAFETY: `ranges` lives as long as the module, so the kernel may write to it. */
+/**
+ * struct pm_scan_arg, 12 u64 words. SAFETY: `ranges` lives as long as the module, so the kernel may write to
+ * it.
+ */
 function scanArgument(start: number, end: number, flags: bigint): BigUint64Array {
   const argument = new BigUint64Array(ARG_WORDS);
   argument[0] = ARG_BYTES;

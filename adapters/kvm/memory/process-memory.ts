@@ -1,6 +1,6 @@
 /**
- * Reading another process' memory with process_vm_readv(2): many runs in one call, straight into the memory given.
- * Needs the right to ptrace the process; neither stops it nor takes part in its faults beyond reading.
+ * Reading another process' memory with process_vm_readv(2): many runs in one call, straight into the memory
+ * given. Needs the right to ptrace the process; neither stops it nor takes part in its faults beyond reading.
  */
 
 import { CheckpointError } from '../../../src/errors.js';
@@ -12,8 +12,8 @@ export const MAX_IOVECS = 1024;
 const local = new BigUint64Array(2);
 
 /**
- * Fills `into` with the bytes that `remote` names: u64 pairs (address, length), `remoteCount` of them, at most MAX_IOVECS,
- * together at least as long as `into`.
+ * Fills `into` with the bytes that `remote` names: u64 pairs (address, length), `remoteCount` of them, at
+ * most MAX_IOVECS, together at least as long as `into`.
  * @returns bytes read; fewer when a page cannot be read: the first missing byte is the one that failed
  * @throws VM_GONE, VM_PERMISSION
  */
@@ -39,7 +39,7 @@ export function readVectors(
   });
 }
 
-/** One stretch. @returns bytes read, as `readVectors` */
+/** Reads one stretch. @returns bytes read, as `readVectors` */
 export function readMemory(pid: number, address: number, into: Uint8Array): number {
   return readVectors(pid, BigUint64Array.of(BigInt(address), BigInt(into.length)), 1, into);
 }

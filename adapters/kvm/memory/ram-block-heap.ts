@@ -1,14 +1,15 @@
 /**
- * Where QEMU keeps its RAM blocks, without symbols or a patched QEMU: the RAMBlock structure (include/exec/ramblock.h, the
- * same from 7.2 to 10.2) is found in its heap by values that `info ramblock` tells.
+ * Where QEMU keeps its RAM blocks, without symbols or a patched QEMU: the RAMBlock structure
+ * (include/exec/ramblock.h, the same from 7.2 to 10.2) is found in its heap by values that `info ramblock`
+ * tells.
  *
  *     -24 MemoryRegion *mr   -16 u8 *host   -8 u8 *colo_cache
  *       0 u64 offset         8 u64 used    16 u64 max     24 resized callback
  *      32 u32 flags         36 char idstr[256]           296 RAMBlock *next
  *
- * (Offsets from `offset`.) All fields must agree before a match counts: three numbers, the name with its terminator, and a
- * host address that is mapped for the block's whole length. From the first match on, the list is followed; the rest of the heap
- * is searched only when the list does not lead to all of them.
+ * (Offsets from `offset`.) All fields must agree before a match counts: three numbers, the name with its
+ * terminator, and a host address that is mapped for the block's whole length. From the first match on, the
+ * list is followed; the rest of the heap is searched only when the list does not lead to all of them.
  */
 
 import { backingOf, mappingsOf, type Mapping } from './process-maps.js';
@@ -27,7 +28,7 @@ const FLAGS_AT = 32;
 const NAME_AT = 36;
 const NAME_BYTES = 256;
 const NEXT_AT = 296;
-/** From the host pointer to the end of the list pointer. */
+/** The window reaches from the host pointer to the end of the list pointer. */
 const WINDOW_BYTES = -HOST_AT + NEXT_AT + 8;
 /** Read at a time; small enough to stay in the second-level cache between read and search. */
 const CHUNK_BYTES = 1 << 20;
@@ -68,7 +69,10 @@ export function findRamBlocks(
   return found;
 }
 
-/** Reads and checks the structure at an address known from before. Undefined when it is not that block any more. */
+/**
+ * Reads and checks the structure at an address known from before. Undefined when it is not that block any
+ * more.
+ */
 export function recheckBlock(
   pid: number,
   maps: readonly Mapping[],
@@ -97,7 +101,8 @@ function readBlock(
   const host = Number(bytes.readBigUInt64LE(at(HOST_AT)));
   if (mappingsOf(maps, host, host + row.usedBytes) === undefined) return undefined;
   const flags = bytes.readUInt32LE(at(FLAGS_AT));
-  // The list pointer leads to the start of the next structure: 16 bytes of rcu head, mr, host, colo_cache, then `offset`.
+  // The list pointer leads to the start of the next structure: 16 bytes of rcu head, mr, host, colo_cache,
+  // then `offset`.
   const nextStart = Number(bytes.readBigUInt64LE(at(NEXT_AT)));
   return { name, found: { structAddress: address, host, flags }, next: nextStart === 0 ? 0 : nextStart + 40 };
 }
@@ -123,7 +128,10 @@ function matches(
   return hits;
 }
 
-/** The heap first, then private anonymous memory from small to big: guest memory itself and the translation cache come last. */
+/**
+ * The heap first, then private anonymous memory from small to big: guest memory itself and the translation
+ * cache come last.
+ */
 function searchOrder(maps: readonly Mapping[]): readonly Mapping[] {
   const candidates = maps.filter(
     (mapping) =>
@@ -140,7 +148,9 @@ function low(value: number): number {
   return value % 2 ** 32;
 }
 
-/** Multiples of a page in, so 20 significant bits each; mixed, not packed: a false hit is only a wasted look. */
+/**
+ * Multiples of a page in, so 20 significant bits each; mixed, not packed: a false hit is only a wasted look.
+ */
 function keyOf(offset: number, used: number, max: number): number {
   return (
     (Math.imul(offset >>> 12, 0x9e3779b1) ^

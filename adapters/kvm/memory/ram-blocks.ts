@@ -1,10 +1,10 @@
 /**
- * The RAM blocks of a QEMU that make up its migratable state, each with its host address. Asked anew each time, since blocks
- * come and go with hotplug and grow with firmware tables.
+ * The RAM blocks of a QEMU that make up its migratable state, each with its host address. Asked anew each
+ * time, since blocks come and go with hotplug and grow with firmware tables.
  *
- * The host address comes from the RAMBlock structure in QEMU's heap, and also from `info ramblock` where that prints
- * it; both must agree, and /proc/PID/maps must show memory there for the block's whole length.
- * Where the structures lie is remembered in the runtime folder, so that only the first command on a VM searches.
+ * The host address comes from the RAMBlock structure in QEMU's heap, and also from `info ramblock` where that
+ * prints it; both must agree, and /proc/PID/maps must show memory there for the block's whole length. Where
+ * the structures lie is remembered in the runtime folder, so that only the first command on a VM searches.
  */
 
 import { readFile } from 'node:fs/promises';
@@ -25,18 +25,20 @@ export interface RamBlock {
   readonly host: number;
   readonly backing: Backing;
   readonly backingPageBytes: number;
-  /** Of the first mapping; for a shared one. */
+  /** The file behind the first mapping, when that is a shared one. */
   readonly file:
     | { readonly device: string; readonly inode: number; readonly path: string; readonly offset: number }
     | undefined;
 }
 
-/** RAM_MIGRATABLE of include/exec/memory.h (system/memory.h from 10.1 on): a migration transfers the block. */
+/**
+ * RAM_MIGRATABLE of include/exec/memory.h (system/memory.h from 10.1 on): a migration transfers the block.
+ */
 const RAM_MIGRATABLE = 1 << 4;
 
 /**
- * Names and sizes alone, without access to the process. QEMU names only blocks that a migration transfers; the stream itself
- * lists them again, and is held to it.
+ * Names and sizes alone, without access to the process. QEMU names only blocks that a migration transfers;
+ * the stream itself lists them again, and is held to it.
  * @throws VM_UNSUPPORTED, VM_GONE
  */
 export async function listRamBlocks(
@@ -61,7 +63,7 @@ export class RamBlocks {
     this.#cachePath = runtimeFile(runtimeDir, 'ramblocks', process);
   }
 
-  /** In the order in which QEMU lists them. @throws VM_GONE, VM_PERMISSION, VM_UNSUPPORTED */
+  /** The blocks in the order in which QEMU lists them. @throws VM_GONE, VM_PERMISSION, VM_UNSUPPORTED */
   async list(): Promise<readonly RamBlock[]> {
     const rows = await listedRows(this.#monitor);
     const maps = await readMaps(this.#process.pid);
@@ -131,7 +133,7 @@ export class RamBlocks {
 
   async #writeCache(): Promise<void> {
     const text = JSON.stringify(Object.fromEntries(this.#structs ?? []));
-    // Without it the next process searches once more.
+    // Without this file the next process searches once more.
     await writeRuntimeFile(this.#cachePath, text).catch(() => undefined);
   }
 }

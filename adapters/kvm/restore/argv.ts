@@ -1,14 +1,15 @@
 /**
- * The command line with which a checkpoint's VM starts again: the recorded one, with as few changes as possible.
+ * The command line with which a checkpoint's VM starts again: the recorded one, with as few changes as
+ * possible.
  *
- * In this order:
- *  1. `dropArgs`, then `setArgs` of the operator (see `applyOperatorEdits`).
- *  2. -incoming, -loadvm and -daemonize leave (the stream brings the state, the process is detached by Cairn); -S leaves or comes.
- *  3. The path of the QMP socket becomes the one asked for; a machine without a QMP socket gets one.
- *  4. The machine type becomes the resolved one (pc -> pc-i440fx-7.2): the stream is bound to it, and an alias means something
+ * In this order: 1. `dropArgs`, then `setArgs` of the operator (see `applyOperatorEdits`). 2. -incoming,
+ * -loadvm and -daemonize leave (the stream brings the state, the process is detached by Cairn); -S leaves or
+ * comes. 3. The path of the QMP socket becomes the one asked for; a machine without a QMP socket gets one. 4.
+ * The machine type becomes the resolved one (pc -> pc-i440fx-7.2): the stream is bound to it, and an alias
+ * means something
  *     else in another version of QEMU. An operator who set -machine is left alone.
- *  5. `-incoming defer` comes last.
- * File descriptors that were handed to the recorded process do not exist any more: such arguments are refused.
+ * 5. `-incoming defer` comes last. File descriptors that were handed to the recorded process do not exist any
+ * more: such arguments are refused.
  */
 
 import { resolve } from 'node:path';
@@ -33,7 +34,10 @@ export interface RestoredCommandLine {
   readonly qmpPath: string;
 }
 
-/** @throws USAGE for an edit that makes no sense, VM_UNSUPPORTED for handed-over descriptors or without any QMP socket */
+/**
+ * @throws USAGE for an edit that makes no sense, VM_UNSUPPORTED for handed-over descriptors or without any
+ *   QMP socket
+ */
 export function restoredCommandLine(
   machine: RecordedMachine,
   request: Pick<RestoreRequest, 'setArgs' | 'dropArgs' | 'socketPath' | 'paused'>,
@@ -55,10 +59,11 @@ export function restoredCommandLine(
 const EDIT = /^--?(?<name>[A-Za-z0-9][A-Za-z0-9-]*)(?:#(?<nth>[1-9][0-9]*))?(?:=(?<value>.*))?$/s;
 
 /**
- * `-name=web2` replaces the value of the first -name and leaves later ones; without any -name it is added at the end.
- * `-drive#2=...` replaces the second -drive, or adds it when there is just one. `-snapshot` adds the flag unless it is there.
- * Dropping: `-vnc` drops every -vnc, `-drive#2` the second -drive, `-device=e1000` those -device with just that value.
- * Edits are applied in the order given, so `#2` counts what is left by then.
+ * `-name=web2` replaces the value of the first -name and leaves later ones; without any -name it is added at
+ * the end. `-drive#2=...` replaces the second -drive, or adds it when there is just one. `-snapshot` adds the
+ * flag unless it is there. Dropping: `-vnc` drops every -vnc, `-drive#2` the second -drive, `-device=e1000`
+ * those -device with just that value. Edits are applied in the order given, so `#2` counts what is left by
+ * then.
  */
 function applyOperatorEdits(
   recorded: readonly QemuOption[],

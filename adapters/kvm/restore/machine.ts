@@ -1,10 +1,13 @@
-/** What a checkpoint of a QEMU recorded of how it was started, read back with care: it comes from a repository. */
+/**
+ * What a checkpoint of a QEMU recorded of how it was started, read back with care: it comes from a
+ * repository.
+ */
 
 import { CheckpointError } from '../../../src/errors.js';
 import type { JsonObject, Json } from '../../../src/types.js';
 
 export interface RecordedMachine {
-  /** Without the program's own name. */
+  /** The arguments without the program's own name. */
   readonly argv: readonly string[];
   readonly cwd: string;
   readonly program: string;
@@ -23,7 +26,7 @@ export function recordedMachine(machine: JsonObject): RecordedMachine {
   if (argv === undefined || argv.length === 0) throw incomplete('argv');
   const env = machine.env;
   return {
-    // As in /proc/PID/cmdline, the name it was called by comes first.
+    // The name that the program was called by comes first, as in /proc/PID/cmdline.
     argv: argv.slice(1),
     cwd: text(machine, 'cwd'),
     program: text(machine, 'program'),

@@ -8,7 +8,10 @@ const SECRET_KEY = /^(?:data|password|passwd|string)$/;
 const MIN_SECRET_LENGTH = 3;
 const INSTEAD = '...';
 
-/** `text` of a QEMU that was started with `options`, without the values of the options that it repeats, and without secrets of any. */
+/**
+ * `text` of a QEMU that was started with `options`, without the values of the options that it repeats, and
+ * without secrets of any.
+ */
 export function withoutOptionValues(text: string, options: readonly QemuOption[]): string {
   let redacted = text;
   for (const { spelling, value } of options) {

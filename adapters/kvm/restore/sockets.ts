@@ -1,6 +1,6 @@
 /**
- * Whether the sockets that a command line opens are in use. QEMU takes over a socket path by unlinking it, without a look
- * at who listens there: a restore beside the live VM would steal its monitor.
+ * Whether the sockets that a command line opens are in use. QEMU takes over a socket path by unlinking it,
+ * without a look at who listens there: a restore beside the live VM would steal its monitor.
  */
 
 import { readdir, readFile } from 'node:fs/promises';
@@ -54,7 +54,10 @@ export function serverPaths(options: readonly QemuOption[], cwd: string): string
   });
 }
 
-/** Of this network namespace. Columns: Num RefCount Protocol Flags Type St Inode Path; 00010000 is SO_ACCEPTCON. */
+/**
+ * Paths on which sockets of this network namespace listen. Columns: Num RefCount Protocol Flags Type St Inode
+ * Path; 00010000 is SO_ACCEPTCON.
+ */
 async function listeningPaths(): Promise<ReadonlySet<string>> {
   const table = await readFile('/proc/net/unix', 'utf8').catch(() => '');
   const rows = table.split('\n').map((line) => /^\S+ \S+ \S+ (\S+) \S+ \S+ +\d+ (\/.*)$/.exec(line));
@@ -62,8 +65,9 @@ async function listeningPaths(): Promise<ReadonlySet<string>> {
 }
 
 /**
- * A killed QEMU is gone for whoever killed it when its main thread has ended, but keeps its sockets and disks until the last of
- * its threads has: with much memory to give back, for a while. Such a process is waited for.
+ * A killed QEMU is gone for whoever killed it when its main thread has ended, but keeps its sockets and disks
+ * until the last of its threads has: with much memory to give back, for a while. Such a process is waited
+ * for.
  */
 async function isServed(path: string): Promise<boolean> {
   const deadlineMs = Date.now() + DYING_TIMEOUT_MS;

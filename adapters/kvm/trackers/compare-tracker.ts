@@ -1,9 +1,9 @@
 /**
- * The tracker that is always right: it takes every page for dirty, and the engine compares them all with what the repository
- * has. For kernels without PAGEMAP_SCAN and for VMs whose writes escape it.
+ * The tracker that is always right: it takes every page for dirty, and the engine compares them all with what
+ * the repository has. For kernels without PAGEMAP_SCAN and for VMs whose writes escape it.
  *
- * Pages without memory behind them are left out where that is certain: of private anonymous memory by /proc/PID/pagemap, of
- * shared memory by the holes of its file.
+ * Pages without memory behind them are left out where that is certain: of private anonymous memory by
+ * /proc/PID/pagemap, of shared memory by the holes of its file.
  */
 
 import { randomBytes } from 'node:crypto';
@@ -85,7 +85,7 @@ export class CompareTracker implements DirtyTracker {
     const { process, layout, blocks } = this.#options;
     const dirty = new DirtyBitmap(layout.pageSpan);
     const absent = new DirtyBitmap(layout.pageSpan);
-    // Of what is gone all pages look absent.
+    // All pages of a block that is gone look absent.
     checkStillMapped(process.pid, canScan ? pagemap : undefined, blocks);
     layout.regions.forEach((region, i) => {
       dirty.setRange(region.firstPage, region.pageCount);
@@ -127,11 +127,14 @@ export class CompareTracker implements DirtyTracker {
   }
 }
 
-/** Bits 63 (present) and 62 (swapped) of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst), high half. */
+/**
+ * Bits 63 (present) and 62 (swapped) of an entry of /proc/PID/pagemap
+ * (Documentation/admin-guide/mm/pagemap.rst), high half.
+ */
 const POPULATED = 0xc000_0000;
 const ENTRIES_PER_READ = 64 * 1024;
 
-/** For kernels without PAGEMAP_SCAN: 8 bytes a page are read and looked at. */
+/** Finds unpopulated pages on kernels without PAGEMAP_SCAN: 8 bytes a page are read and looked at. */
 function visitUnpopulatedByEntry(
   pagemap: number,
   start: number,

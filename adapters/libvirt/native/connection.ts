@@ -1,4 +1,7 @@
-/** A connection to a libvirt daemon of this host. Calls on it come one after the other, each on another thread. */
+/**
+ * A connection to a libvirt daemon of this host. Calls on it come one after the other, each on another
+ * thread.
+ */
 
 import { setTimeout as delay } from 'node:timers/promises';
 
@@ -74,7 +77,9 @@ export class LibvirtConnection {
     return result;
   }
 
-  /** Waits for the call under way. One that does not come back keeps its connection until this process ends. */
+  /**
+   * Waits for the call under way. One that does not come back keeps its connection until this process ends.
+   */
   async close(): Promise<void> {
     if (this.#isClosed) return;
     this.#isClosed = true;

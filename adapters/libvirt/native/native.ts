@@ -1,9 +1,10 @@
 /**
  * The part of libvirt's C API that the adapter uses, through koffi. Loaded on first use of a libvirt address.
  *
- * Pointers travel as bigint, 0n or null for none. Calls that wait for the daemon are made on a thread of koffi's
- * (`asyncCall`), so that the event loop stays free. libvirt keeps its last error for each thread, where it cannot be
- * fetched after such a call; the copy it keeps in the connection can, as long as calls on a connection come one by one.
+ * Pointers travel as bigint, 0n or null for none. Calls that wait for the daemon are made on a thread of
+ * koffi's (`asyncCall`), so that the event loop stays free. libvirt keeps its last error for each thread,
+ * where it cannot be fetched after such a call; the copy it keeps in the connection can, as long as calls on
+ * a connection come one by one.
  *
  * SAFETY: callers hold buffers that they pass until the call is done, and free each object once.
  * Source: libvirt-host.h, libvirt-domain.h, libvirt-qemu.h, virterror.h.
@@ -73,7 +74,7 @@ export interface Libvirt {
     [domain: Pointer, command: string, reply: BigUint64Array, flags: number],
     number
   >;
-  /** As above, with descriptors; none come back. */
+  /** Sends a command as above, with descriptors; none come back. */
   readonly qemuMonitorCommandWithFiles: NativeCall<
     [
       domain: Pointer,
@@ -156,8 +157,8 @@ function bind(): Libvirt {
   const main = koffi.load('libvirt.so.0');
   const qemu = koffi.load('libvirt-qemu.so.0');
   const libc = koffi.load(null);
-  // Without a handler libvirt prints every error on stderr. Any function that ignores its arguments will do as one; a
-  // callback into JavaScript from libvirt's threads would not.
+  // Without a handler libvirt prints every error on stderr. Any function that ignores its arguments will do
+  // as a handler; a callback into JavaScript from libvirt's threads would not.
   main.func('void virSetErrorFunc(void *userData, void *handler)')(null, libc.symbol('getpid'));
   return {
     connectOpen: main.func('void *virConnectOpen(const char *uri)'),

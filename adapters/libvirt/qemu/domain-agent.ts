@@ -1,6 +1,7 @@
 /**
- * The guest's agent through libvirt, which holds its socket: virDomainQemuAgentCommand. Not virDomainFSFreeze, which has no time limit:
- * a guest that hangs in it would keep the connection, and with it the thaw, for as long.
+ * The guest's agent through libvirt, which holds its socket: virDomainQemuAgentCommand. Not
+ * virDomainFSFreeze, which has no time limit: a guest that hangs in it would keep the connection, and with it
+ * the thaw, for as long.
  */
 
 import { describeError } from '../../../src/errors.js';

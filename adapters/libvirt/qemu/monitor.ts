@@ -1,6 +1,6 @@
 /**
- * QEMU's monitor through libvirt, which keeps the socket for itself (virDomainQemuMonitorCommand and ...WithFiles).
- * `stop` and `cont` become libvirt's own calls (see `pauses.ts`), whoever asks for them.
+ * QEMU's monitor through libvirt, which keeps the socket for itself (virDomainQemuMonitorCommand and
+ * ...WithFiles). `stop` and `cont` become libvirt's own calls (see `pauses.ts`), whoever asks for them.
  */
 
 import { CheckpointError } from '../../../src/errors.js';
@@ -10,7 +10,7 @@ import { asText, isJsonObject } from '../../qemu/qmp-json.js';
 import type { LibvirtDomain } from '../domain.js';
 import { continueDomain, stopDomain } from './pauses.js';
 
-/** As for a QMP socket of our own. */
+/** The limit that a QMP socket of our own has. */
 const COMMAND_TIMEOUT_MS = 20_000;
 
 const OWN_CALLS: ReadonlyMap<string, (domain: LibvirtDomain) => Promise<void>> = new Map([
@@ -56,7 +56,7 @@ export class LibvirtMonitor implements Monitor {
   }
 }
 
-/** Of one reply as QEMU wrote it. @throws QMP_COMMAND, QMP_PROTOCOL */
+/** The result in one reply as QEMU wrote it. @throws QMP_COMMAND, QMP_PROTOCOL */
 export function resultOf(command: string, reply: string): Json {
   let message: Json;
   try {

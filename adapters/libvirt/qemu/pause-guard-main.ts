@@ -1,5 +1,6 @@
 /**
- * The pause guard of a libvirt domain (see `adapters/guard/pause-guard-process.ts`): resumes it through libvirt.
+ * The pause guard of a libvirt domain (see `adapters/guard/pause-guard-process.ts`): resumes it through
+ * libvirt.
  *
  *     argv    what all guards get, then the URI of libvirt and the UUID
  */

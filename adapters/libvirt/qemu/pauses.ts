@@ -1,8 +1,9 @@
 /**
  * Pausing and resuming through libvirt itself, not past it: virDomainSuspend and virDomainResume.
  *
- * libvirt would follow a `stop` and `cont` of the monitor by QEMU's events, so virsh would agree too. But only its own calls
- * wait for a job that holds the domain, and only they take the disk leases (virtlockd, sanlock) back that a pause gives up.
+ * libvirt would follow a `stop` and `cont` of the monitor by QEMU's events, so virsh would agree too. But
+ * only its own calls wait for a job that holds the domain, and only they take the disk leases (virtlockd,
+ * sanlock) back that a pause gives up.
  */
 
 import { fileURLToPath } from 'node:url';
@@ -15,7 +16,10 @@ export function libvirtGuard(domain: LibvirtDomain): GuardProgram {
   return guardOf(domain, './pause-guard-main.js');
 }
 
-/** A guard of the domain in a module beside this one, which gets the URI of libvirt and the UUID before `args`. */
+/**
+ * A guard of the domain in a module beside this one, which gets the URI of libvirt and the UUID before
+ * `args`.
+ */
 export function guardOf(
   { connection, uuid }: LibvirtDomain,
   module: string,
@@ -33,13 +37,20 @@ export function guardOf(
   };
 }
 
-/** As `stop`. @throws VM_STATE, retryable, while libvirt is busy with the domain; VM_GONE */
+/**
+ * Stops the domain, as `stop` does a QEMU.
+ * @throws VM_STATE, retryable, while libvirt is busy with the domain; VM_GONE
+ */
 export async function stopDomain(domain: LibvirtDomain): Promise<void> {
   await domain.awaitNoJob();
   await domain.suspend();
 }
 
-/** As `cont`, no error when it runs already. The call is under way when this returns. @throws VM_STATE, VM_GONE */
+/**
+ * Continues the domain, as `cont` does a QEMU; no error when it runs already. The call is under way when this
+ * returns.
+ * @throws VM_STATE, VM_GONE
+ */
 export async function continueDomain(domain: LibvirtDomain): Promise<void> {
   try {
     await domain.resume();

@@ -1,5 +1,6 @@
 /**
- * The guard of a stream of a domain's memory (see `adapters/kvm/trackers/qmp-stream/stream-guard-main.ts`), by way of libvirt.
+ * The guard of a stream of a domain's memory (see `adapters/kvm/trackers/qmp-stream/stream-guard-main.ts`),
+ * by way of libvirt.
  *
  *     argv    what all guards get, then the URI of libvirt, the UUID and the path of the marker
  */

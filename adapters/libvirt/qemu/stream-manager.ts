@@ -1,6 +1,7 @@
 /**
- * A stream of a domain's memory (`adapters/kvm/qmp-stream`), beside libvirt, which has not begun the migration and has no job
- * for it: it follows QEMU's STOP and RESUME, and drops the events of a migration that is none of its own.
+ * A stream of a domain's memory (`adapters/kvm/qmp-stream`), beside libvirt, which has not begun the
+ * migration and has no job for it: it follows QEMU's STOP and RESUME, and drops the events of a migration
+ * that is none of its own.
  */
 
 import type { StreamManager } from '../../kvm/trackers/qmp-stream/stream-manager.js';

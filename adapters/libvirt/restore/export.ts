@@ -21,7 +21,8 @@ export const EXPORT_FORMATS: readonly string[] = [
 /**
  * Does not end the sink.
  * @returns bytes written
- * @throws USAGE, VM_UNSUPPORTED without domain XML, STREAM_MALFORMED, REPO_DAMAGED, INTERRUPTED, and the sink's own errors
+ * @throws USAGE, VM_UNSUPPORTED without domain XML, STREAM_MALFORMED, REPO_DAMAGED, INTERRUPTED, and the
+ *   sink's own errors
  */
 export async function exportDomain(
   source: CheckpointSource,

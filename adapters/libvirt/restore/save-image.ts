@@ -1,5 +1,6 @@
 /**
- * The save image of libvirt's QEMU driver (qemu_saveimage.h): what `virsh save` writes and `virsh restore` reads.
+ * The save image of libvirt's QEMU driver (qemu_saveimage.h): what `virsh save` writes and `virsh restore`
+ * reads.
  *
  *     0   16  "LibvirtQemudSave"            all numbers little-endian
  *     16  u32 version, 2
@@ -15,7 +16,7 @@
 const MAGIC = 'LibvirtQemudSave';
 const VERSION = 2;
 const HEADER_BYTES = 92;
-/** As libvirt itself leaves. */
+/** Room for a longer XML, as much as libvirt itself leaves. */
 const ROOM_BYTES = 64 * 1024;
 
 /** Everything in front of the stream, never compressed. Caller owns it. */

@@ -6,11 +6,13 @@ import { escaped, unescaped } from './xml-text.js';
 export interface DomainDisk {
   /** What virsh calls it: vda, sdb. */
   readonly target: string;
-  /** Of an image of Ceph: `rbd:POOL/[NAMESPACE/]IMAGE`. Empty when it is neither that nor a file nor a block device. */
+  /**
+   * Path of the file or block device, or `rbd:POOL/[NAMESPACE/]IMAGE` for an image of Ceph; otherwise empty.
+   */
   readonly path: string;
-  /** Of the image: qcow2, raw. */
+  /** Format of the image: qcow2, raw. */
   readonly format: string;
-  /** Of the source: file, block, network, vhostuser and so on. */
+  /** Type of the source: file, block, network, vhostuser and so on. */
   readonly type: string;
   readonly isWritable: boolean;
   /** The whole element. */
@@ -19,7 +21,7 @@ export interface DomainDisk {
 
 const DISK = /<disk\b[^>]*>[\s\S]*?<\/disk>/g;
 
-/** In the order of the XML. */
+/** Finds the disks in the order of the XML. */
 export function disksIn(domainXml: string): readonly DomainDisk[] {
   return [...domainXml.matchAll(DISK)].map(([xml]) => {
     // What stands below is the chain of images and a copy under way; each has a source of its own.

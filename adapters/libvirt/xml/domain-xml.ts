@@ -64,7 +64,10 @@ export function withNewMacs(xml: string): string {
   });
 }
 
-/** Of the domain: no element of that name stands deeper before it, libvirt writes them first. */
+/**
+ * The domain's name: no element of that name stands deeper before it, because libvirt writes the domain's own
+ * first.
+ */
 const NAME = /(<domain\b[^>]*>\s*<name>)(?<value>[^<]+)/;
 const UUID = /(<domain\b[^>]*>\s*<name>[^<]*<\/name>\s*<uuid>)(?<value>[^<]+)/;
 

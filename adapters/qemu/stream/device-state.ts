@@ -1,6 +1,7 @@
 /**
- * The blob that `xen-save-devices-state` writes: "QEVM", u32 3, FULL sections, 00. It has no configuration section and
- * no vmdesc; its sections are byte for byte those of a genuine stream of the same VM, apart from "globalstate".
+ * The blob that `xen-save-devices-state` writes: "QEVM", u32 3, FULL sections, 00. It has no configuration
+ * section and no vmdesc; its sections are byte for byte those of a genuine stream of the same VM, apart from
+ * "globalstate".
  */
 
 import { CheckpointError } from '../../../src/errors.js';
@@ -27,12 +28,15 @@ export function deviceSections(blob: Uint8Array): Buffer {
 }
 
 const GLOBAL_STATE_NAME = Buffer.from('\x0bglobalstate', 'latin1');
-/** `runstate` of vmstate_globalstate; later versions use its end for more fields, the text stays where it is. */
+/**
+ * `runstate` of vmstate_globalstate; later versions use its end for more fields, the text stays where it is.
+ */
 const RUN_STATE_BYTES = 32;
 
 /**
- * The same sections with another run state in "globalstate". `xen-save-devices-state` always records "running", even
- * of a stopped VM; with "paused" the destination stays stopped until `cont`, without -S on its command line.
+ * The same sections with another run state in "globalstate". `xen-save-devices-state` always records
+ * "running", even of a stopped VM; with "paused" the destination stays stopped until `cont`, without -S on
+ * its command line.
  * @returns a copy; the caller owns it
  * @throws STREAM_MALFORMED when there is no such section
  *

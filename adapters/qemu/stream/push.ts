@@ -8,7 +8,8 @@ const MAX_QUEUED_BYTES = 2 * 1024 * 1024;
 /**
  * Writes everything and waits until the receiver's queue is empty; does not end the sink.
  * @returns bytes written
- * @throws the sink's error, the stream's, or the signal's reason; what was queued by then may or may not have been written
+ * @throws the sink's error, the stream's, or the signal's reason; what was queued by then may or may not have
+ *   been written
  */
 export async function pushStream(
   stream: AsyncIterable<Uint8Array>,

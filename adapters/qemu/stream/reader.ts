@@ -1,10 +1,10 @@
 /**
- * Reads a QEMU migration stream (a file of `migrate exec:cat`, or ours). It shares nothing with the writer but the
- * numbers in `format.ts`, so that one proves the other.
+ * Reads a QEMU migration stream (a file of `migrate exec:cat`, or ours). It shares nothing with the writer
+ * but the numbers in `format.ts`, so that one proves the other.
  *
- * The input is hostile: every length is checked before it is used, memory is bounded by one buffer, the device part and
- * the block list. Refused: compressed, XBZRLE and RDMA records, mapped-ram, postcopy, and sections other than "ram" that
- * are sent while the VM runs (block, dirty-bitmap, vfio).
+ * The input is hostile: every length is checked before it is used, memory is bounded by one buffer, the
+ * device part and the block list. Refused: compressed, XBZRLE and RDMA records, mapped-ram, postcopy, and
+ * sections other than "ram" that are sent while the VM runs (block, dirty-bitmap, vfio).
  */
 
 import type { CheckpointError } from '../../../src/errors.js';
@@ -33,8 +33,8 @@ export interface StreamHandlers {
   /** Once, before the first page. */
   readonly onBlocks?: (blocks: readonly RamBlock[]) => void;
   /**
-   * One page, in stream order; a later record of the same page replaces an earlier one. `bytes` is null for a zero page,
-   * otherwise a view that is valid until this returns.
+   * Called for one page after the other, in stream order; a later record of the same page replaces an earlier
+   * one. `bytes` is null for a zero page, otherwise a view that is valid until this returns.
    */
   readonly onPage?: (block: RamBlock, pageOfBlock: number, bytes: Buffer | null) => void;
 }
@@ -118,7 +118,10 @@ class RamSections {
     };
   }
 
-  /** Reads one section. @returns false, with its type byte unread, when a device section or the end is next */
+  /**
+   * Reads one section.
+   * @returns false, with its type byte unread, when a device section or the end is next
+   */
   async next(): Promise<boolean> {
     const reader = this.#reader;
     const type = reader.peek();
@@ -141,7 +144,10 @@ class RamSections {
     }
   }
 
-  /** `configuration/capabilities` must not list anything that changes the stream; a page-size subsection never occurs on x86. */
+  /**
+   * `configuration/capabilities` must not list anything that changes the stream; a page-size subsection never
+   * occurs on x86.
+   */
   async #readConfigurationSubsection(): Promise<void> {
     const reader = this.#reader;
     if (this.#sectionId !== undefined) throw reader.malformed('a configuration behind the memory');
@@ -268,7 +274,10 @@ async function readDevicePart(
   return { sections, deviceBytes: part.subarray(0, length - 1), hasDescription: description !== undefined };
 }
 
-/** The JSON of the vmdesc, which is the last thing in a stream: `00 06 | u32 length | JSON` reaches exactly to the end. */
+/**
+ * The JSON of the vmdesc, which is the last thing in a stream: `00 06 | u32 length | JSON` reaches exactly to
+ * the end.
+ */
 function findDescription(part: Buffer): string | undefined {
   const mark = Buffer.from([SECTION.EOF, SECTION.VMDESC]);
   for (let at = part.lastIndexOf(mark); at >= 0; at = at === 0 ? -1 : part.lastIndexOf(mark, at - 1)) {

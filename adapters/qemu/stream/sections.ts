@@ -1,6 +1,6 @@
 /**
- * Cuts the device part of a migration stream into its sections. A section body carries no length: the vmdesc behind the
- * EOF byte gives it, and where there is none, the footer is searched for.
+ * Cuts the device part of a migration stream into its sections. A section body carries no length: the vmdesc
+ * behind the EOF byte gives it, and where there is none, the footer is searched for.
  *
  *     04 | u32 id | u8 length, name | u32 instance | u32 version | body | 7e | u32 id
  */
@@ -23,7 +23,8 @@ export interface DeviceSection {
 export type SectionLengths = (name: string, instanceId: number) => number | undefined;
 
 /**
- * The sections of `part`, which starts with a section and ends where the last footer ends or behind an EOF byte.
+ * The sections of `part`, which starts with a section and ends where the last footer ends or behind an EOF
+ * byte.
  * @returns the sections, and how many bytes of `part` they and the EOF byte take
  * @throws STREAM_MALFORMED
  */
@@ -70,7 +71,9 @@ function footerAt(part: Buffer, at: number, id: number): boolean {
   return at + FOOTER_BYTES <= part.length && part[at] === SECTION.FOOTER && part.readUInt32BE(at + 1) === id;
 }
 
-/** The first footer of this id that the end, the EOF byte, or another section with a readable name follows. */
+/**
+ * The first footer of this id that the end, the EOF byte, or another section with a readable name follows.
+ */
 function findFooter(part: Buffer, from: number, id: number): number | undefined {
   const mark = Buffer.alloc(FOOTER_BYTES);
   mark[0] = SECTION.FOOTER;

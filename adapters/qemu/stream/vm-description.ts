@@ -1,6 +1,7 @@
 /**
- * The vmdesc JSON at the end of a genuine stream: for every device section the size of each field, from which the
- * length of the section's body follows. Input is hostile until proven otherwise: depth and sums are bounded.
+ * The vmdesc JSON at the end of a genuine stream: for every device section the size of each field, from which
+ * the length of the section's body follows. Input is hostile until proven otherwise: depth and sums are
+ * bounded.
  *
  *     { devices: [ { name, instance_id, fields: [ { size, array_len? } ], subsections: [ { vmsd_name, fields } ] } ] }
  */

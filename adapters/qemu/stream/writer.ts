@@ -1,10 +1,11 @@
 /**
- * A complete migration stream made from a checkpoint, as `-incoming` of an unmodified QEMU loads it (7.2, 10.0):
+ * A complete migration stream made from a checkpoint, as `-incoming` of an unmodified QEMU loads it (7.2,
+ * 10.0):
  *
  *     header, configuration | START ram: block list | END ram: every page | device sections | EOF | vmdesc "{}"
  *
- * Invariant: the EOF byte, without which no destination starts its VM, comes only after every page of every block has
- * been read and verified. A source that throws midway leaves a stream that cannot be loaded.
+ * Invariant: the EOF byte, without which no destination starts its VM, comes only after every page of every
+ * block has been read and verified. A source that throws midway leaves a stream that cannot be loaded.
  */
 
 import { CheckpointError } from '../../../src/errors.js';
@@ -26,7 +27,10 @@ import {
 /** Far above the registration numbers that QEMU gives its own sections, so never one of the spliced ones. */
 const RAM_SECTION_ID = 0x00ffff00;
 
-/** Pages leave in buffers of this size. Large enough that a system call a buffer is no cost, small enough to stay in cache. */
+/**
+ * Pages leave in buffers of this size. Large enough that a system call a buffer is no cost, small enough to
+ * stay in cache.
+ */
 const BATCH_BYTES = 512 * 1024;
 const MAX_RECORD_BYTES = 8 + 1 + 255 + PAGE_SIZE_BYTES;
 
@@ -42,8 +46,8 @@ export interface StreamContent {
 
 export interface StreamOptions {
   /**
-   * Blocks whose zero pages may be left out: those of which the destination's memory is certainly fresh. Never ROM, video
-   * memory or ACPI blocks, which the destination fills before it loads. Default: none.
+   * Blocks whose zero pages may be left out: those of which the destination's memory is certainly fresh.
+   * Never ROM, video memory or ACPI blocks, which the destination fills before it loads. Default: none.
    */
   readonly omitZeroPagesOf?: (regionId: string) => boolean;
   /** Runs once every page has been read and written, before the first byte of device state. */
@@ -54,8 +58,8 @@ export interface StreamOptions {
 }
 
 /**
- * The stream as buffers of at most `BATCH_BYTES` (the device sections come in one piece). The consumer owns each; at
- * most one is held here, so the consumer's pace bounds the memory.
+ * The stream as buffers of at most `BATCH_BYTES` (the device sections come in one piece). The consumer owns
+ * each; at most one is held here, so the consumer's pace bounds the memory.
  * @throws REPO_DAMAGED when the source lacks a page, and whatever the source throws
  */
 export async function* writeMigrationStream(

@@ -1,17 +1,20 @@
 /**
  * The QEMU that emulates the devices of an HVM guest, through the monitor that libxl gave it.
  *
- * Its part in a checkpoint, in libxl's order: the guest suspends itself, QEMU is stopped (it finishes requests in flight, and the hypervisor takes no
- * more for it), its state is saved; then QEMU goes on first and the guest after it.
+ * Its part in a checkpoint, in libxl's order: the guest suspends itself, QEMU is stopped (it finishes
+ * requests in flight, and the hypervisor takes no more for it), its state is saved; then QEMU goes on first
+ * and the guest after it.
  *
- * What QEMU writes to guest memory reaches the hypervisor's dirty bitmap only while its own global dirty log is on. Whoever saves or migrates
- * the domain switches that off in the end, and the hypervisor's bitmap right before it (cleanup of tools/libs/guest/xg_sr_save.c), so a
- * bitmap that has stayed on is proof for both: see `log-dirty-tracker.ts`.
+ * What QEMU writes to guest memory reaches the hypervisor's dirty bitmap only while its own global dirty log
+ * is on. Whoever saves or migrates the domain switches that off in the end, and the hypervisor's bitmap right
+ * before it (cleanup of tools/libs/guest/xg_sr_save.c), so a bitmap that has stayed on is proof for both: see
+ * `log-dirty-tracker.ts`.
  *
- * The monitor serves one client at a time. It is held from before the stop until the guest runs again, so that nobody stands between the
- * guest and its resume, and otherwise for a single exchange.
+ * The monitor serves one client at a time. It is held from before the stop until the guest runs again, so
+ * that nobody stands between the guest and its resume, and otherwise for a single exchange.
  *
- * Sources: tools/libs/light/libxl_qmp.c and libxl_dom_suspend.c of Xen; softmmu/runstate.c, hw/i386/xen/xen-hvm.c of QEMU.
+ * Sources: tools/libs/light/libxl_qmp.c and libxl_dom_suspend.c of Xen; softmmu/runstate.c,
+ * hw/i386/xen/xen-hvm.c of QEMU.
  */
 
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
@@ -21,7 +24,7 @@ import { QmpClient } from '../../qemu/qmp-client.js';
 import { asNumber, asObject, asText } from '../../qemu/qmp-json.js';
 
 export type ConnectMonitor = (path: string) => Promise<Monitor>;
-/** One exchange over a monitor, which is let go of afterwards. */
+/** Does one exchange over a monitor, which is let go of afterwards. */
 export type ExchangeWithMonitor = <T>(use: (monitor: Monitor) => Promise<T>) => Promise<T>;
 
 export interface DeviceModelVersion {
@@ -68,12 +71,18 @@ export class DeviceModel {
     return { major: asNumber(major), minor: asNumber(minor) };
   }
 
-  /** From now on its writes are in the hypervisor's dirty bitmap. Again is no harm (QEMU 7.2; older ones must not be told twice). */
+  /**
+   * Has QEMU report its writes to the hypervisor's dirty bitmap. A second call does no harm (QEMU 7.2; older
+   * ones must not be told twice).
+   */
   async reportWrites(): Promise<void> {
     await this.exchange((monitor) => monitor.execute('xen-set-global-dirty-log', { enable: true }));
   }
 
-  /** Takes the monitor for a stop, with all that the stop needs of it. @throws VM_UNREACHABLE, VM_BUSY, QMP_COMMAND */
+  /**
+   * Takes the monitor for a stop, with all that the stop needs of it.
+   * @throws VM_UNREACHABLE, VM_BUSY, QMP_COMMAND
+   */
   async hold(): Promise<void> {
     if (this.#held !== undefined) return;
     const monitor = await this.#connect(this.#path);
@@ -85,12 +94,18 @@ export class DeviceModel {
     }
   }
 
-  /** Of the suspended guest: requests in flight are finished when this returns. @throws QMP_COMMAND, QMP_TIMEOUT, VM_GONE */
+  /**
+   * Stops the QEMU of the suspended guest: requests in flight are finished when this returns.
+   * @throws QMP_COMMAND, QMP_TIMEOUT, VM_GONE
+   */
   async stop(): Promise<void> {
     await this.#mustHold().monitor.execute('stop');
   }
 
-  /** Of the stopped QEMU, as it serialises itself; caller owns the bytes. @throws QMP_COMMAND, QMP_TIMEOUT, VM_GONE, STREAM_MALFORMED */
+  /**
+   * The state of the stopped QEMU, as it serialises itself; caller owns the bytes.
+   * @throws QMP_COMMAND, QMP_TIMEOUT, VM_GONE, STREAM_MALFORMED
+   */
   async saveState(): Promise<Uint8Array> {
     const { state } = this.#mustHold();
     await state.save();
@@ -98,7 +113,8 @@ export class DeviceModel {
   }
 
   /**
-   * Goes on, whether it was stopped or not: to be called before the guest is resumed. A connection that is lost is made anew.
+   * Goes on, whether it was stopped or not: to be called before the guest is resumed. A connection that is
+   * lost is made anew.
    * @throws VM_BUSY, QMP_TIMEOUT, QMP_COMMAND; VM_UNREACHABLE when there is no QEMU any more
    */
   async resume(): Promise<void> {
@@ -152,7 +168,10 @@ export async function resumeDeviceModel(
   }
 }
 
-/** Why a device model cannot be used, in words; empty for one that can. @throws VM_BUSY while another client has its monitor */
+/**
+ * Why a device model cannot be used, in words; empty for one that can.
+ * @throws VM_BUSY while another client has its monitor
+ */
 export async function deviceModelProblem(
   model: Pick<DeviceModel, 'version'>,
   allowsUnproven: boolean,
@@ -171,5 +190,7 @@ export async function deviceModelProblem(
   return `the guest has QEMU ${major}.${minor}, and checkpoints were tried with ${PROVEN_QEMU.major}.${PROVEN_QEMU.minor} only`;
 }
 
-/** Debian 12's. Some before 7.2 end when they are told twice to report writes, and would take the guest along. */
+/**
+ * Debian 12's. Some before 7.2 end when they are told twice to report writes, and would take the guest along.
+ */
 const PROVEN_QEMU: DeviceModelVersion = { major: 7, minor: 2 };

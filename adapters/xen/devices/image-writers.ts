@@ -1,6 +1,6 @@
 /**
- * Who has an image open for writing. The QEMU of a domain takes no locks on images (hw/block/xen-block.c: `locking=off`), so what its
- * processes have open is what tells. Needs root, as everything in dom0.
+ * Who has an image open for writing. The QEMU of a domain takes no locks on images (hw/block/xen-block.c:
+ * `locking=off`), so what its processes have open is what tells. Needs root, as everything in dom0.
  */
 
 import { readdir, readFile, stat } from 'node:fs/promises';
@@ -10,7 +10,7 @@ import { openFlagsOf } from '../../qemu/open-flags.js';
 /** Access mode among the flags of open(2); 0 is for reading alone. */
 const ACCESS_MASK = 3;
 
-/** In words; empty when nobody has. */
+/** Names in words who has the image open for writing; empty when nobody has. */
 export async function writersOf(path: string): Promise<readonly string[]> {
   const image = await stat(path);
   const found: string[] = [];

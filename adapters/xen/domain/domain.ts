@@ -1,4 +1,7 @@
-/** One domain through the library calls: state, memory map, state records. No waiting and no policy in here. */
+/**
+ * Reads one domain through the library calls: state, memory map, state records. No waiting and no policy in
+ * here.
+ */
 
 import { CheckpointError } from '../../../src/errors.js';
 import { errnoName, type CallResult } from '../../../src/ffi/libc.js';
@@ -11,7 +14,10 @@ const SHUTDOWN_MASK = 255;
 /** SHUTDOWN_suspend (sched.h). */
 export const REASON_SUSPEND = 2;
 
-/** Page types from here on have no contents of their own: XEN_DOMCTL_PFINFO_BROKEN, XALLOC and XTAB (domctl.h). */
+/**
+ * Page types from here on have no contents of their own: XEN_DOMCTL_PFINFO_BROKEN, XALLOC and XTAB
+ * (domctl.h).
+ */
 const FIRST_ABSENT_TYPE = 13;
 const TYPE_SHIFT = 28;
 
@@ -72,7 +78,7 @@ export class XenDomain {
     };
   }
 
-  /** One more than the highest guest frame. @throws VM_GONE, FFI_FAILED */
+  /** The highest guest frame, and one more. @throws VM_GONE, FFI_FAILED */
   frameCount(): number {
     const count = new BigUint64Array(1);
     this.check(this.calls.frameCount(this.domid, count), 'asking for the size of guest memory');
@@ -80,8 +86,8 @@ export class XenDomain {
   }
 
   /**
-   * Calls `visit` with each stretch of frames in [first, first + count) that have memory of the guest behind them. Pages that
-   * belong to the hypervisor (shared info, grant table) and holes are left out.
+   * Calls `visit` with each stretch of frames in [first, first + count) that have memory of the guest behind
+   * them. Pages that belong to the hypervisor (shared info, grant table) and holes are left out.
    * @throws VM_GONE, FFI_FAILED
    */
   visitPresent(first: number, count: number, visit: (frame: number, frameCount: number) => void): void {

@@ -1,11 +1,13 @@
 /**
- * How much memory a restored domain may have. libxl takes it from the configuration, and one that was read when the domain had ballooned
- * down keeps a restore from building the memory that it has by now. So each checkpoint records what holds in its stop.
+ * How much memory a restored domain may have. libxl takes it from the configuration, and one that was read
+ * when the domain had ballooned down keeps a restore from building the memory that it has by now. So each
+ * checkpoint records what holds in its stop.
  *
- * A graphics card has its memory from the guest's: the configuration's figures include it, what the guest is told in xenstore does not.
+ * A graphics card has its memory from the guest's: the configuration's figures include it, what the guest is
+ * told in xenstore does not.
  *
- * Sources: libxl__build_pre of tools/libs/light/libxl_dom.c (target_memkb and 1 MiB), libxl__get_targetmem_fudge of libxl_mem.c,
- * docs/misc/xenstore-paths.pandoc (memory/target).
+ * Sources: libxl__build_pre of tools/libs/light/libxl_dom.c (target_memkb and 1 MiB),
+ * libxl__get_targetmem_fudge of libxl_mem.c, docs/misc/xenstore-paths.pandoc (memory/target).
  */
 
 import type { JsonObject } from '../../../src/types.js';
@@ -18,8 +20,8 @@ const SLACK_KIB = 1024;
 const KIB_PER_PAGE = 4;
 
 /**
- * In KiB, for the configuration: what the domain was told to have and what its graphics card has; more while it has not given back yet what it
- * should.
+ * The memory in KiB that the configuration is to name: what the domain was told to have and what its graphics
+ * card has; more while it has not given back yet what it should.
  * @throws VM_GONE
  */
 export function memoryTargetOf(domain: XenDomain, videoKib = 0): number {
@@ -29,7 +31,7 @@ export function memoryTargetOf(domain: XenDomain, videoKib = 0): number {
   return Number.isInteger(told) && hasKib <= targetKib + SLACK_KIB ? targetKib : hasKib;
 }
 
-/** Of an HVM guest's graphics card, as libxl has settled it. */
+/** Memory of an HVM guest's graphics card, as libxl has settled it. */
 export function videoKibOf(config: JsonObject): number {
   const found = objectOf(config.b_info).video_memkb;
   return typeof found === 'number' ? found : 0;

@@ -1,10 +1,11 @@
 /**
  * A guest's physical memory as regions of the core.
  *
- * A PVH guest of 128 MiB uses frames 0 to 0x8000 and a few special pages just below 4 GiB; what lies between is nothing. So the
- * frames in use are covered by windows, each a region with the id `gfn-HEX` (its first frame). A window is wide enough to stay the same
- * while the guest balloons: whole 2 MiB blocks, small gaps bridged, and from frame 0 on as much as the guest may ever have. Pages of a
- * window without memory behind them are reported as absent.
+ * A PVH guest of 128 MiB uses frames 0 to 0x8000 and a few special pages just below 4 GiB; what lies between
+ * is nothing. So the frames in use are covered by windows, each a region with the id `gfn-HEX` (its first
+ * frame). A window is wide enough to stay the same while the guest balloons: whole 2 MiB blocks, small gaps
+ * bridged, and from frame 0 on as much as the guest may ever have. Pages of a window without memory behind
+ * them are reported as absent.
  */
 
 import { CheckpointError } from '../../../src/errors.js';
@@ -62,7 +63,10 @@ export function layoutOf(windows: readonly FrameWindow[]): MemoryLayout {
   );
 }
 
-/** First guest frame of a region made by `layoutOf`. @throws VM_UNSUPPORTED for a region of another hypervisor */
+/**
+ * First guest frame of a region made by `layoutOf`.
+ * @throws VM_UNSUPPORTED for a region of another hypervisor
+ */
 export function firstFrameOf(region: Pick<MemoryRegion, 'id'>): number {
   const hex = /^gfn-([0-9a-f]+)$/.exec(region.id)?.[1];
   if (hex !== undefined) return Number.parseInt(hex, 16);

@@ -31,7 +31,10 @@ export function requestSuspend(calls: LibraryCalls, domid: number): void {
   }
 }
 
-/** Takes a request back that the guest has not seen yet. @returns false when it has seen it, and is about to suspend */
+/**
+ * Takes a request back that the guest has not seen yet.
+ * @returns false when it has seen it, and is about to suspend
+ */
 export function withdrawSuspend(calls: LibraryCalls, domid: number): boolean {
   return calls.storeReplace(shutdownPath(domid), REQUEST, '');
 }

@@ -72,7 +72,10 @@ export interface LibraryCalls {
   ): CallResult;
   /** xc_cpu_policy_get_size: the most leaves and MSRs there can be. */
   cpuPolicySize(leaves: Uint32Array, msrs: Uint32Array): CallResult;
-  /** xc_cpu_policy_get_domain and _serialise: 24 bytes a leaf, 16 an MSR; the counts come back in `leafCount` and `msrCount`. */
+  /**
+   * xc_cpu_policy_get_domain and _serialise: 24 bytes a leaf, 16 an MSR; the counts come back in `leafCount`
+   * and `msrCount`.
+   */
   cpuPolicy(
     domid: number,
     leaves: Uint8Array,
@@ -86,7 +89,8 @@ export interface LibraryCalls {
   vcpuContext(domid: number, vcpu: number, into: Uint8Array): CallResult;
   /**
    * xc_domctl with a struct xen_domctl of 144 bytes, which receives the answer.
-   * @param buffer memory for the hypervisor to fill: its address is put at `addressAt`, its contents are copied to `into`
+   * @param buffer memory for the hypervisor to fill: its address is put at `addressAt`, its contents are
+   *   copied to `into`
    */
   domctl(struct: Uint8Array, buffer?: { readonly addressAt: number; readonly into: Uint8Array }): CallResult;
   /** xc_domain_shutdown: stops all processors where they are. */
@@ -94,8 +98,8 @@ export interface LibraryCalls {
   /** xc_domain_resume with fast = 1: the guest's suspend call returns "cancelled". */
   resume(domid: number): CallResult;
   /**
-   * xenforeignmemory_map, copy, unmap of `count` frames, at most MAX_BATCH_PAGES. Frames that cannot be mapped get their error in
-   * `errors` (negative errno) and leave their page of `into` as it is.
+   * xenforeignmemory_map, copy, unmap of `count` frames, at most MAX_BATCH_PAGES. Frames that cannot be
+   * mapped get their error in `errors` (negative errno) and leave their page of `into` as it is.
    */
   readPages(
     domid: number,
@@ -109,7 +113,10 @@ export interface LibraryCalls {
   storeRead(path: string): Uint8Array | null;
   /** xs_write. @returns false when it was refused */
   storeWrite(path: string, value: Uint8Array): boolean;
-  /** Writes `value` if the node holds `expected` at that moment, in a transaction. @returns false when it holds something else */
+  /**
+   * Writes `value` if the node holds `expected` at that moment, in a transaction.
+   * @returns false when it holds something else
+   */
   storeReplace(path: string, expected: string, value: string): boolean;
   /** xs_resume_domain: xenstored forgets that the domain was shut down. */
   storeResume(domid: number): boolean;

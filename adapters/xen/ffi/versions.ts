@@ -1,11 +1,13 @@
 /**
- * Which releases of Xen the binding knows, and the layouts that go with each.
+ * The releases of Xen that the binding knows, and the layouts that go with each.
  *
- * libxenctrl and libxenguest are unstable: their soname carries the release, and a library of another release than the running
- * hypervisor is turned away by the domctl interface version. So the release of the hypervisor decides which library is
- * loaded and which table is used, and a release without a table is refused instead of guessed at.
+ * libxenctrl and libxenguest are unstable: their soname carries the release, and a library of another release
+ * than the running hypervisor is turned away by the domctl interface version. So the release of the
+ * hypervisor decides which library is loaded and which table is used, and a release without a table is
+ * refused instead of guessed at.
  *
- * Sources: xen/include/public/domctl.h, tools/include/xenctrl.h, tools/include/xenguest.h of each release's stable branch.
+ * Sources: xen/include/public/domctl.h, tools/include/xenctrl.h, tools/include/xenguest.h of each release's
+ * stable branch.
  */
 
 import { CheckpointError } from '../../../src/errors.js';

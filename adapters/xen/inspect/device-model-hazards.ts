@@ -1,6 +1,7 @@
 /**
- * Which HVM guests have a device model of the kind that checkpoints were proven with: the QEMU of today in dom0, SeaBIOS, network
- * and disks by PV drivers or emulated by QEMU. What else the configuration can give a guest is refused by name.
+ * Tells which HVM guests have a device model of the kind that checkpoints were proven with: the QEMU of today
+ * in dom0, SeaBIOS, network and disks by PV drivers or emulated by QEMU. What else the configuration can give
+ * a guest is refused by name.
  *
  * Source of the names: tools/libs/light/libxl_types.idl of Xen (libxl_domain_build_info).
  */
@@ -16,7 +17,7 @@ import { storeText } from '../domain/xenstore.js';
 const QEMU_OF_TODAY = 'qemu_xen';
 const FIRMWARE = 'seabios';
 const DEFAULT_VGA = 'cirrus';
-/** Of the cards that QEMU emulates beside the PV one: xl's default. */
+/** The one card that was tried, of those that QEMU emulates beside the PV one: xl's default. */
 const PROVEN_NIC = 'rtl8139';
 const PROVEN_VGA: readonly string[] = ['none', 'cirrus', 'std'];
 
@@ -38,22 +39,22 @@ const UNPROVEN_OPTIONS: Readonly<Record<string, string>> = {
   'type.hvm.system_firmware': 'firmware of its own (bios_path_override)',
 };
 
-/** Of an HVM guest; of all others nothing is looked at. */
+/** What is looked at of an HVM guest; nothing is of all others. */
 export interface DeviceModelInventory {
-  /** As libxl notes it down in xenstore: `qemu_xen`. */
+  /** The kind as libxl notes it down in xenstore: `qemu_xen`. */
   readonly kind: string;
   /** The domain that it runs in; empty for dom0. */
   readonly domain: string;
   /** Why it cannot be used, found out by asking it. */
   readonly problem: string;
-  /** It has memory that it moved elsewhere in the guest (nodes physmap/ in xenstore). */
+  /** Whether QEMU has moved memory elsewhere in the guest (nodes physmap/ in xenstore). */
   readonly hasMovedMemory: boolean;
 }
 
 interface Found {
   readonly config: JsonObject;
   readonly deviceModel: DeviceModelInventory;
-  /** Of the running hypervisor. */
+  /** Version of the running hypervisor. */
   readonly xen: XenVersion;
 }
 
@@ -153,9 +154,10 @@ const RULES: readonly Rule[] = [
 ];
 
 /**
- * While somebody looks at the screen, QEMU asks the hypervisor which pages of the graphics card's memory were written to. From 4.17 on the answer
- * comes from the types of these pages, and the domain's bitmap stays as it is; 4.16 switches log-dirty mode on for it when it is off, so that
- * the probe of `LogDirtyTracker` would take it for tracking of the whole domain (hap_track_dirty_vram in xen/arch/x86/mm/hap/hap.c).
+ * While somebody looks at the screen, QEMU asks the hypervisor which pages of the graphics card's memory were
+ * written to. From 4.17 on the answer comes from the types of these pages, and the domain's bitmap stays as
+ * it is; 4.16 switches log-dirty mode on for it when it is off, so that the probe of `LogDirtyTracker` would
+ * take it for tracking of the whole domain (hap_track_dirty_vram in xen/arch/x86/mm/hap/hap.c).
  */
 function keepsScreenApart({ major, minor }: XenVersion): boolean {
   return major > 4 || (major === 4 && minor >= 17);

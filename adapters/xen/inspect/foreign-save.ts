@@ -1,6 +1,6 @@
 /**
- * Is somebody else saving or migrating a domain of this host? libxl does that in a process of its own, libxl-save-helper, which
- * uses (and in the end switches off) the one log-dirty bitmap that the domain has.
+ * Is somebody else saving or migrating a domain of this host? libxl does that in a process of its own,
+ * libxl-save-helper, which uses (and in the end switches off) the one log-dirty bitmap that the domain has.
  */
 
 import { readFileSync, readdirSync } from 'node:fs';

@@ -1,4 +1,7 @@
-/** What about a domain keeps Cairn from taking a checkpoint that comes back: found out before anything is suspended. */
+/**
+ * What about a domain keeps Cairn from taking a checkpoint that comes back: found out before anything is
+ * suspended.
+ */
 
 import type { VmHazard } from '../../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../../src/types.js';
@@ -14,7 +17,7 @@ export interface DomainInventory {
   /** control/feature-suspend in xenstore. */
   readonly offersSuspend: boolean;
   readonly foreignSave: string;
-  /** Of the running hypervisor. */
+  /** Version of the running hypervisor. */
   readonly xen: XenVersion;
   /** The operator asked for what is not proven yet: CAIRN_XEN_UNPROVEN=1. */
   readonly allowsUnproven: boolean;

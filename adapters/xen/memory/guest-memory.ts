@@ -1,6 +1,6 @@
 /**
- * How the memory of a guest is found, read and saved, which differs between guests whose frames the hypervisor translates (PVH, HVM) and PV
- * guests, which know machine frames.
+ * How the memory of a guest is found, read and saved, which differs between guests whose frames the
+ * hypervisor translates (PVH, HVM) and PV guests, which know machine frames.
  */
 
 import { join } from 'node:path';
@@ -17,7 +17,7 @@ import { describePvReader } from './pv/guest-reader.js';
 import { PvMemory } from './pv/pv-memory.js';
 
 export interface GuestMemory {
-  /** One more than the highest frame. */
+  /** Count of frames: one more than the number of the highest. */
   frameCount(): number;
   /** Calls `visit` with each stretch of frames in [first, first + count) that have memory behind them. */
   visitPresent(first: number, count: number, visit: (frame: number, frameCount: number) => void): void;
@@ -27,7 +27,7 @@ export interface GuestMemory {
   /** The guest has suspended itself, and stands still until `running`. */
   stopped(): void;
   running(): void;
-  /** Of the suspended guest, without a device model. */
+  /** State of the suspended guest, without a device model. */
   captureState(presentFrames: Uint32Array): XenDeviceState;
 }
 
@@ -76,7 +76,7 @@ export class PvGuestMemory implements GuestMemory {
   constructor(domain: XenDomain, runtimeDir: string) {
     this.#domain = domain;
     this.#memory = new PvMemory(domain);
-    // One Cairn at a time takes checkpoints of a domain, so the name needs nothing more.
+    // Only one Cairn at a time takes checkpoints of a domain, so the name needs nothing more.
     this.#tablePath = join(runtimeDir, `xen-frames-${domain.domid}`);
   }
 
@@ -103,7 +103,10 @@ export class PvGuestMemory implements GuestMemory {
     return describePvReader(calls.version, domid, this.#tablePath, layout);
   }
 
-  /** Workers would read pages of a guest that runs by a table that is out of date, some of which may be another domain's by now. */
+  /**
+   * Workers would read pages of a guest that runs by a table that is out of date, some of which may be
+   * another domain's by now.
+   */
   discardLeftovers(): void {
     if (this.#stop === undefined) removeFrameTable(this.#tablePath);
   }

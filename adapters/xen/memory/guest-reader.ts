@@ -2,8 +2,9 @@
  * Reads guest memory in a worker thread: the module that a Xen VM's reader description names.
  * Options: { version, domid, regions: [{ firstPage, pageCount, firstFrame }] }.
  *
- * A page that has no memory behind it at the moment of the copy reads as zero: a guest that runs may give pages back at any
- * time. Whether a page is absent in the checkpoint is decided by the tracker's look at the stopped guest, not here.
+ * A page that has no memory behind it at the moment of the copy reads as zero: a guest that runs may give
+ * pages back at any time. Whether a page is absent in the checkpoint is decided by the tracker's look at the
+ * stopped guest, not here.
  */
 
 import { CheckpointError } from '../../../src/errors.js';
@@ -55,7 +56,7 @@ export function openGuestReader(options: Json): GuestReader {
   return new FrameReader(bindXen(parsed.version), parsed);
 }
 
-/** Also used in-process, with any `LibraryCalls`. Closes `calls` with itself. */
+/** Reads frames, also in-process, with any `LibraryCalls`. Closes `calls` with itself. */
 export class FrameReader implements GuestReader {
   readonly #calls: LibraryCalls;
   readonly #options: ReaderOptions;

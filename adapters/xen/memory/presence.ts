@@ -1,8 +1,9 @@
 /**
- * Which pages of a guest have memory behind them, as a bitmap over the layout.
+ * Finds the pages of a guest that have memory behind them, as a bitmap over the layout.
  *
- * The type scan is what makes ballooning safe: a page that comes back from the balloon is not flagged in the log-dirty bitmap, whatever the
- * guest writes to it in that epoch. While the guest is stopped the answer cannot change, so one scan serves the whole stop.
+ * The type scan is what makes ballooning safe: a page that comes back from the balloon is not flagged in the
+ * log-dirty bitmap, whatever the guest writes to it in that epoch. While the guest is stopped the answer
+ * cannot change, so one scan serves the whole stop.
  */
 
 import { DirtyBitmap } from '../../../src/bitmap/dirty-bitmap.js';

@@ -1,12 +1,15 @@
 /**
- * Guest frames that somebody outside of the guest can write to at this moment: those that it granted to a backend which has them mapped for
- * writing (rings of disks and network interfaces, buffers of requests under way, persistent grants), and the rings of console and xenstore.
+ * Guest frames that somebody outside of the guest can write to at this moment: those that it granted to a
+ * backend which has them mapped for writing (rings of disks and network interfaces, buffers of requests under
+ * way, persistent grants), and the rings of console and xenstore.
  *
- * The hypervisor sets a frame's dirty bit when such a mapping is taken down, and with each grant copy; what is written through a
- * mapping that stays sets no bit. So a checkpoint counts every frame that is mapped for writing as dirty. One that was unmapped since
- * has its bit. The hypervisor keeps GTF_writing set in the guest's own grant table for as long as there is a mapping.
+ * The hypervisor sets a frame's dirty bit when such a mapping is taken down, and with each grant copy; what
+ * is written through a mapping that stays sets no bit. So a checkpoint counts every frame that is mapped for
+ * writing as dirty. One that was unmapped since has its bit. The hypervisor keeps GTF_writing set in the
+ * guest's own grant table for as long as there is a mapping.
  *
- * Sources: xen/common/grant_table.c (unmap_common, gnttab_copy_buf), xen/include/public/grant_table.h, hvm/params.h.
+ * Sources: xen/common/grant_table.c (unmap_common, gnttab_copy_buf), xen/include/public/grant_table.h,
+ * hvm/params.h.
  */
 
 import type { XenDomain } from '../domain/domain.js';
@@ -16,7 +19,10 @@ const PAGE_BYTES = 4096;
 const STORE_RING_PARAM = 1;
 const CONSOLE_RING_PARAM = 17;
 
-/** grant_entry_header.flags: the low bits say what the entry is, GTF_permit_access is memory of the guest itself. */
+/**
+ * grant_entry_header.flags: the low bits say what the entry is, GTF_permit_access is memory of the guest
+ * itself.
+ */
 const TYPE_MASK = 3;
 const PERMIT_ACCESS = 1;
 const WRITING = 1 << 4;
@@ -36,7 +42,7 @@ export interface GrantTable {
 }
 
 /**
- * In no order; a frame may be named more than once.
+ * The frames come in no order; one may be named more than once.
  * @throws VM_GONE, FFI_FAILED, also for a version of the table that is not known
  */
 export function framesSharedForWriting(domain: XenDomain): readonly number[] {

@@ -1,6 +1,6 @@
 /**
- * The pages of an epoch on their way to the memory file: in a file without a name, each at most once, so that it never grows larger than the
- * guest's memory.
+ * The pages of an epoch on their way to the memory file: in a file without a name, each at most once, so that
+ * it never grows larger than the guest's memory.
  */
 
 import { closeSync, ftruncateSync, openSync, readSync, unlinkSync, writeSync } from 'node:fs';
@@ -9,7 +9,7 @@ import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 
 const ZERO_PAGE = Buffer.alloc(PAGE_SIZE_BYTES);
-/** Of a page of zeros, which takes no room. */
+/** Stands for the place of a page of zeros, which takes no room. */
 const NO_PLACE = -1;
 
 export class EpochSpool {

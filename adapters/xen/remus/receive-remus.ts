@@ -1,8 +1,10 @@
 /**
- * The receiver's side of `xl remus`: a save stream that does not end, but goes on with the pages that changed, epoch after epoch.
+ * The receiver's side of `xl remus`: a save stream that does not end, but goes on with the pages that
+ * changed, epoch after epoch.
  *
- * The guest stands still from the start of an epoch until its last byte is taken off the pipe, so each is written aside while it is read, and
- * nothing waits for the repository. What has come whole is claimed and applied later; epochs that nobody has claimed are merged.
+ * The guest stands still from the start of an epoch until its last byte is taken off the pipe, so each is
+ * written aside while it is read, and nothing waits for the repository. What has come whole is claimed and
+ * applied later; epochs that nobody has claimed are merged.
  */
 
 import { join } from 'node:path';
@@ -32,7 +34,10 @@ import { ballooning, MemoryWatch, type ReadDomainMemory } from './memory-watch.j
 /** Pages applied before others get their turn: reading must go on. */
 const PAGES_PER_TURN = 256;
 
-/** @throws STREAM_MALFORMED, VM_UNSUPPORTED for other guests than PVH ones and for one that balloons, VM_UNREACHABLE for one of another host */
+/**
+ * @throws STREAM_MALFORMED, VM_UNSUPPORTED for other guests than PVH ones and for one that balloons,
+ *   VM_UNREACHABLE for one of another host
+ */
 export async function receiveRemus(
   request: ReceiveRequest,
   readMemory?: ReadDomainMemory,
@@ -62,7 +67,7 @@ interface Whole {
   after: readonly StateRecord[];
 }
 
-/** Of the guest, known with its first epoch. */
+/** What is known of the guest with its first epoch. */
 interface Machine extends Pick<ReceivedMachine, 'identity' | 'machine'> {
   readonly head: SaveHead;
   readonly before: readonly StateRecord[];
@@ -147,7 +152,8 @@ class RemusReceiver implements ReceivedMachine {
     else this.#claimed ??= whole;
     const claimed = this.#claimed;
     if (claimed === undefined) throw new RangeError('no state of the guest has come');
-    // After the last of its pages has come: a change while they were made is a change now, too.
+    // The guest is looked at after the last page of the epoch has come: a change while they were made is a
+    // change now, too.
     await this.#check();
     const { number, stateCount, pauseMs, spool } = claimed;
     return {
@@ -288,7 +294,7 @@ class RemusReceiver implements ReceivedMachine {
   }
 }
 
-/** Before anything of it is sent. @throws VM_UNSUPPORTED */
+/** Refuses other guests before anything of them is sent. @throws VM_UNSUPPORTED */
 function refuseOtherGuests(config: JsonObject): void {
   const type = textOf(objectOf(config.c_info).type);
   if (type === 'pvh') return;

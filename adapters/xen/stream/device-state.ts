@@ -1,9 +1,9 @@
 /**
- * What besides memory makes up a suspended guest, as the repository stores it: libxc's own state records, and the frames that had memory
- * behind them. "CairnXen", u32 version, u32 guest type, then records.
+ * What besides memory makes up a suspended guest, as the repository stores it: libxc's own state records, and
+ * the frames that had memory behind them. "CairnXen", u32 version, u32 guest type, then records.
  *
- * The repository keeps an absent page and a page of zeros alike; the frame list is what keeps a ballooned guest from coming back
- * with more memory than it had.
+ * The repository keeps an absent page and a page of zeros alike; the frame list is what keeps a ballooned
+ * guest from coming back with more memory than it had.
  */
 
 import { CheckpointError } from '../../../src/errors.js';
@@ -17,13 +17,19 @@ const HEADER_BYTES = 16;
 /** Ours, outside of libxc's numbers: u32 pairs (first frame, count), ascending. */
 const PRESENT_FRAMES = 0x4341_0001;
 
-/** libxc's order (tools/libs/guest/xg_sr_save_x86_hvm.c): HVM_PARAM_* numbers of params.h; those that are 0 are left out. */
+/**
+ * libxc's order (tools/libs/guest/xg_sr_save_x86_hvm.c): HVM_PARAM_* numbers of params.h; those that are 0
+ * are left out.
+ */
 export const SAVED_PARAMS: readonly number[] = [1, 5, 6, 27, 28, 29, 37, 17, 19, 9, 12, 34, 32, 33, 36, 38];
 
 /** Ours: for a PV guest, one byte for each present frame. */
 const PAGE_TYPES = 0x4341_0002;
 
-/** Ours: the state of the QEMU of an HVM guest. 0x43410003 is kept for its nodes in xenstore, which no guest that is taken has. */
+/**
+ * Ours: the state of the QEMU of an HVM guest. 0x43410003 is kept for its nodes in xenstore, which no guest
+ * that is taken has.
+ */
 const EMULATOR_STATE = 0x4341_0004;
 const OWN_RECORDS: readonly number[] = [PRESENT_FRAMES, PAGE_TYPES, EMULATOR_STATE];
 
@@ -34,16 +40,18 @@ export interface XenDeviceState {
   readonly guestType: GuestType;
   /** u32 pairs (first frame, count), ascending. */
   readonly presentFrames: Uint32Array;
-  /** Of a PV guest: the type of each present frame, in order. A translated guest has none: all are 0. */
+  /** Type of each present frame of a PV guest, in order. A translated guest has none: all are 0. */
   readonly pageTypes?: Uint8Array;
-  /** Of a guest with a device model: the state of its devices, as QEMU serialises it. */
+  /** State of the devices of a guest with a device model, as QEMU serialises it. */
   readonly emulator?: Uint8Array;
-  /** In the order in which the stream needs them: those before the pages, those after. */
+  /**
+   * Records in the order in which the stream needs them: those before the pages here, those after them below.
+   */
   readonly before: readonly StateRecord[];
   readonly after: readonly StateRecord[];
 }
 
-/** Of a suspended HVM or PVH guest, without a device model. @throws VM_GONE, FFI_FAILED */
+/** Captures the state of a suspended HVM or PVH guest, without a device model. @throws VM_GONE, FFI_FAILED */
 export function captureHvmState(domain: XenDomain, presentFrames: Uint32Array): XenDeviceState {
   return {
     guestType: GUEST_TYPE.hvm,

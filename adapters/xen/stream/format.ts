@@ -5,7 +5,8 @@
  *     libxl   "LibxlFmt", version 2 (big-endian); records; one of them, LIBXC_CONTEXT, stands for the layer below
  *     libxc   "XENF", version 3; domain header; records, little-endian, bodies padded to 8 bytes
  *
- * Sources: docs/specs/libxl-migration-stream.pandoc, docs/specs/libxc-migration-stream.pandoc, tools/xl/xl.h of Xen.
+ * Sources: docs/specs/libxl-migration-stream.pandoc, docs/specs/libxc-migration-stream.pandoc, tools/xl/xl.h
+ * of Xen.
  */
 
 /** savefileheader of tools/xl/xl.h: 32 bytes, the string without its final NUL. */
@@ -25,7 +26,10 @@ export const LIBXL_RECORD = {
   checkpointEnd: 4,
 } as const;
 
-/** Ahead of the body of both emulator records: u32 id, u32 index. The id is that of a QEMU of today, not qemu-xen-traditional. */
+/**
+ * Ahead of the body of both emulator records: u32 id, u32 index. The id is that of a QEMU of today, not
+ * qemu-xen-traditional.
+ */
 export const EMULATOR_HEADER = { sizeBytes: 8, qemuUpstream: 2 } as const;
 
 export const LIBXC_MARKER_BYTES = 8;

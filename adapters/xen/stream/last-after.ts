@@ -1,6 +1,12 @@
-/** What must be done when all of a stream has been read from the repository, and before its reader can act on it. */
+/**
+ * What must be done when all of a stream has been read from the repository, and before its reader can act on
+ * it.
+ */
 
-/** Holds the last piece back until `step` is done; a source that breaks off, or a step that fails, keeps it back for good. */
+/**
+ * Holds the last piece back until `step` is done; a source that breaks off, or a step that fails, keeps it
+ * back for good.
+ */
 export async function* lastAfter(
   pieces: AsyncIterable<Uint8Array>,
   step: () => Promise<void>,

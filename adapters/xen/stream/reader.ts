@@ -1,9 +1,9 @@
 /**
- * Reads an `xl save` file, record by record, in bounded memory. Shares nothing with the writer but the numbers in `format.ts`: each
- * checks the other.
+ * Reads an `xl save` file, record by record, in bounded memory. Shares nothing with the writer but the
+ * numbers in `format.ts`: each checks the other.
  *
- * Older layers are refused (xl save files of Xen before 4.6), as are big-endian ones and records that this version does not know,
- * unless their type says that they may be skipped.
+ * Older layers are refused (xl save files of Xen before 4.6), as are big-endian ones and records that this
+ * version does not know, unless their type says that they may be skipped.
  */
 
 import { CheckpointError } from '../../../src/errors.js';
@@ -49,7 +49,7 @@ export type SaveItem =
       readonly bytes: Uint8Array | null;
     }
   | { readonly kind: 'emulator'; readonly record: StateRecord }
-  /** Of `xl remus`: what came since the last one of these makes up a state of the guest. */
+  /** Sent by `xl remus`: what came since the last record of this kind makes up a state of the guest. */
   | { readonly kind: 'checkpoint' };
 
 /** A configuration or a state record larger than this is none. */

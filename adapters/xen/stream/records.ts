@@ -1,4 +1,7 @@
-/** Records as both the stream and the stored device state have them: u32 type, u32 length, body, padding to 8 bytes. */
+/**
+ * Records as both the stream and the stored device state have them: u32 type, u32 length, body, padding to 8
+ * bytes.
+ */
 
 import { CheckpointError } from '../../../src/errors.js';
 import { padded } from './format.js';

@@ -1,6 +1,7 @@
 /**
- * Writes a checkpoint as the file of `xl save`, piece by piece; memory use does not grow with the guest.
- * See `format.ts` for the layers. Pages without memory behind them are left out: a restore populates what it finds.
+ * Writes a checkpoint as the file of `xl save`, piece by piece; memory use does not grow with the guest. See
+ * `format.ts` for the layers. Pages without memory behind them are left out: a restore populates what it
+ * finds.
  */
 
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
@@ -31,7 +32,7 @@ import { encodeRecord, RECORD_HEADER_BYTES } from './records.js';
 export interface SaveContent {
   /** The domain's configuration as libxl's JSON. */
   readonly config: string;
-  /** Of the hypervisor that the checkpoint was taken on. */
+  /** Version of the hypervisor that the checkpoint was taken on. */
   readonly version: XenVersion;
   readonly state: XenDeviceState;
   readonly layout: MemoryLayout;
@@ -42,7 +43,10 @@ export interface SaveContent {
 
 const EMPTY = new Uint8Array(0);
 
-/** Each piece is a buffer of its own. @throws STREAM_MALFORMED when a page that the state names is missing, and what `pages` throws */
+/**
+ * Each piece is a buffer of its own.
+ * @throws STREAM_MALFORMED when a page that the state names is missing, and what `pages` throws
+ */
 export async function* writeSaveFile(content: SaveContent): AsyncGenerator<Uint8Array> {
   yield fileHeader(content.config);
   yield Buffer.concat([libxlHeader(), record(LIBXL_RECORD.libxcContext), libxcHeader(content)]);

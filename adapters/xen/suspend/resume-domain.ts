@@ -1,11 +1,14 @@
-/** Waking a suspended domain: what the adapter, its guard process and the recovery after a crash have in common. */
+/**
+ * Waking a suspended domain: what the adapter, its guard process and the recovery after a crash have in
+ * common.
+ */
 
 import { CheckpointError, isCheckpointError } from '../../../src/errors.js';
 import type { XenDomain } from '../domain/domain.js';
 
 /**
- * The guest's suspend call returns "cancelled" and it goes on where it was; xenstored is told that the domain lives.
- * Does nothing for a domain that is not suspended.
+ * The guest's suspend call returns "cancelled" and it goes on where it was; xenstored is told that the domain
+ * lives. Does nothing for a domain that is not suspended.
  * @returns true when the domain was suspended and is not any more
  * @throws VM_NOT_RESUMED, VM_GONE
  */
@@ -23,15 +26,18 @@ export function resumeDomain(domain: XenDomain): boolean {
       },
     );
   }
-  // Without it xenstored goes on treating the domain as one that shut down: its watches and `xl list` would tell so.
+  // Without this call xenstored goes on treating the domain as one that shut down: its watches and `xl list`
+  // would tell so.
   domain.calls.storeResume(domain.domid);
   return true;
 }
 
 /**
- * Its device model goes on first: a guest that runs without it would find its devices gone. One that has ended cannot be waited for.
+ * Wakes a domain. Its device model goes on first: a guest that runs without it would find its devices gone.
+ * One that has ended cannot be waited for.
  * @returns as `resumeDomain`
- * @throws VM_NOT_RESUMED, VM_GONE, and what the resume of the device model throws, with the domain left as it was
+ * @throws VM_NOT_RESUMED, VM_GONE, and what the resume of the device model throws, with the domain left as it
+ *   was
  */
 export async function wake(
   domain: XenDomain,

@@ -1,9 +1,10 @@
 /**
- * The pause guard of a Xen domain (see `adapters/guard/pause-guard-process.ts`): wakes the guest when Cairn died while it was suspended,
- * or was about to be. Arguments: major and minor of Xen's release, domain id, uuid; of a guest with a device model the path of its monitor.
+ * The pause guard of a Xen domain (see `adapters/guard/pause-guard-process.ts`): wakes the guest when Cairn
+ * died while it was suspended, or was about to be. Arguments: major and minor of Xen's release, domain id,
+ * uuid; of a guest with a device model the path of its monitor.
  *
- * Within 100 ms of Cairn's death a suspended guest runs again. A request that the guest has not taken yet is withdrawn; one
- * that it has taken leads to a suspend, for which the guard waits.
+ * Within 100 ms of Cairn's death a suspended guest runs again. A request that the guest has not taken yet is
+ * withdrawn; one that it has taken leads to a suspend, for which the guard waits.
  */
 
 import { isCheckpointError } from '../../../src/errors.js';

@@ -1,4 +1,7 @@
-/** The tracker that is always right: every page with memory behind it counts as dirty, and the engine compares them all in the stop. */
+/**
+ * The tracker that is always right: every page with memory behind it counts as dirty, and the engine compares
+ * them all in the stop.
+ */
 
 import { randomBytes } from 'node:crypto';
 

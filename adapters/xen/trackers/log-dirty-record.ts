@@ -1,9 +1,11 @@
 /**
- * What must outlive a process so that the next one can go on counting from the same log-dirty bitmap: the token of this arming, and which pages
- * had memory behind them when the bitmap was last read. One small file per domain in the runtime folder.
+ * What must outlive a process so that the next one can go on counting from the same log-dirty bitmap: the
+ * token of this arming, and which pages had memory behind them when the bitmap was last read. One small file
+ * per domain in the runtime folder.
  *
- * Written synchronously inside `collect`, and only when something changed. A process that dies between reading the bitmap and writing this
- * leaves the ledger at "owed", which makes the next checkpoint compare all pages.
+ * Written synchronously inside `collect`, and only when something changed. A process that dies between
+ * reading the bitmap and writing this leaves the ledger at "owed", which makes the next checkpoint compare
+ * all pages.
  */
 
 import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';

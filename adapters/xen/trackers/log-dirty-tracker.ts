@@ -1,17 +1,20 @@
 /**
  * The log-dirty bitmap of a domain with hardware-assisted paging.
  *
- * There is one bitmap per domain, and anybody in dom0 may switch it off, on again, or read and clear it (xl save, xl migrate, xl remus do).
- * Reading it while tracking is off succeeds and shows no dirty page. So nothing is taken from it without a probe: switching tracking on must
- * be refused with EINVAL, "it is on". When it is not refused, somebody had switched it off: tracking is on again from here, under a new
- * token, and the core compares all pages. A save or migration by somebody else always ends by switching tracking off, so the probe
- * sees it afterwards; while one is under way no checkpoint is taken (see `foreign-save.ts`).
+ * There is one bitmap per domain, and anybody in dom0 may switch it off, on again, or read and clear it (xl
+ * save, xl migrate, xl remus do). Reading it while tracking is off succeeds and shows no dirty page. So
+ * nothing is taken from it without a probe: switching tracking on must be refused with EINVAL, "it is on".
+ * When it is not refused, somebody had switched it off: tracking is on again from here, under a new token,
+ * and the core compares all pages. A save or migration by somebody else always ends by switching tracking
+ * off, so the probe sees it afterwards; while one is under way no checkpoint is taken (see
+ * `foreign-save.ts`).
  *
- * Ballooning: pages that come back are not flagged. "Present now, not present at the last collect" counts as dirty,
- * and what is not present is reported as absent.
+ * Ballooning: pages that come back are not flagged. "Present now, not present at the last collect" counts as
+ * dirty, and what is not present is reported as absent.
  *
- * Backends: what dom0 writes through a mapping that it keeps is not flagged either. In the stop every frame that is mapped for writing counts as dirty
- * (see `shared-frames.ts`). While the guest runs this is not needed: a mapping either lasts until the stop or is flagged when it ends.
+ * Backends: what dom0 writes through a mapping that it keeps is not flagged either. In the stop every frame
+ * that is mapped for writing counts as dirty (see `shared-frames.ts`). While the guest runs this is not
+ * needed: a mapping either lasts until the stop or is flagged when it ends.
  *
  * Sources: xen/include/public/domctl.h (XEN_DOMCTL_shadow_op), and docs/xen.md for what was measured.
  */
@@ -40,7 +43,7 @@ export interface LogDirtyOptions {
   readonly isStopped: () => boolean;
   /** Names who else is saving or migrating this domain at the moment; empty when nobody is. */
   readonly foreignSave: () => string;
-  /** Of a guest with a device model: has it report its writes to the hypervisor. */
+  /** Has the device model of a guest report its writes to the hypervisor; absent for a guest without one. */
   readonly reportWrites?: () => Promise<void>;
 }
 
@@ -48,7 +51,7 @@ export class LogDirtyTracker implements DirtyTracker {
   readonly kind = LOG_DIRTY_KIND;
   readonly #options: LogDirtyOptions;
   #token = '';
-  /** At the last collect. Undefined: not known, so every page counts as new. */
+  /** Pages present at the last collect. Undefined: not known, so every page counts as new. */
   #present: DirtyBitmap | undefined;
   #owed: DirtyBitmap | undefined;
   #bits = new Uint8Array(0);
@@ -66,7 +69,8 @@ export class LogDirtyTracker implements DirtyTracker {
     this.#mustBeAlone();
     if (!this.#isStillOn()) {
       this.#beginAnew();
-      // Whoever did that has told the device model to report no more as well, and it was not told otherwise since.
+      // Whoever did that has told the device model to report no more as well, and it was not told otherwise
+      // since.
       if (this.#options.reportWrites !== undefined) throw this.#switchedOff();
     }
     return this.#token;
@@ -79,10 +83,11 @@ export class LogDirtyTracker implements DirtyTracker {
   }
 
   /**
-   * To be called before each checkpoint of a guest with a device model: after it either both the hypervisor and the device model have kept the
-   * record all the time, or both keep it from here under a new token. Whoever saves the domain switches the hypervisor off first and the
-   * device model after it, and is gone only after both; nobody is under way when the device model is told, so what switches it off later
-   * shows in the hypervisor's bitmap.
+   * To be called before each checkpoint of a guest with a device model: after it either both the hypervisor
+   * and the device model have kept the record all the time, or both keep it from here under a new token.
+   * Whoever saves the domain switches the hypervisor off first and the device model after it, and is gone
+   * only after both; nobody is under way when the device model is told, so what switches it off later shows
+   * in the hypervisor's bitmap.
    * @throws VM_STATE while somebody else saves or migrates the domain
    */
   async prove(): Promise<void> {
@@ -98,7 +103,8 @@ export class LogDirtyTracker implements DirtyTracker {
       this.#beginAnew();
       throw this.#switchedOff();
     }
-    // Before the bitmap: a frame that is unmapped in between is in both, and not in none.
+    // The shared frames are read before the bitmap: a frame that is unmapped in between is in both, and not
+    // in none.
     const shared = this.#options.isStopped() ? framesSharedForWriting(this.#options.domain) : [];
     const dirty = this.#readAndClear();
     const present = presence.present();
@@ -106,7 +112,8 @@ export class LogDirtyTracker implements DirtyTracker {
       const page = pageOfFrame(layout, frame);
       if (page !== undefined && present.has(page)) dirty.set(page);
     }
-    // Before the fresh pages are mixed in: bits of pages that are no longer there must not be lost when they come back.
+    // Taken before the fresh pages are mixed in: bits of pages that are no longer there must not be lost when
+    // they come back.
     const fresh = present.clone();
     if (this.#present !== undefined) fresh.andNot(this.#present);
     dirty.or(fresh);
@@ -208,8 +215,9 @@ export class LogDirtyTracker implements DirtyTracker {
   }
 
   /**
-   * Tracking was switched on just now. One reading is thrown away: Xen 4.17 keeps its count of dirty pages when tracking is
-   * switched off and resets it only in a reading (`paging_log_dirty_op`), so the first count may be that of an earlier user.
+   * Tracking was switched on just now. One reading is thrown away: Xen 4.17 keeps its count of dirty pages
+   * when tracking is switched off and resets it only in a reading (`paging_log_dirty_op`), so the first count
+   * may be that of an earlier user.
    */
   #beginAnew(): void {
     this.#forget();

@@ -1,4 +1,7 @@
-/** The agent inside the guest (qemu-ga) as far as freezing goes, whichever way it is reached: its socket, or libvirt. */
+/**
+ * The agent inside the guest (qemu-ga) as far as freezing goes, whichever way it is reached: its socket, or
+ * libvirt.
+ */
 
 import { CheckpointError } from '../../../../src/errors.js';
 import type { Json } from '../../../../src/types.js';
@@ -16,7 +19,10 @@ export interface GuestAgent {
 /** Name of the port by which QEMU, libvirt and the agent know each other. */
 export const AGENT_PORT = 'org.qemu.guest_agent.0';
 
-/** The agent answers as soon as it has a CPU; a guest that has just been resumed under load may take a while to give it one. */
+/**
+ * The agent answers as soon as it has a CPU; a guest that has just been resumed under load may take a while
+ * to give it one.
+ */
 export const THAW_LIMIT_MS = 10_000;
 
 /** Ends a freeze. Does nothing to a guest that is not frozen. @throws GUEST_AGENT */
@@ -32,7 +38,7 @@ export function agentError(what: string, hint: string, cause?: unknown): Checkpo
   });
 }
 
-/** Of one reply of the agent. @throws GUEST_AGENT when it is an error */
+/** The result in one reply of the agent. @throws GUEST_AGENT when the reply is an error */
 export function resultOf(command: string, reply: Json): Json {
   const { return: result, error } = asObject(reply);
   if (result !== undefined) return result;

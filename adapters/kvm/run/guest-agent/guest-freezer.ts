@@ -4,8 +4,9 @@
  *     freeze  guard told -> marker set -> guest-fsfreeze-freeze
  *     thaw    guest-fsfreeze-thaw -> marker removed -> guard told
  *
- * A guest that stays frozen is as good as dead, so the same three stand behind the thaw as behind the resume (see `pause-marker.ts`):
- * this process; its guard, when this one was killed or did not get through; and the next Cairn that attaches, when both were.
+ * A guest that stays frozen is as good as dead, so the same three stand behind the thaw as behind the resume
+ * (see `pause-marker.ts`): this process; its guard, when this one was killed or did not get through; and the
+ * next Cairn that attaches, when both were.
  */
 
 import { CheckpointError, describeError } from '../../../../src/errors.js';
@@ -47,7 +48,8 @@ export class GuestFreezer {
   /**
    * @param limitMs for the agent to have written everything out
    * @returns number of file systems
-   * @throws GUEST_AGENT with nothing frozen, VM_UNSUPPORTED without an agent, VM_STATE of a VM that does not run, GUEST_FROZEN
+   * @throws GUEST_AGENT with nothing frozen, VM_UNSUPPORTED without an agent, VM_STATE of a VM that does not
+   *   run, GUEST_FROZEN
    */
   async freeze(limitMs: number): Promise<number> {
     const { agent, agentPath, markerPath, owner, guard, isRunning } = this.#options;

@@ -1,10 +1,10 @@
 /**
  * The guest's agent by the socket that QEMU listens on for it.
  *
- * One JSON object a line, as QMP, but without greeting and ids. What an earlier client left unread may come first, and the agent
- * may hold half of what it sent; so a connection begins with `guest-sync-delimited` and a number of its own: byte 0xFF makes the
- * agent forget the half line, and its reply, after a byte 0xFF too, is the first that is meant for this connection.
- * Source: qga/qapi-schema.json of QEMU.
+ * One JSON object a line, as QMP, but without greeting and ids. What an earlier client left unread may come
+ * first, and the agent may hold half of what it sent; so a connection begins with `guest-sync-delimited` and
+ * a number of its own: byte 0xFF makes the agent forget the half line, and its reply, after a byte 0xFF too,
+ * is the first that is meant for this connection. Source: qga/qapi-schema.json of QEMU.
  */
 
 import { createConnection, type Socket } from 'node:net';

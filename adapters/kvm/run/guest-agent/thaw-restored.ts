@@ -1,6 +1,6 @@
 /**
- * The end of a restore from a checkpoint that was taken with frozen file systems: they are frozen in its memory too, and the agent in it
- * waits for the thaw. Whoever writes to them hangs until then.
+ * The end of a restore from a checkpoint that was taken with frozen file systems: they are frozen in its
+ * memory too, and the agent in it waits for the thaw. Whoever writes to them hangs until then.
  */
 
 import { setTimeout as delay } from 'node:timers/promises';
@@ -15,7 +15,10 @@ const LIMIT_MS = 30_000;
 const ATTEMPT_MS = 5000;
 const RETRY_MS = 200;
 
-/** @returns why the file systems are still frozen; undefined when they are not. The VM runs by now: nothing here may fail the restore */
+/**
+ * @returns why the file systems are still frozen; undefined when they are not. The VM runs by now: nothing
+ *   here may fail the restore
+ */
 export async function thawRestored(
   source: Pick<CheckpointSource, 'frozen'>,
   isRunning: boolean,

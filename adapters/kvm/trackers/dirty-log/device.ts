@@ -1,8 +1,10 @@
 /**
- * /dev/kvm, VMs and vCPUs by ioctl, for a program that embeds Cairn and runs its VM itself. KVM answers only the process whose
- * address space a VM was made in, so nothing here works on the VM of a QEMU; see docs/kvm.md.
+ * /dev/kvm, VMs and vCPUs by ioctl, for a program that embeds Cairn and runs its VM itself. KVM answers only
+ * the process whose address space a VM was made in, so nothing here works on the VM of a QEMU; see
+ * docs/kvm.md.
  *
- * SAFETY: addresses of guest memory are the caller's: they must stay mapped, and page-aligned, as long as their slot exists.
+ * SAFETY: addresses of guest memory are the caller's: they must stay mapped, and page-aligned, as long as
+ * their slot exists.
  */
 
 import { closeSync, openSync } from 'node:fs';
@@ -126,7 +128,10 @@ export class KvmMachine {
     call(this.#descriptor, `memory slot ${slot.slot}`, REQUEST.setUserMemoryRegion, region);
   }
 
-  /** From now on getting a log does not clear it. Before any slot logs. @throws KVM_UNAVAILABLE, KVM_CALL */
+  /**
+   * Has KVM no longer clear a log when it is read. To be called before any slot logs.
+   * @throws KVM_UNAVAILABLE, KVM_CALL
+   */
   useManualProtect(): void {
     if ((this.#manualProtect & MANUAL_PROTECT_ENABLE) === 0)
       throw new CheckpointError('KVM_UNAVAILABLE', 'this kernel has no manual protection of the dirty log');
@@ -153,7 +158,8 @@ export class KvmMachine {
   }
 
   /**
-   * Bit i of the result is page i of the slot. Clears the log and write-protects the pages again, unless `isManual`.
+   * Bit i of the result is page i of the slot. Clears the log and write-protects the pages again, unless
+   * `isManual`.
    * @throws KVM_CALL, with rings and for a slot that does not log
    */
   getDirtyLog(slot: number, pageCount: number): BigUint64Array {
@@ -168,7 +174,8 @@ export class KvmMachine {
 
   /**
    * Clears the pages whose bits are set, and write-protects them again.
-   * @param firstPage a multiple of 64 @param pageCount a multiple of 64, unless it reaches the end of the slot
+   * @param firstPage a multiple of 64 @param pageCount a multiple of 64, unless it reaches the end of the
+   *   slot
    * @throws KVM_CALL
    */
   clearDirtyLog(slot: number, firstPage: number, pageCount: number, bits: BigUint64Array): void {

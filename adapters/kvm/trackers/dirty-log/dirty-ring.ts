@@ -1,9 +1,10 @@
 /**
  * The dirty ring of one vCPU, which the kernel fills and the VMM empties (Documentation/virt/kvm/api.rst,
- * KVM_CAP_DIRTY_LOG_RING). An entry goes from empty to dirty by the kernel, to harvested by us, and back to empty by
- * `KvmMachine.resetDirtyRings`, which also write-protects its page again. A ring that is nearly full stops the vCPU. The kernel
- * keeps a reserve for what is still on its way then, and writes on beyond the end when that is not enough (it warns in its log;
- * seen on 6.18 with a ring of 256 entries). A ring without an empty entry is therefore taken for overrun.
+ * KVM_CAP_DIRTY_LOG_RING). An entry goes from empty to dirty by the kernel, to harvested by us, and back to
+ * empty by `KvmMachine.resetDirtyRings`, which also write-protects its page again. A ring that is nearly full
+ * stops the vCPU. The kernel keeps a reserve for what is still on its way then, and writes on beyond the end
+ * when that is not enough (it warns in its log; seen on 6.18 with a ring of 256 entries). A ring without an
+ * empty entry is therefore taken for overrun.
  */
 
 import { RING_ENTRY_BYTES, RING_ENTRY_DIRTY, RING_ENTRY_RESET } from './constants.js';

@@ -1,12 +1,12 @@
 /**
  * Dirty tracking by KVM's own log, for a VMM that embeds Cairn: `KvmMachine` is a VM of this very process.
  *
- * KVM logs what vCPUs write. What the VMM writes itself (device emulation, DMA, loaders) it must tell: `noteWritten`. That is
- * why the log alone is no tracker for the VM of a QEMU.
+ * KVM logs what vCPUs write. What the VMM writes itself (device emulation, DMA, loaders) it must tell:
+ * `noteWritten`. That is why the log alone is no tracker for the VM of a QEMU.
  *
- * Three ways, all with the same result. Bitmap: getting it clears it and write-protects its pages. Bitmap with manual
- * protection: first get, then clear just that; a write in between sets no bit, but the page is read after `collect`, and so
- * holds it. Rings: harvest, then reset; a write in between goes the same way.
+ * Three ways, all with the same result. Bitmap: getting it clears it and write-protects its pages. Bitmap
+ * with manual protection: first get, then clear just that; a write in between sets no bit, but the page is
+ * read after `collect`, and so holds it. Rings: harvest, then reset; a write in between goes the same way.
  */
 
 import { randomBytes } from 'node:crypto';
@@ -23,9 +23,9 @@ export const KVM_DIRTY_LOG_KIND = 'kvm-dirty-log';
 export interface KvmDirtyLogOptions {
   readonly machine: KvmMachine;
   readonly layout: MemoryLayout;
-  /** One for each region of the layout, in its order; of the same size. */
+  /** A slot for each region of the layout, in its order and of the same size. */
   readonly slots: readonly MemorySlot[];
-  /** With rings: all vCPUs. A vCPU made later would not be seen. */
+  /** All vCPUs, where dirty rings are used. A vCPU made later would not be seen. */
   readonly vcpus: readonly KvmVcpu[];
 }
 

@@ -1,7 +1,8 @@
 /**
- * Pages that the VM gave back: a balloon, free page reporting (MADV_DONTNEED). They have no entry in the page table any more, or no page
- * table. Kernel 6.18 reports them as written until they are marked anew; 6.12 does not report what has no entry (seen on both), so there
- * the tracker looks for holes by itself. Which kind this kernel is, is tried out on memory of this process.
+ * Pages that the VM gave back: a balloon, free page reporting (MADV_DONTNEED). They have no entry in the page
+ * table any more, or no page table. Kernel 6.18 reports them as written until they are marked anew; 6.12 does
+ * not report what has no entry (seen on both), so there the tracker looks for holes by itself. Which kind
+ * this kernel is, is tried out on memory of this process.
  */
 
 import { closeSync, openSync } from 'node:fs';

@@ -1,9 +1,10 @@
 /**
- * The first look of a scan, on several threads: it walks all page tables of the guest, 0.2 to 0.5 ms a GiB, inside the pause. It
- * changes nothing, so a part that a thread does not deliver is simply looked at again here.
+ * The first look of a scan, on several threads: it walks all page tables of the guest, 0.2 to 0.5 ms a GiB,
+ * inside the pause. It changes nothing, so a part that a thread does not deliver is simply looked at again
+ * here.
  *
- * The harvest is synchronous, so the threads are handed their parts through shared memory and are waited for with
- * `Atomics.wait`; between harvests they sleep. A guest below `BYTES_PER_THREAD` needs none.
+ * The harvest is synchronous, so the threads are handed their parts through shared memory and are waited for
+ * with `Atomics.wait`; between harvests they sleep. A guest below `BYTES_PER_THREAD` needs none.
  */
 
 import { availableParallelism } from 'node:os';
@@ -37,7 +38,7 @@ export interface FinderMemory {
 }
 
 export interface SpanFinderOptions {
-  /** Of the guest. */
+  /** Size of the guest's memory. */
   readonly sizeBytes: number;
   /** Default: by the size of the guest and the processors of the host. */
   readonly threads?: number;
@@ -60,7 +61,7 @@ export class SpanFinder {
     return this.#memories.filter(isReady).length;
   }
 
-  /** As `writtenSpans`. */
+  /** Finds what `writtenSpans` finds. */
   find(pagemap: number, start: number, end: number): readonly Span[] {
     const helpers = this.#memories.filter(isReady);
     const parts = partsOf(start, end, helpers.length + 1);
@@ -92,7 +93,7 @@ function startThread(): FinderMemory {
     spans: new Float64Array(new SharedArrayBuffer(MAX_SPANS * 2 * 8)),
   };
   const worker = new Worker(new URL('./span-finder-main.js', import.meta.url), { workerData: memory });
-  // One that fails never gets ready, or is late once and not asked again.
+  // A worker that fails never gets ready, or is late once and not asked again.
   worker.on('error', () => Atomics.store(memory.control, CONTROL.state, STATE.ended));
   worker.unref();
   return memory;
@@ -108,7 +109,9 @@ function ask({ control, question }: FinderMemory, pagemap: number, [start, end]:
   Atomics.notify(control, CONTROL.state);
 }
 
-/** Undefined when the part must be looked at again. A late thread is told to end, and so is never ready again. */
+/**
+ * Undefined when the part must be looked at again. A late thread is told to end, and so is never ready again.
+ */
 function answerOf({ control, spans }: FinderMemory): readonly Span[] | undefined {
   if (Atomics.wait(control, CONTROL.state, STATE.asked, LATE_AFTER_MS) === 'timed-out') {
     Atomics.store(control, CONTROL.state, STATE.ended);
@@ -123,7 +126,7 @@ function answerOf({ control, spans }: FinderMemory): readonly Span[] | undefined
   return state === STATE.done ? found : undefined;
 }
 
-/** At most `count` about equal parts that meet at the borders of page tables. */
+/** Cuts a range into at most `count` about equal parts that meet at the borders of page tables. */
 function partsOf(start: number, end: number, count: number): readonly Span[] {
   const parts: Span[] = [];
   let from = start;

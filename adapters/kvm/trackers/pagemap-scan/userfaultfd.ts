@@ -1,7 +1,7 @@
 /**
- * userfaultfd(2) in asynchronous write-protect mode: the kernel clears a page's write-protect mark by itself at the first write,
- * from wherever it comes (guest, QEMU, a system call of QEMU), and nobody has to handle a fault.
- * Source: linux/userfaultfd.h of kernel 6.7, Documentation/admin-guide/mm/userfaultfd.rst.
+ * userfaultfd(2) in asynchronous write-protect mode: the kernel clears a page's write-protect mark by itself
+ * at the first write, from wherever it comes (guest, QEMU, a system call of QEMU), and nobody has to handle a
+ * fault. Source: linux/userfaultfd.h of kernel 6.7, Documentation/admin-guide/mm/userfaultfd.rst.
  */
 
 import { errnoName, libc } from '../../../../src/ffi/libc.js';
@@ -10,8 +10,9 @@ export const SYS_USERFAULTFD = 323;
 const O_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
 /**
- * Allowed for every user whatever vm.unprivileged_userfaultfd says. It restricts whose faults are handed to a handler; asynchronous
- * write-protection has no handler, so writes by the kernel on QEMU's behalf are recorded all the same.
+ * Allowed for every user whatever vm.unprivileged_userfaultfd says. It restricts whose faults are handed to a
+ * handler; asynchronous write-protection has no handler, so writes by the kernel on QEMU's behalf are
+ * recorded all the same.
  */
 const UFFD_USER_MODE_ONLY = 1;
 export const USERFAULTFD_FLAGS = O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY;
@@ -40,8 +41,9 @@ export function enableWriteTracking(descriptor: number): string {
 }
 
 /**
- * Registers [start, start + length) of the process that the descriptor was opened in. Registering what is registered with
- * the same descriptor changes nothing. @returns empty, or the name of the error: EBUSY when another userfaultfd has it
+ * Registers [start, start + length) of the process that the descriptor was opened in. Registering what is
+ * registered with the same descriptor changes nothing. @returns empty, or the name of the error: EBUSY when
+ * another userfaultfd has it
  */
 export function registerRange(descriptor: number, start: number, lengthBytes: number): string {
   const range = BigUint64Array.of(BigInt(start), BigInt(lengthBytes), REGISTER_MODE_WP, 0n);

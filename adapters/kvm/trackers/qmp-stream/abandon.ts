@@ -1,6 +1,7 @@
 /**
- * Getting a VM out of a migration to Cairn that is not going to be finished: cancel it, have the VM run if the migration is
- * what stopped it, put the operator's settings back. Used by the Cairn that fails, by its guard, and by the next Cairn.
+ * Getting a VM out of a migration to Cairn that is not going to be finished: cancel it, have the VM run if
+ * the migration is what stopped it, put the operator's settings back. Used by the Cairn that fails, by its
+ * guard, and by the next Cairn.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -22,8 +23,8 @@ export async function endMigration(monitor: Monitor): Promise<void> {
 }
 
 /**
- * Waits until the run state is not that of a migration in its last phase, in which `cont` is refused. QEMU announces the
- * end of a migration a moment before it gets there.
+ * Waits until the run state is not that of a migration in its last phase, in which `cont` is refused. QEMU
+ * announces the end of a migration a moment before it gets there.
  * @throws QMP_TIMEOUT, VM_GONE
  */
 export async function leftMigration(monitor: Monitor): Promise<void> {
@@ -41,8 +42,8 @@ export async function leftMigration(monitor: Monitor): Promise<void> {
 }
 
 /**
- * The way out when nobody knows how far it got. A VM in plain `paused` was not stopped by the migration and is left to
- * whoever did.
+ * The way out when nobody knows how far it got. A VM in plain `paused` was not stopped by the migration and
+ * is left to whoever did.
  * @throws QMP_COMMAND, QMP_TIMEOUT, VM_GONE
  */
 export async function abandonMigration(monitor: Monitor, putBack: MigrationSettings): Promise<void> {

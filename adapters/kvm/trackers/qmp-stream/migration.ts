@@ -1,7 +1,8 @@
 /**
- * One outgoing migration, followed by its events: the monitor is asked for nothing while the VM is stopped that an event
- * tells anyway. Through a monitor that hands no events on QEMU is asked instead, again and again. That misses nothing: passes
- * are counted, the state before the switchover lasts until Cairn ends it, and those at the end last for good.
+ * Follows one outgoing migration by its events: the monitor is asked for nothing while the VM is stopped that
+ * an event tells anyway. Through a monitor that hands no events on QEMU is asked instead, again and again.
+ * That misses nothing: passes are counted, the state before the switchover lasts until Cairn ends it, and
+ * those at the end last for good.
  */
 
 import { performance } from 'node:perf_hooks';
@@ -13,11 +14,17 @@ import { asNumber, asObject, asText } from '../../../qemu/qmp-json.js';
 
 const DESCRIPTOR_NAME = 'cairn-stream';
 const ENDED_BADLY = new Set(['failed', 'cancelled']);
-/** For the last pages after the stop. Longer than the largest memory takes; a QEMU that hangs must not hang Cairn. */
+/**
+ * Limit for the last pages after the stop. It is longer than the largest memory takes; a QEMU that hangs must
+ * not hang Cairn.
+ */
 const STEP_LIMIT_MS = 120_000;
 /** States in which the VM does not run (MigrationStatus of qapi/migration.json). */
 const STOPPED_IN = new Set(['pre-switchover', 'device', 'completed']);
-/** Between two questions, where there are no events: QEMU may stop the VM in between, and the pause is longer by that. */
+/**
+ * Rest between two questions, where there are no events: QEMU may stop the VM in between, and the pause is
+ * longer by that.
+ */
 const SHORTEST_REST_MS = 1;
 const LONGEST_REST_MS = 10;
 
@@ -52,7 +59,8 @@ export class Migration {
       await monitor.execute('migrate', { uri: `fd:${DESCRIPTOR_NAME}` });
     } catch (error) {
       migration.close();
-      // A monitor that stays open would keep the descriptor. Unknown to QEMU when it did not take it, or has closed it.
+      // A monitor that stays open would keep the descriptor. Unknown to QEMU when it did not take it, or has
+      // closed it.
       await monitor.execute('closefd', { fdname: DESCRIPTOR_NAME }).catch(() => undefined);
       throw error;
     }
@@ -64,7 +72,10 @@ export class Migration {
     return this.#passes;
   }
 
-  /** When the VM was stopped, by whom ever, on the clock of `performance.now()`; without events rather too early than too late. */
+  /**
+   * When the VM was stopped, by whom ever, on the clock of `performance.now()`; without events rather too
+   * early than too late.
+   */
   get stoppedAt(): number | undefined {
     return this.#stoppedAt;
   }
@@ -87,13 +98,19 @@ export class Migration {
     };
   }
 
-  /** Waits for the next event that changes anything. @throws TRACKER_FAILED when the migration has failed, INTERRUPTED */
+  /**
+   * Waits for the next event that changes anything.
+   * @throws TRACKER_FAILED when the migration has failed, INTERRUPTED
+   */
   async news(signal?: AbortSignal): Promise<void> {
     if (!this.#hasFailed) await this.#nextEvent(signal);
     if (this.#hasFailed) throw await this.#failure();
   }
 
-  /** All but the last pages are out, the VM is stopped, its disks are still its own. @throws as `news`, QMP_TIMEOUT */
+  /**
+   * All but the last pages are out, the VM is stopped, its disks are still its own.
+   * @throws as `news`, QMP_TIMEOUT
+   */
   async reachSwitchover(): Promise<void> {
     await this.#reach('pre-switchover');
   }

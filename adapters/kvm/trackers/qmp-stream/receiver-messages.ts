@@ -30,7 +30,7 @@ export type ReceiveReply = { readonly received: ReceivedStream } | { readonly er
 export interface SharedViews {
   readonly dirty: Uint32Array;
   readonly filled: Uint32Array;
-  /** [0] page records so far, [1] of them with content. Of the present stream. */
+  /** Counters of the present stream: [0] page records so far, [1] those of them that have content. */
   readonly counters: Int32Array;
 }
 

@@ -33,7 +33,7 @@ export class Receiver {
   async receive(
     send: (descriptor: number) => Promise<void>,
   ): Promise<{ readonly ended: Promise<ReceivedStream> }> {
-    // One that was cut off ends by itself.
+    // A stream that was cut off ends by itself.
     await this.#last;
     const { ours, theirs } = openSocketPair(RECEIVE_TIMEOUT_MS);
     this.#socket = ours;

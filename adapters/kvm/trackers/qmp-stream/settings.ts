@@ -1,6 +1,6 @@
 /**
- * QEMU's migration capabilities and parameters, which belong to the operator: what of them a stream to Cairn must change,
- * and the way back. Source: qapi/migration.json of QEMU 7.2 to 10.0.
+ * QEMU's migration capabilities and parameters, which belong to the operator: what of them a stream to Cairn
+ * must change, and the way back. Source: qapi/migration.json of QEMU 7.2 to 10.0.
  */
 
 import type { JsonObject } from '../../../../src/types.js';
@@ -24,8 +24,8 @@ const WANTED_CAPABILITIES = new Set(['events', 'pause-before-switchover']);
 /** More than any machine moves, in bytes a second; 0 does not mean "no limit" in every version. */
 const NO_LIMIT_BYTES_PER_SECOND = 2 ** 40;
 /**
- * QEMU stops the VM by itself once what is left would take that long, in milliseconds. The smallest there is: with 0 it
- * would end without asking for the pages dirtied meanwhile.
+ * QEMU stops the VM by itself once what is left would take that long, in milliseconds. The smallest there is:
+ * with 0 it would end without asking for the pages dirtied meanwhile.
  */
 const DOWNTIME_LIMIT_MS = 1;
 

@@ -1,6 +1,6 @@
 /**
- * Gives the workers the pages of the staging file: the module that a VM's reader description names while it is streamed.
- * Options: { descriptor }, valid in all threads of this process until the tracker is closed.
+ * Gives the workers the pages of the staging file: the module that a VM's reader description names while it
+ * is streamed. Options: { descriptor }, valid in all threads of this process until the tracker is closed.
  */
 
 import type { GuestReader, GuestReaderDescription } from '../../../../src/hypervisor/guest-reader.js';

@@ -1,8 +1,9 @@
 /**
- * Brings the staging file up to date with the pages of a stream, and notes which of them hold something else than before.
+ * Brings the staging file up to date with the pages of a stream, and notes which of them hold something else
+ * than before.
  *
- * Invariant: the staging file differs from what it held at the last harvest only in pages whose bit in `dirty` is set,
- * also when a stream breaks off in the middle.
+ * Invariant: the staging file differs from what it held at the last harvest only in pages whose bit in
+ * `dirty` is set, also when a stream breaks off in the middle.
  */
 
 import { readSync, writeSync } from 'node:fs';
@@ -14,7 +15,7 @@ import { punchHole } from './staging.js';
 /** Pages of one read, comparison and write. */
 const RUN_PAGES = 64;
 
-/** One bit a page, page p is bit p % 32 of word p / 32: the same bytes as a `DirtyBitmap`. Shared between threads. */
+/** Bitmaps that threads share. Page p is bit p % 32 of word p / 32: the same bytes as in a `DirtyBitmap`. */
 export interface StagingBits {
   /** Changed since the last harvest. */
   readonly dirty: Uint32Array;
@@ -29,7 +30,10 @@ export class StagingWriter {
   readonly #old = Buffer.alloc(RUN_PAGES * PAGE_SIZE_BYTES);
   #runFirst = 0;
   #runCount = 0;
-  /** For each page of the run: 1 when the file held something for it. What it holds for others may be of a broken stream. */
+  /**
+   * 1 for each page of the run for which the file held something. What it holds for others may come from a
+   * broken stream.
+   */
   readonly #hadOld = new Uint8Array(RUN_PAGES);
   #holeFirst = 0;
   #holeCount = 0;

@@ -1,6 +1,7 @@
 /**
- * The staging file: all guest memory as the last stream left it, page p of the flat page space at p x 4096. Sparse, without
- * a name, as large as the guest's used memory. A stream brings every page anew, so it needs to outlive nothing.
+ * The staging file: all guest memory as the last stream left it, page p of the flat page space at p x 4096.
+ * Sparse, without a name, as large as the guest's used memory. A stream brings every page anew, so it needs
+ * to outlive nothing.
  *
  * It lies in memory, or in the folder that CAIRN_STREAM_DIR names.
  */

@@ -1,7 +1,7 @@
 /**
- * The guard of a stream: outlives a Cairn that is killed while QEMU migrates to it. It ends the migration, has the VM run if
- * the migration stopped it, and puts the operator's migration settings back (see `../pause-guard-process.ts`; its marker is that
- * of `stream-marker.ts`).
+ * The guard of a stream: outlives a Cairn that is killed while QEMU migrates to it. It ends the migration,
+ * has the VM run if the migration stopped it, and puts the operator's migration settings back (see
+ * `../pause-guard-process.ts`; its marker is that of `stream-marker.ts`).
  *
  *     argv    what all guards get, then the path of the QMP socket and that of the marker
  *

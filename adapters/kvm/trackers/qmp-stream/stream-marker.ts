@@ -1,6 +1,6 @@
 /**
- * A file in the runtime folder that says: that Cairn has a migration of this VM under way, and these are the operator's
- * settings. If Cairn and its guard both die, the next Cairn that attaches finds it and cleans up.
+ * A file in the runtime folder that says: that Cairn has a migration of this VM under way, and these are the
+ * operator's settings. If Cairn and its guard both die, the next Cairn that attaches finds it and cleans up.
  */
 
 import { rmSync, writeFileSync } from 'node:fs';
@@ -39,7 +39,11 @@ export function clearStreamMarker(path: string): void {
   rmSync(path, { force: true });
 }
 
-/** Cleans up behind a Cairn that died while it streamed. @returns true when there was something to do @throws QMP_COMMAND, QMP_TIMEOUT, VM_GONE */
+/**
+ * Cleans up behind a Cairn that died while it streamed.
+ * @returns true when there was something to do
+ * @throws QMP_COMMAND, QMP_TIMEOUT, VM_GONE
+ */
 export async function recoverStream(path: string, monitor: Monitor): Promise<boolean> {
   const marker = await readMarker(path);
   if (marker === undefined || (await isSameProcess(asNumber(marker.pid), asText(marker.startTime))))
@@ -60,7 +64,10 @@ export async function finishStream(path: string, monitor: Monitor): Promise<void
   else await abandonMigration(monitor, putBack);
 }
 
-/** Undefined when there is none, or one that was cut off while it was written: that is before anything was changed. */
+/**
+ * Undefined when there is none, or one that was cut off while it was written: that is before anything was
+ * changed.
+ */
 async function readMarker(path: string): Promise<JsonObject | undefined> {
   try {
     return asObject(JSON.parse(await readFile(path, 'utf8')) as Json);

@@ -10,9 +10,10 @@ import { availableMemoryBytes, stagingFolder } from './staging.js';
 export const QMP_STREAM_KIND = 'qmp-stream';
 
 /**
- * The kernel's vhost, which QEMU asks for its dirty pages during a migration. And what a balloon has taken out of a file: every
- * stream reads it anew. Not among them: other processes that have mapped guest memory. QEMU asks those of vhost-user as well,
- * but nobody outside can tell them from one that QEMU knows nothing of.
+ * The kernel's vhost, which QEMU asks for its dirty pages during a migration. And what a balloon has taken
+ * out of a file: every stream reads it anew. Not among them: other processes that have mapped guest memory.
+ * QEMU asks those of vhost-user as well, but nobody outside can tell them from one that QEMU knows nothing
+ * of.
  */
 const IMMUNE_TO = ['VHOST_KERNEL', 'BALLOON_ON_FILE'];
 
@@ -21,7 +22,7 @@ const MIB = 1 << 20;
 export interface StreamFacts {
   /** Used memory of the guest. */
   readonly memoryBytes: number;
-  /** It can be found out who else has mapped the guest's memory, which is then a hazard of the VM. */
+  /** Whether it can be found out who else has mapped the guest's memory, which is then a hazard of the VM. */
   readonly seesSharers: boolean;
 }
 
@@ -68,8 +69,9 @@ export async function qmpStreamReport(
 }
 
 /**
- * An emulated CPU (TCG) of a QEMU before 9.0: its stores may pass by the dirty log of a migration, so that QEMU's own
- * migrations lose pages. Seen on 7.2.22, not on 10.0.2; under KVM the log is the kernel's. Such a VM has to be stopped first.
+ * An emulated CPU (TCG) of a QEMU before 9.0: its stores may pass by the dirty log of a migration, so that
+ * QEMU's own migrations lose pages. Seen on 7.2.22, not on 10.0.2; under KVM the log is the kernel's. Such a
+ * VM has to be stopped first.
  */
 export async function losesWrites(monitor: Monitor): Promise<boolean> {
   const [kvm, version] = await Promise.all([monitor.execute('query-kvm'), monitor.execute('query-version')]);

@@ -1,6 +1,6 @@
 /**
- * What is known of the soft-dirty bits of a QEMU process, in files of the runtime folder, so that the next process can take
- * the same record over. It is believed only while the canary is intact.
+ * What is known of the soft-dirty bits of a QEMU process, in files of the runtime folder, so that the next
+ * process can take the same record over. It is believed only while the canary is intact.
  */
 
 import { randomBytes } from 'node:crypto';
@@ -21,7 +21,7 @@ export interface ArmedRange {
 export interface Arming {
   /** Made anew whenever writes may have gone unseen. */
   readonly token: string;
-  /** Of the canary, hexadecimal. */
+  /** Mark of the canary, hexadecimal. */
   readonly mark: string;
   readonly canaryAddress: number;
   readonly ranges: readonly ArmedRange[];
@@ -79,8 +79,8 @@ export interface LeftState {
 }
 
 /**
- * Takes it: the file is gone afterwards. So a process that is killed leaves none, and the next one begins a new record instead
- * of trusting an outdated one.
+ * Takes it: the file is gone afterwards. So a process that is killed leaves none, and the next one begins a
+ * new record instead of trusting an outdated one.
  */
 export function takeState(path: string, token: string, pageSpan: number): LeftState | undefined {
   try {

@@ -1,13 +1,14 @@
 /**
- * How the tracker knows that nobody else has cleared the soft-dirty bits, which every process has once and any tool may
- * clear (CRIU, memory profilers, another Cairn with another runtime folder).
+ * How the tracker knows that nobody else has cleared the soft-dirty bits, which every process has once and
+ * any tool may clear (CRIU, memory profilers, another Cairn with another runtime folder).
  *
- * One page of QEMU that nothing writes to is written by us after each clearing: from then on it is soft-dirty until the
- * next clearing, whoever does that. If it is found clean, or holds another mark than ours, somebody has cleared in between.
+ * One page of QEMU that nothing writes to is written by us after each clearing: from then on it is soft-dirty
+ * until the next clearing, whoever does that. If it is found clean, or holds another mark than ours, somebody
+ * has cleared in between.
  *
- * The page is the head of the program file in QEMU's own, private mapping of it; /proc/PID/mem writes to it as a debugger does,
- * which gives QEMU a copy of that one page. The mark goes into the seven unused bytes of e_ident (EI_PAD, elf(5)), which
- * nobody reads once a program has been loaded.
+ * The page is the head of the program file in QEMU's own, private mapping of it; /proc/PID/mem writes to it
+ * as a debugger does, which gives QEMU a copy of that one page. The mark goes into the seven unused bytes of
+ * e_ident (EI_PAD, elf(5)), which nobody reads once a program has been loaded.
  */
 
 import { readSync, writeSync } from 'node:fs';
@@ -27,7 +28,10 @@ export class Canary {
   readonly #address: number;
   readonly #mark: Buffer;
 
-  /** `memory` is /proc/PID/mem open for reading and writing; the descriptors stay the caller's. `mark` has MARK_BYTES. */
+  /**
+   * `memory` is /proc/PID/mem open for reading and writing; the descriptors stay the caller's. `mark` has
+   * MARK_BYTES.
+   */
   constructor(memory: number, pagemap: number, address: number, mark: Buffer) {
     this.#memory = memory;
     this.#pagemap = pagemap;
@@ -35,7 +39,10 @@ export class Canary {
     this.#mark = mark;
   }
 
-  /** True when nobody has cleared the bits since the last `set` under this mark. @throws VM_GONE, TRACKER_FAILED */
+  /**
+   * True when nobody has cleared the bits since the last `set` under this mark.
+   * @throws VM_GONE, TRACKER_FAILED
+   */
   isIntact(): boolean {
     const found = Buffer.alloc(MARK_BYTES);
     try {
@@ -46,7 +53,10 @@ export class Canary {
     return found.equals(this.#mark) && isSoftDirty(this.#pagemap, this.#address);
   }
 
-  /** After a clearing. @throws VM_GONE, TRACKER_FAILED also when the kernel does not show the page as written */
+  /**
+   * Marks the page after a clearing.
+   * @throws VM_GONE, TRACKER_FAILED also when the kernel does not show the page as written
+   */
   set(): void {
     try {
       writeSync(this.#memory, this.#mark, 0, MARK_BYTES, this.#address + EI_PAD);
@@ -57,7 +67,10 @@ export class Canary {
   }
 }
 
-/** Address of the page. @throws TRACKER_UNAVAILABLE when the program is not mapped as expected, VM_GONE, VM_PERMISSION */
+/**
+ * Address of the page.
+ * @throws TRACKER_UNAVAILABLE when the program is not mapped as expected, VM_GONE, VM_PERMISSION
+ */
 export async function findCanaryPage(process: QemuProcess, memory: number): Promise<number> {
   for (const { start, name, shared, fileOffset } of await readMaps(process.pid)) {
     if (shared || fileOffset !== 0 || name.replace(/ \(deleted\)$/, '') !== process.program) continue;

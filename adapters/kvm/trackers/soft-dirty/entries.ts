@@ -1,11 +1,13 @@
 /**
- * Entries of /proc/PID/pagemap, 8 bytes a page (Documentation/admin-guide/mm/pagemap.rst), and what they say about private
- * anonymous memory since the last write of 4 to clear_refs.
+ * Entries of /proc/PID/pagemap, 8 bytes a page (Documentation/admin-guide/mm/pagemap.rst), and what they say
+ * about private anonymous memory since the last write of 4 to clear_refs.
  *
- * Bit 55 alone is not enough. Memory that is taken away (a balloon's MADV_DONTNEED) leaves an empty entry without the bit, and a
- * read of it afterwards brings in the kernel's zero page, again without the bit: the page went from data to zero and
- * looks clean. So a page counts as unwritten only if the entry shows a page of its own, or a swap entry, without
- * the bit. The huge zero page can be told and counts as absent, like an empty entry. Swapped pages keep the bit in their swap entry, and a huge page gives its own to each of its parts.
+ * Bit 55 alone is not enough. Memory that is taken away (a balloon's MADV_DONTNEED) leaves an empty entry
+ * without the bit, and a read of it afterwards brings in the kernel's zero page, again without the bit: the
+ * page went from data to zero and looks clean. So a page counts as unwritten only if the entry shows a page
+ * of its own, or a swap entry, without the bit. The huge zero page can be told and counts as absent, like an
+ * empty entry. Swapped pages keep the bit in their swap entry, and a huge page gives its own to each of its
+ * parts.
  */
 
 import { readSync } from 'node:fs';

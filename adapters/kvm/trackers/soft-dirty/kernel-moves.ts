@@ -1,4 +1,6 @@
-/** What the kernel does to pages that takes their soft-dirty bit away, as far as it can be seen from outside. */
+/**
+ * What the kernel does to pages that takes their soft-dirty bit away, as far as it can be seen from outside.
+ */
 
 import { readFileSync } from 'node:fs';
 
@@ -8,15 +10,19 @@ import { systemErrorCode } from '../../../../src/errors.js';
 const MIGRATIONS = /^(?:pgmigrate_|thp_migration_)\w+ \d+$/gm;
 
 /**
- * Changes when a page of any process has been migrated (compaction, NUMA balancing, memory hot-remove). A migration entry keeps
- * that it was writable when the bits are cleared around it, so the page comes back without write protection and without the
- * bit (fs/proc/task_mmu.c clear_soft_dirty, mm/migrate.c remove_migration_pte). Failed migrations do the same.
+ * Changes when a page of any process has been migrated (compaction, NUMA balancing, memory hot-remove). A
+ * migration entry keeps that it was writable when the bits are cleared around it, so the page comes back
+ * without write protection and without the bit (fs/proc/task_mmu.c clear_soft_dirty, mm/migrate.c
+ * remove_migration_pte). Failed migrations do the same.
  */
 export function migrationCount(): string {
   return (readFileSync('/proc/vmstat', 'latin1').match(MIGRATIONS) ?? []).join(' ');
 }
 
-/** True when KSM has merged pages of the process, or when that cannot be told (kernels before 5.19) and KSM has merged any. */
+/**
+ * True when KSM has merged pages of the process, or when that cannot be told (kernels before 5.19) and KSM
+ * has merged any.
+ */
 export function hasMergedPages(pid: number): boolean {
   try {
     return Number(readFileSync(`/proc/${pid}/ksm_merging_pages`, 'latin1')) > 0;

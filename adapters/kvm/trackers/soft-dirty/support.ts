@@ -1,4 +1,6 @@
-/** Whether this host, this process and this VM allow the soft-dirty tracker, found out without touching QEMU. */
+/**
+ * Whether this host, this process and this VM allow the soft-dirty tracker, found out without touching QEMU.
+ */
 
 import { accessSync, closeSync, constants, openSync } from 'node:fs';
 
@@ -50,8 +52,8 @@ export function softDirtyKernelObstacle(): Obstacle | undefined {
 }
 
 /**
- * Only private anonymous memory keeps its bits. A page of a file or of shared memory loses them when the kernel unmaps it, and huge
- * pages of hugetlbfs have none.
+ * Only private anonymous memory keeps its bits. A page of a file or of shared memory loses them when the
+ * kernel unmaps it, and huge pages of hugetlbfs have none.
  */
 function memoryObstacle(blocks: readonly RamBlock[]): Obstacle | undefined {
   const other = blocks.find(({ backing }) => backing !== 'anonymous');

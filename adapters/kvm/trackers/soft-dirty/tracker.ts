@@ -1,28 +1,29 @@
 /**
- * Dirty tracking by the kernel's soft-dirty bits, for kernels without PAGEMAP_SCAN: 4 written to /proc/PID/clear_refs clears
- * the bit of every page of the process and write-protects it; the first write sets it again; /proc/PID/pagemap shows
- * it (Documentation/admin-guide/mm/soft-dirty.rst). KVM follows, since clearing invalidates its own page tables.
+ * Dirty tracking by the kernel's soft-dirty bits, for kernels without PAGEMAP_SCAN: 4 written to
+ * /proc/PID/clear_refs clears the bit of every page of the process and write-protects it; the first write
+ * sets it again; /proc/PID/pagemap shows it (Documentation/admin-guide/mm/soft-dirty.rst). KVM follows, since
+ * clearing invalidates its own page tables.
  *
- * Reading and clearing are two steps, and a write between them is lost. No order of reads and clears mends that: after
- * a clear nothing tells a page that was written just before it from one that was not. Hence the one rule: bits are cleared
- * only while the VM is quiet (see `quiet-vm.ts`). The exception is another monitor's command that resets or changes the
- * VM within the milliseconds of one `collect`.
+ * Reading and clearing are two steps, and a write between them is lost. No order of reads and clears mends
+ * that: after a clear nothing tells a page that was written just before it from one that was not. Hence the
+ * one rule: bits are cleared only while the VM is quiet (see `quiet-vm.ts`). The exception is another
+ * monitor's command that resets or changes the VM within the milliseconds of one `collect`.
  *
- * At any other time `collect` reads and does not clear. It then reports everything since the last clearing, so nothing
- * is lost. Proof, for a write W and the clearing C that follows it:
+ * At any other time `collect` reads and does not clear. It then reports everything since the last clearing,
+ * so nothing is lost. Proof, for a write W and the clearing C that follows it:
  *
  *     no C after W      the bit stays, every later collect reports W
  *     C in a collect    C is within a quiet stretch and W before it, so the read of the same collect saw it
  *     C in a pause that somebody else has ended meanwhile: once that is known, the next collect reports all pages
  *     C by others       the canary is not intact: the next collect reports all pages
  *
- * And for a write W after a clearing: the page was write-protected by it, so W sets the bit, with two exceptions of the
- * kernel, both of which make `collect` report all pages. A page that is being migrated while the bits are cleared comes
- * back writable and without the bit (the counters of migrations have moved since). KSM puts another page in its place and drops
- * the bit (the process has merged pages).
+ * And for a write W after a clearing: the page was write-protected by it, so W sets the bit, with two
+ * exceptions of the kernel, both of which make `collect` report all pages. A page that is being migrated
+ * while the bits are cleared comes back writable and without the bit (the counters of migrations have moved
+ * since). KSM puts another page in its place and drops the bit (the process has merged pages).
  *
- * Costs: reading takes 8 bytes a page in the pause; clearing walks the page tables, and the guest faults once for each page that
- * it touches afterwards. Each live round stops the VM for one clearing.
+ * Costs: reading takes 8 bytes a page in the pause; clearing walks the page tables, and the guest faults once
+ * for each page that it touches afterwards. Each live round stops the VM for one clearing.
  */
 
 import { closeSync, openSync, writeSync } from 'node:fs';
@@ -60,7 +61,7 @@ const WORTH_CLEARING_PAGES = 64;
 export interface SoftDirtyOptions {
   readonly process: QemuProcess;
   readonly layout: MemoryLayout;
-  /** One for each region of the layout, in its order. */
+  /** A block for each region of the layout, in its order. */
   readonly blocks: readonly RamBlock[];
   readonly runtimeDir: string;
   readonly quiet: QuietVm;
@@ -82,7 +83,10 @@ export class SoftDirtyTracker implements DirtyTracker {
   readonly #owed: DirtyBitmap;
   /** What the last collect reported as absent. */
   #absent: DirtyBitmap;
-  /** Of the kernel before the last clearing; empty when nothing was cleared since `start` of a new record. */
+  /**
+   * The kernel's count of migrated pages before the last clearing; empty when nothing was cleared since
+   * `start` of a new record.
+   */
   #migrations = '';
   #disturbances = 0;
   #armed: Armed | undefined;

@@ -1,6 +1,7 @@
 /**
- * Which machine frame is behind each frame of a suspended PV guest, and of what type it is. The main thread finds it out in each stop and leaves
- * it in a file of the runtime folder, from where the reading workers take it; while the guest runs there is no file.
+ * A table of the machine frame behind each frame of a suspended PV guest, and of its type. The main thread
+ * finds it out in each stop and leaves it in a file of the runtime folder, from where the reading workers
+ * take it; while the guest runs there is no file.
  *
  *     u32 number of frames, u32 machine frame each (0xffffffff: none), u8 type each
  */
@@ -25,7 +26,7 @@ export class FrameTable {
     return this.machineFrames.length;
   }
 
-  /** It has memory of the guest behind it. */
+  /** Whether the frame has memory of the guest behind it. */
   isPresent(frame: number): boolean {
     return (
       frame < this.frameCount &&
@@ -42,7 +43,9 @@ export class FrameTable {
   }
 }
 
-/** The guest's frames by machine frame, in blocks: machine memory is large and a guest has stretches of it. */
+/**
+ * The guest's frames by machine frame, in blocks: machine memory is large and a guest has stretches of it.
+ */
 type Inverse = ReadonlyMap<number, Uint32Array>;
 
 const BLOCK_BITS = 6;

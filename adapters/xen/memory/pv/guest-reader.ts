@@ -1,8 +1,10 @@
 /**
- * Reads the memory of a suspended PV guest in a worker thread: frame numbers are translated, page tables made independent of the
- * machine. Options: { version, domid, tablePath, regions: [{ firstPage, pageCount, firstFrame }] }.
+ * Reads the memory of a suspended PV guest in a worker thread: frame numbers are translated, page tables made
+ * independent of the machine. Options: { version, domid, tablePath, regions: [{ firstPage, pageCount,
+ * firstFrame }] }.
  *
- * While the guest runs, pages read as zero: its page tables may be inconsistent then, and nothing that is read while it runs is kept.
+ * While the guest runs, pages read as zero: its page tables may be inconsistent then, and nothing that is
+ * read while it runs is kept.
  */
 
 import { CheckpointError } from '../../../../src/errors.js';

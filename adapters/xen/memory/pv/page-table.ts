@@ -1,8 +1,10 @@
 /**
- * Page tables of a PV guest hold machine frame numbers, which mean nothing on another day: in a checkpoint they hold the guest's own (pseudo-physical)
- * frame numbers instead, as in the stream of `xl save`, and a restore puts the machine's of that day in.
+ * Page tables of a PV guest hold machine frame numbers, which mean nothing on another day: in a checkpoint
+ * they hold the guest's own (pseudo-physical) frame numbers instead, as in the stream of `xl save`, and a
+ * restore puts the machine's of that day in.
  *
- * 64-bit guests only. Sources: docs/specs/libxc-migration-stream.pandoc (PAGE_DATA), xen/include/public/arch-x86/xen-x86_64.h.
+ * 64-bit guests only. Sources: docs/specs/libxc-migration-stream.pandoc (PAGE_DATA),
+ * xen/include/public/arch-x86/xen-x86_64.h.
  */
 
 import { CheckpointError } from '../../../../src/errors.js';

@@ -1,10 +1,12 @@
 /**
  * Memory and state of a suspended PV guest (64-bit).
  *
- * The guest keeps the table from its frames to machine frames (P2M) in its own memory; where, it says in the shared info page. Only while
- * it is suspended are that table and its page tables consistent, so everything is read then.
+ * The guest keeps the table from its frames to machine frames (P2M) in its own memory; where, it says in the
+ * shared info page. Only while it is suspended are that table and its page tables consistent, so everything
+ * is read then.
  *
- * Sources: xen/include/public/arch-x86/xen.h (arch_shared_info, vcpu_guest_context), docs/specs/libxc-migration-stream.pandoc.
+ * Sources: xen/include/public/arch-x86/xen.h (arch_shared_info, vcpu_guest_context),
+ * docs/specs/libxc-migration-stream.pandoc.
  */
 
 import { CheckpointError } from '../../../../src/errors.js';
@@ -77,7 +79,7 @@ export class PvMemory {
     return { table: new FrameTable(machineFrames, this.#typesOf(machineFrames)), leaves };
   }
 
-  /** Of the suspended guest. @param presentFrames u32 pairs (first frame, count) */
+  /** State of the suspended guest. @param presentFrames u32 pairs (first frame, count) */
   captureState({ table, leaves }: P2m, presentFrames: Uint32Array): XenDeviceState {
     const info = this.#domain.info();
     const pvInfo = new Uint8Array(8);
@@ -132,7 +134,9 @@ export class PvMemory {
     return bytes;
   }
 
-  /** Four levels of page tables from `root`: the machine frame behind each of `count` pages from `address` on. */
+  /**
+   * Four levels of page tables from `root`: the machine frame behind each of `count` pages from `address` on.
+   */
   #walk(root: bigint, address: bigint, count: number): readonly number[] {
     const seen = new Map<number, Buffer>();
     const table = (machine: number): Buffer => {
