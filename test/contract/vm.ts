@@ -125,6 +125,21 @@ export function describeVm(
       );
     }
 
+    /**
+     * Of the changed pages those that were not reported. Where others write to the paused VM as well, a page that they wrote to between the
+     * collect and the reading is reported by the next collect.
+     */
+    function missedPages(
+      tracker: DirtyTracker,
+      dirty: DirtyBitmap,
+      changed: readonly number[],
+    ): readonly number[] {
+      const missed = changed.filter((page) => !dirty.has(page));
+      if (abilities.alwaysDirtyPages === 0) return missed;
+      const late = tracker.collect().dirty;
+      return missed.filter((page) => !late.has(page));
+    }
+
     it('says who the VM is, the same each time', async () => {
       const { identity, machine } = vm;
       expect(identity.machineType).not.toBe('');
@@ -269,7 +284,7 @@ export function describeVm(
         const { dirty, absent } = tracker.collect();
         const changed = await changedPages(before, await contents(absent));
         expect(changed.length).toBeGreaterThan(0);
-        expect(changed.filter((page) => !dirty.has(page))).toEqual([]);
+        expect(missedPages(tracker, dirty, changed)).toEqual([]);
       });
 
       it('reports pages of the regions only', async () => {
@@ -326,7 +341,7 @@ export function describeVm(
         const { dirty, absent } = second.collect();
         const changed = await changedPages(before, await contents(absent));
         expect(changed.length).toBeGreaterThan(0);
-        expect(changed.filter((page) => !dirty.has(page))).toEqual([]);
+        expect(missedPages(second, dirty, changed)).toEqual([]);
         // Not all of memory: then the record would be worth nothing.
         expect(dirty.count()).toBeLessThan((await vm.memoryLayout()).sizeBytes / PAGE_SIZE_BYTES / 2);
       });

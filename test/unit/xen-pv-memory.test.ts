@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { XenDomain } from '../../adapters/xen/domain/domain.js';
 import { PvGuestMemory } from '../../adapters/xen/memory/guest-memory.js';
+import { PvReader } from '../../adapters/xen/memory/pv/guest-reader.js';
 import { PvMemory } from '../../adapters/xen/memory/pv/pv-memory.js';
 import { NO_FRAME } from '../../adapters/xen/memory/pv/frame-table.js';
 import { LIBXC_RECORD } from '../../adapters/xen/stream/format.js';
@@ -134,5 +135,20 @@ describe('the table of frames that workers read by', () => {
     expect(existsSync(path)).toBe(true);
     memory.running();
     expect(existsSync(path)).toBe(false);
+  });
+
+  it('is not needed to refuse a page that is in no region, while the guest runs as well', () => {
+    const xen = new FakePv();
+    const reader = new PvReader(xen, {
+      version: xen.version,
+      domid: xen.domid,
+      tablePath: join(dir, 'none'),
+      regions: [{ firstPage: 0, pageCount: FRAMES, firstFrame: 0 }],
+    });
+    const page = new Uint8Array(PAGE).fill(1);
+    expect(() => reader.readRuns(Uint32Array.of(FRAMES, 1), page)).toThrow(RangeError);
+    reader.readRuns(Uint32Array.of(0, 1), page);
+    expect(page.every((byte) => byte === 0)).toBe(true);
+    reader.close();
   });
 });

@@ -25,7 +25,7 @@ import { firstFrameOf } from '../../domain/physmap.js';
 import { FrameTableFile, NO_FRAME, type FrameTable } from './frame-table.js';
 import { tableLevel, toGuestFrames } from './page-table.js';
 
-interface PvReaderOptions {
+export interface PvReaderOptions {
   readonly version: XenVersion;
   readonly domid: number;
   readonly tablePath: string;
@@ -62,7 +62,8 @@ export function openGuestReader(options: Json): GuestReader {
   return new PvReader(bindXen(parsed.version), parsed);
 }
 
-class PvReader implements GuestReader {
+/** Also used in-process, with any `LibraryCalls`. Closes `calls` with itself. */
+export class PvReader implements GuestReader {
   readonly #calls: LibraryCalls;
   readonly #options: PvReaderOptions;
   readonly #file: FrameTableFile;
@@ -78,12 +79,12 @@ class PvReader implements GuestReader {
     if (total * PAGE_SIZE_BYTES > into.length) {
       throw new RangeError(`${total} pages do not fit in ${into.length} bytes`);
     }
+    const frames = expandRuns(runs).map((page) => this.#frameOf(page));
     const table = this.#file.read();
     if (table === undefined) {
       into.fill(0, 0, total * PAGE_SIZE_BYTES);
       return;
     }
-    const frames = expandRuns(runs).map((page) => this.#frameOf(page));
     for (let at = 0; at < total; at += MAX_BATCH_PAGES) {
       const batch = frames.subarray(at, at + MAX_BATCH_PAGES);
       this.#readBatch(
