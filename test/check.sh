@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=node_modules/.cache
 bash test/build.sh
-{ npx eslint --cache --cache-strategy content --cache-location "$cache/eslint/" . && npx prettier --check --log-level warn --cache --cache-location "$cache/prettier" .; } &
+{ npx depcruise src adapters && npx eslint --cache --cache-strategy content --cache-location "$cache/eslint/" . && npx prettier --check --log-level warn --cache --cache-location "$cache/prettier" .; } &
 linting=$!
 status=0
 NODE_OPTIONS="--experimental-vm-modules --no-warnings ${NODE_OPTIONS:-}" npx jest --maxWorkers=2 dist/test/unit/ || status=$?

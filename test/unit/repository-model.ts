@@ -30,15 +30,26 @@ export const LAYOUT = layOut([
   { id: 'vga.vram', sizeBytes: 20 * PAGE_SIZE_BYTES },
 ]);
 
+/** A global of a test file is looked up through jest each time that it is named. */
+const { imul } = Math;
+
 /** Numbers in [0, bound), the same for the same seed (mulberry32). */
 export function seeded(seed: number): (bound: number) => number {
   let state = seed >>> 0;
   return (bound) => {
     state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t = (t + Math.imul(t ^ (t >>> 7), t | 61)) ^ t;
+    let t = imul(state ^ (state >>> 15), state | 1);
+    t = (t + imul(t ^ (t >>> 7), t | 61)) ^ t;
     return ((t ^ (t >>> 14)) >>> 0) % bound;
   };
+}
+
+const ZERO_PAGE = Buffer.alloc(PAGE_SIZE_BYTES);
+
+function countDifferent(a: Uint8Array, b: Uint8Array): number {
+  let count = 0;
+  for (let at = 0; at < a.length; at++) if (a[at] !== b[at]) count++;
+  return count;
 }
 
 const codec = new PageCodec(createWasmKernels());
@@ -81,7 +92,8 @@ export class ModelVm {
       else if (what === 1) for (let at = 0; at < page.length; at++) page[at] = this.#random(256);
       else for (let n = 0; n <= what; n++) page[this.#random(PAGE_SIZE_BYTES)] = this.#random(256);
     }
-    this.deviceState = Uint8Array.from({ length: 1 + this.#random(5000) }, () => this.#random(4));
+    this.deviceState = new Uint8Array(1 + this.#random(5000));
+    for (let at = 0; at < this.deviceState.length; at++) this.deviceState[at] = this.#random(4);
   }
 
   /** All pages that differ from what is committed, ascending. */
@@ -104,7 +116,7 @@ export class ModelVm {
     before: Uint8Array,
     recordsPerFrame = 7,
   ): Promise<void> {
-    const zero = pages.filter((page) => this.page(page).every((byte) => byte === 0));
+    const zero = pages.filter((page) => ZERO_PAGE.equals(this.page(page)));
     const patched = this.#patchable(pages, map, before).filter((page) => !zero.includes(page));
     const others = pages.filter((page) => !zero.includes(page) && !patched.includes(page));
     if (patched.length > 0) {
@@ -124,8 +136,7 @@ export class ModelVm {
   /** Pages that have a record and changed in many places. */
   #patchable(pages: Uint32Array, map: PageMap, before: Uint8Array): Uint32Array {
     return pages.filter((page) => {
-      const old = this.page(page, before);
-      const changed = this.page(page).reduce((sum, byte, at) => sum + (byte === old[at] ? 0 : 1), 0);
+      const changed = countDifferent(this.page(page), this.page(page, before));
       return changed > 1000 && map.refOf(page) !== 0 && map.depthOf(page) < MAX_DELTA_DEPTH;
     });
   }

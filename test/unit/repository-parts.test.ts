@@ -98,7 +98,7 @@ describe('the index', () => {
       covers.set(++seq, [n, ...taken.flatMap((segment) => covers.get(segment.seq)!)]);
       segments = [{ seq, level: plan.level, entryCount, sizeBytes: 0, sha256: '' }, ...plan.kept];
       const order = segments.flatMap((segment) => covers.get(segment.seq)!);
-      expect(order).toHaveLength(n + 1);
+      expect(order.length).toBe(n + 1);
       expect(order.every((value, i) => value === n - i)).toBe(true);
       expect(segments.length).toBeLessThanOrEqual(
         (MERGE_FACTOR - 1) * (Math.floor(Math.log(n + 1) / Math.log(8)) + 1) + 1,
