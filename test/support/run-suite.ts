@@ -58,16 +58,25 @@ export async function runSuite(
   return results;
 }
 
+/** @throws the first failure of a hook: one that follows from it would hide it. */
 async function runGroup(group: Group, onResult: (result: CaseResult) => void): Promise<void> {
-  try {
+  const failures: unknown[] = [];
+  const attempt = async (work: Work): Promise<void> => {
+    try {
+      await work();
+    } catch (error) {
+      failures.push(error);
+    }
+  };
+  await attempt(async () => {
     for (const work of group.before) await work();
     for (const member of group.members) {
       if ('members' in member) await runGroup(member, onResult);
       else onResult({ name: fullName(group, member.name), error: await failureOf(group, member) });
     }
-  } finally {
-    for (const work of group.after) await work();
-  }
+  });
+  for (const work of group.after) await attempt(work);
+  if (failures.length > 0) throw failures[0];
 }
 
 /** A hook that fails after a case is the failure of that case. */

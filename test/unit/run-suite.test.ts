@@ -66,10 +66,11 @@ describe('running a contract suite without jest', () => {
       runSuite(define, () => undefined);
     await expect(run(() => undefined)).rejects.toThrow('no case');
     await expect(
-      run(({ it: test, beforeAll }) => {
+      run(({ it: test, beforeAll, afterAll }) => {
         beforeAll(() => Promise.reject(new Error('no guest')));
+        afterAll(() => Promise.reject(new Error('no guest to end')));
         test('passes', () => undefined);
       }),
-    ).rejects.toThrow('no guest');
+    ).rejects.toThrow(/^no guest$/);
   });
 });

@@ -47,7 +47,8 @@ export interface Tick {
 const TICK = /^TICK (\d+) lines (\d+) cpus (\d+) net (\S+) disk (\S+)/gm;
 /** 1024x768, 16 bits. */
 const GRAPHICS_MODE = 791;
-const BOOT_LIMIT_MS = 180_000;
+/** Emulated twice over: minutes on a busy host. */
+const BOOT_LIMIT_MS = 600_000;
 const DISK_MIB = 32;
 const LOOP_DEVICE = '/dev/loop0';
 /** Not on a tmpfs: the QEMU of a domain reads and writes past the page cache. */
