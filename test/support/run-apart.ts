@@ -26,6 +26,7 @@ const FAST = 'fast:';
  */
 const BESIDE = ['xen', 'nested', 'lvm'];
 const READY_POLL_MS = 200;
+const PEAK_POLL_MS = 1000;
 
 interface Job {
   readonly name: string;
@@ -39,6 +40,8 @@ interface Outcome {
   readonly passed: number;
   readonly failed: number;
   readonly skipped: number;
+  /** Most memory that the process of jest had at once; of the fast tiers without that of its two workers. */
+  readonly peakMib: number;
 }
 
 /** What is read of `jest --json`. */
@@ -76,21 +79,33 @@ async function run(job: Job, reports: string): Promise<Outcome> {
   });
   const output: Buffer[] = [];
   for (const stream of [child.stdout, child.stderr]) stream?.on('data', (part: Buffer) => output.push(part));
+  let peakMib = 0;
+  const poll = setInterval(() => (peakMib = Math.max(peakMib, peakMibOf(child.pid))), PEAK_POLL_MS);
   const status = await new Promise<number | null>((resolve, reject) => {
     child.once('error', reject).once('close', resolve);
-  });
+  }).finally(() => clearInterval(poll));
   for (const part of output) process.stderr.write(part);
-  const seconds = (performance.now() - started) / 1000;
-  if (!existsSync(report)) return { name: job.name, seconds, passed: 0, failed: 1, skipped: 0 };
+  const measured = { name: job.name, seconds: (performance.now() - started) / 1000, peakMib };
+  if (!existsSync(report)) return { ...measured, passed: 0, failed: 1, skipped: 0 };
   const said = JSON.parse(readFileSync(report, 'utf8')) as JestReport;
   const failed = said.numFailedTests + said.numRuntimeErrorTestSuites;
   return {
-    name: job.name,
-    seconds,
+    ...measured,
     passed: said.numPassedTests,
     failed: failed === 0 && status !== 0 ? 1 : failed,
     skipped: said.numPendingTests,
   };
+}
+
+/** 0 of a process that has ended. Source: VmHWM of proc(5). */
+function peakMibOf(pid: number | undefined): number {
+  try {
+    return (
+      Number(/^VmHWM:\s*(\d+) kB/m.exec(readFileSync(`/proc/${pid ?? 0}/status`, 'latin1'))?.[1] ?? 0) / 1024
+    );
+  } catch {
+    return 0;
+  }
 }
 
 async function runAll(jobs: readonly Job[], reports: string): Promise<readonly Outcome[]> {
@@ -110,7 +125,8 @@ function summary(outcomes: readonly Outcome[]): { readonly text: string; readonl
   const lines = outcomes.map((outcome) => {
     const left = outcome.skipped > 0 ? `, ${outcome.skipped} skipped` : '';
     const seconds = outcome.seconds.toFixed(0).padStart(5);
-    return `${seconds} s  ${outcome.name}: ${outcome.passed} passed, ${outcome.failed} failed${left}`;
+    const peak = outcome.peakMib.toFixed(0).padStart(5);
+    return `${seconds} s ${peak} MiB  ${outcome.name}: ${outcome.passed} passed, ${outcome.failed} failed${left}`;
   });
   if (skipped > 0) lines.push(`${skipped} skipped`);
   lines.push(`${passed} passed, ${failed} failed`);
