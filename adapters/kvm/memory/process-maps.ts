@@ -10,6 +10,7 @@ export interface Mapping {
   readonly end: number;
   readonly readable: boolean;
   readonly writable: boolean;
+  readonly executable: boolean;
   readonly shared: boolean;
   readonly fileOffset: number;
   /** Device (major:minor) and inode; inode 0 for anonymous memory. */
@@ -59,6 +60,7 @@ export function parseMapping(line: string): Mapping | undefined {
     end: Number.parseInt(fields[2]!, 16),
     readable: access.startsWith('r'),
     writable: access[1] === 'w',
+    executable: access[2] === 'x',
     shared: access[3] === 's',
     fileOffset: Number.parseInt(fields[4]!, 16),
     device: fields[5]!,

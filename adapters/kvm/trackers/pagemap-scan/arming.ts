@@ -34,6 +34,12 @@ export interface RemoteDescriptor {
   readonly inode: number;
 }
 
+/** A userfaultfd of a process, as /proc shows it. */
+interface Userfaultfd extends RemoteDescriptor {
+  /** 0 until somebody has chosen them: until then it does nothing at all. */
+  readonly features: bigint;
+}
+
 export function newToken(process: QemuProcess): string {
   return `pagemap-scan:${process.pid}:${process.startTime}:${randomBytes(12).toString('hex')}`;
 }
@@ -71,6 +77,18 @@ export function removeArming(path: string): void {
  * do not: they wait for each fault.
  */
 export function writeTrackingDescriptors(pid: number): readonly RemoteDescriptor[] {
+  return userfaultfds(pid).filter(({ features }) => (features & FEATURE_WP_ASYNC) !== 0n);
+}
+
+/**
+ * Userfaultfds that nobody has chosen features for: what a Cairn leaves that dies right after it had QEMU open one. QEMU chooses those
+ * of its own at once, so one that stays like this for a while is nobody's.
+ */
+export function unusedDescriptors(pid: number): readonly RemoteDescriptor[] {
+  return userfaultfds(pid).filter(({ features }) => features === 0n);
+}
+
+function userfaultfds(pid: number): readonly Userfaultfd[] {
   let names: readonly string[];
   try {
     names = readdirSync(`/proc/${pid}/fd`);
@@ -80,8 +98,8 @@ export function writeTrackingDescriptors(pid: number): readonly RemoteDescriptor
   return names.flatMap((name) => describe(pid, Number(name)) ?? []);
 }
 
-/** Undefined when the descriptor is not such a userfaultfd. */
-export function describe(pid: number, descriptor: number): RemoteDescriptor | undefined {
+/** Undefined when the descriptor is not a userfaultfd. */
+export function describe(pid: number, descriptor: number): Userfaultfd | undefined {
   try {
     const path = `/proc/${pid}/fd/${descriptor}`;
     if (readlinkSync(path) !== 'anon_inode:[userfaultfd]') return undefined;
@@ -89,8 +107,8 @@ export function describe(pid: number, descriptor: number): RemoteDescriptor | un
     const features = /^API:\s*[0-9a-f]+:([0-9a-f]+)/m.exec(
       readFileSync(`/proc/${pid}/fdinfo/${descriptor}`, 'latin1'),
     )?.[1];
-    if (features === undefined || (BigInt(`0x${features}`) & FEATURE_WP_ASYNC) === 0n) return undefined;
-    return { descriptor, inode: statSync(path).ino };
+    if (features === undefined) return undefined;
+    return { descriptor, inode: statSync(path).ino, features: BigInt(`0x${features}`) };
   } catch {
     return undefined;
   }

@@ -10,6 +10,7 @@
  */
 
 import { closeSync, openSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
 import { CheckpointError, describeError, systemErrorCode } from '../../../../src/errors.js';
@@ -31,6 +32,7 @@ import {
   newToken,
   readArming,
   removeArming,
+  unusedDescriptors,
   writeArming,
   writeTrackingDescriptors,
   type Arming,
@@ -38,10 +40,10 @@ import {
   type TrackedRange,
 } from './arming.js';
 import { discardsAreReported } from './discards.js';
-import { injectSyscall } from './inject.js';
 import { isTracked, scanWritten, visitUnpopulated } from '../../memory/pagemap.js';
 import { SpanFinder } from './span-finder.js';
 import { PAGEMAP_SCAN_KIND, pagemapScanReport } from './support.js';
+import { callInQemu } from './tracer/tracer.js';
 import {
   enableWriteTracking,
   registerRange,
@@ -53,6 +55,8 @@ import {
 const SYS_CLOSE = 3;
 const SYS_PIDFD_OPEN = 434;
 const SYS_PIDFD_GETFD = 438;
+/** Time between opening a userfaultfd and choosing its features, for somebody who is in the middle of it. */
+const UNUSED_MS = 250;
 
 export interface PagemapScanOptions {
   readonly process: QemuProcess;
@@ -113,21 +117,29 @@ export class PagemapScanTracker implements DirtyTracker {
     const pagemap = openPagemap(process.pid);
     let userfaultfd: number | undefined;
     try {
-      const present = this.#takeOver(pagemap, known);
-      const remote = present ?? this.#inject();
+      const unused = unusedDescriptors(process.pid).filter(({ inode }) => inode !== known?.inode);
+      const present = await this.#takeOver(pagemap, known);
+      const remote = present ?? (await openRemote(process.pid));
       const { descriptor, inode } = remote;
-      userfaultfd = duplicate(process.pid, { descriptor });
       const unbroken =
         known?.inode === inode && known.descriptor === descriptor && this.#covered(pagemap, known);
       const token = unbroken ? known.token : newToken(process);
-      // Written first: should registering fail half-way, the next attempt finds the descriptor instead of opening one more.
+      // Written first: should this process end half-way, the next attempt finds the descriptor instead of opening one more.
       const arming = { descriptor, inode, token, ranges: unbroken ? known.ranges : this.#ranges() };
-      await writeArming(path, arming).catch((error: unknown) => {
-        // Nobody would find it again.
-        if (present === undefined) closeRemote(process.pid, remote);
+      try {
+        await writeArming(path, arming);
+        userfaultfd = duplicate(process.pid, remote);
+        if (describe(process.pid, descriptor)?.features === 0n) chooseFeatures(userfaultfd);
+      } catch (error) {
+        // Opened a moment ago and good for nothing: leave nothing behind in QEMU.
+        if (present === undefined) {
+          await closeRemote(process.pid, remote);
+          removeArming(path);
+        }
         throw error;
-      });
+      }
       this.#register(pagemap, userfaultfd);
+      await closeUnused(process.pid, unused);
       const holes = blocks.map((block) => FileHoles.open(process.pid, block));
       const sizeBytes = blocks.reduce((sum, block) => sum + block.sizeBytes, 0);
       const finder = new SpanFinder({ sizeBytes });
@@ -222,7 +234,7 @@ export class PagemapScanTracker implements DirtyTracker {
     }
     removeArming(path);
     this.close();
-    closeRemote(process.pid, armed.remote);
+    await closeRemote(process.pid, armed.remote);
   }
 
   close(): void {
@@ -264,38 +276,15 @@ export class PagemapScanTracker implements DirtyTracker {
    * was armed by a Cairn with another runtime folder, or before this one was lost. It is disarmed: two that read the marks
    * of one descriptor would clear them for each other, and whoever armed it finds it gone and compares all pages.
    */
-  #takeOver(pagemap: number, known: Arming | undefined): RemoteDescriptor | undefined {
+  async #takeOver(pagemap: number, known: Arming | undefined): Promise<RemoteDescriptor | undefined> {
     const { pid } = this.#options.process;
     if (known !== undefined && describe(pid, known.descriptor)?.inode === known.inode) return known;
     const ranges = this.#ranges().filter(({ start, sizeBytes }) =>
       isTracked(pagemap, start, start + sizeBytes),
     );
     if (ranges.length === 0) return undefined;
-    for (const other of writeTrackingDescriptors(pid)) disarm(pid, other, ranges);
+    for (const other of writeTrackingDescriptors(pid)) await disarm(pid, other, ranges);
     return undefined;
-  }
-
-  /** Opens a userfaultfd inside QEMU. */
-  #inject(): RemoteDescriptor {
-    const { pid } = this.#options.process;
-    const opened = injectSyscall(pid, SYS_USERFAULTFD, [USERFAULTFD_FLAGS]);
-    if (opened < 0) throw unavailable(`QEMU may not open a userfaultfd (${errnoName(-opened)})`);
-    try {
-      const duplicated = duplicate(pid, { descriptor: opened });
-      try {
-        const errno = enableWriteTracking(duplicated);
-        if (errno !== '') throw unavailable(`asynchronous write-protection is refused (${errno})`);
-      } finally {
-        closeSync(duplicated);
-      }
-      const remote = describe(pid, opened);
-      if (remote === undefined) throw unavailable(`descriptor ${opened} of QEMU is not what was opened`);
-      return remote;
-    } catch (error) {
-      // Opened a moment ago by nobody else: leave nothing behind in QEMU.
-      injectSyscall(pid, SYS_CLOSE, [opened]);
-      throw error;
-    }
   }
 
   #register(pagemap: number, userfaultfd: number): void {
@@ -331,7 +320,7 @@ function openPagemap(pid: number): number {
 }
 
 /** Ends the tracking of those ranges that this descriptor tracks, and closes it in QEMU if there were any. */
-function disarm(pid: number, remote: RemoteDescriptor, ranges: readonly TrackedRange[]): void {
+async function disarm(pid: number, remote: RemoteDescriptor, ranges: readonly TrackedRange[]): Promise<void> {
   const duplicated = duplicate(pid, remote);
   try {
     // Only the descriptor that a range belongs to may register it once more.
@@ -341,20 +330,36 @@ function disarm(pid: number, remote: RemoteDescriptor, ranges: readonly TrackedR
   } finally {
     closeSync(duplicated);
   }
-  closeRemote(pid, remote);
+  await closeRemote(pid, remote);
+}
+
+/** Opens a userfaultfd inside QEMU. Until features are chosen for it, it does nothing, whoever is killed here. */
+async function openRemote(pid: number): Promise<RemoteDescriptor> {
+  const opened = await callInQemu(pid, { number: SYS_USERFAULTFD, args: [USERFAULTFD_FLAGS] });
+  if (opened < 0) throw unavailable(`QEMU may not open a userfaultfd (${errnoName(-opened)})`);
+  const remote = describe(pid, opened);
+  if (remote === undefined) throw unavailable(`descriptor ${opened} of QEMU is not what was opened`);
+  return remote;
+}
+
+function chooseFeatures(userfaultfd: number): void {
+  const errno = enableWriteTracking(userfaultfd);
+  if (errno !== '') throw unavailable(`asynchronous write-protection is refused (${errno})`);
 }
 
 /** Closes the tracker's descriptor inside QEMU. */
-function closeRemote(pid: number, { descriptor, inode }: RemoteDescriptor): void {
-  injectSyscall(pid, SYS_CLOSE, [descriptor], () => {
-    // The number may have been given to another file only if QEMU closed ours; it stands still while this looks.
-    if (describe(pid, descriptor)?.inode !== inode) {
-      throw new CheckpointError(
-        'TRACKER_FAILED',
-        `descriptor ${descriptor} of QEMU is not the tracker's any more`,
-      );
-    }
-  });
+async function closeRemote(pid: number, { descriptor, inode }: RemoteDescriptor): Promise<void> {
+  await callInQemu(pid, { number: SYS_CLOSE, args: [descriptor], descriptor: { number: descriptor, inode } });
+}
+
+/** Closes those of `unused` that still are. They harm nobody, so what does not succeed is left to the next one. */
+async function closeUnused(pid: number, unused: readonly RemoteDescriptor[]): Promise<void> {
+  if (unused.length === 0) return;
+  await sleep(UNUSED_MS);
+  const still = new Set(unusedDescriptors(pid).map(({ inode }) => inode));
+  for (const remote of unused) {
+    if (still.has(remote.inode)) await closeRemote(pid, remote).catch(() => undefined);
+  }
 }
 
 /** When its descriptor is closed, the marks are of another one, or none. @throws TRACKER_OFF, VM_GONE */
