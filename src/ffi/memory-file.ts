@@ -16,5 +16,5 @@ const MFD_CLOEXEC = 1;
 export function createMemoryFile(name: string): number {
   const created = libc().syscall(SYS_MEMFD_CREATE, addressOf(Buffer.from(`${name}\0`)), MFD_CLOEXEC);
   if (created.value >= 0) return created.value;
-  throw new CheckpointError('FFI_FAILED', `memory for ${name}: ${errnoName(created.errno)}`);
+  throw new CheckpointError('FFI_FAILED', `making memory for ${name}: ${errnoName(created.errno)}`);
 }

@@ -29,7 +29,7 @@ export function openSocketPair(receiveTimeoutMs: number): SocketPair {
   const ends = new Int32Array(2);
   const made = libc().syscall(SYS_SOCKETPAIR, AF_UNIX, SOCK_STREAM_CLOEXEC, 0, addressOf(ends));
   if (made.value !== 0)
-    throw new CheckpointError('FFI_FAILED', `a pair of sockets: ${errnoName(made.errno)}`);
+    throw new CheckpointError('FFI_FAILED', `making a pair of sockets: ${errnoName(made.errno)}`);
   const pair = { ours: ends[0]!, theirs: ends[1]! };
   // struct timeval { i64 seconds, i64 microseconds }
   const limit = BigInt64Array.of(
@@ -45,7 +45,7 @@ export function openSocketPair(receiveTimeoutMs: number): SocketPair {
     limit.byteLength,
   );
   if (set.value !== 0)
-    throw new CheckpointError('FFI_FAILED', `a time limit on a socket: ${errnoName(set.errno)}`);
+    throw new CheckpointError('FFI_FAILED', `setting a time limit on a socket: ${errnoName(set.errno)}`);
   return pair;
 }
 

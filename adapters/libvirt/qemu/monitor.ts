@@ -47,7 +47,7 @@ export class LibvirtMonitor implements Monitor {
 
   /** @throws VM_UNSUPPORTED always: libvirt passes QEMU's events on only through an event loop of its own */
   onEvent(): () => void {
-    throw new CheckpointError('VM_UNSUPPORTED', 'no events of QEMU through libvirt');
+    throw new CheckpointError('VM_UNSUPPORTED', "QEMU's events do not come through libvirt");
   }
 
   /** Closes the domain's connection. */

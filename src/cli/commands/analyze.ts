@@ -42,9 +42,14 @@ export function analyzeCommand(): Command {
       'address of a running VM, or path of a trace; without one, a chain of the repository',
     )
     .option('--name <name>', 'the chain of the repository (default: that of its newest checkpoint)')
-    .option('--epoch <seconds>', 'of a running VM: how long it runs between two looks', positiveNumber, 0.5)
-    .option('--epochs <n>', 'how many of them; of a chain: the newest increments', wholeNumber(1), 32)
-    .option('--tracker <kind>', 'of a running VM: dirty tracker to use', 'auto')
+    .option('--epoch <seconds>', 'how long a running VM runs between two looks', positiveNumber, 0.5)
+    .option(
+      '--epochs <n>',
+      'how many such epochs of a running VM, or how many of the newest increments of a chain',
+      wholeNumber(1),
+      32,
+    )
+    .option('--tracker <kind>', 'dirty tracker to use on a running VM', 'auto')
     .option('--per-day <GiB>', 'what a day of checkpoints may store, for the advice', positiveNumber)
     .option('--out <file>', 'write a report with plots to this new HTML file')
     .action((subject: string | undefined, options: Options) =>

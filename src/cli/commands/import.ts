@@ -17,7 +17,7 @@ export function importCommand(): Command {
     'cairn import web1.mig --format qemu --name web1   # written by: migrate "exec:cat >web1.mig"',
   ])
     .argument('<file>', 'file to read')
-    .requiredOption('--format <format>', 'xl: a file of xl save, of a PVH guest; qemu: a migration stream')
+    .requiredOption('--format <format>', 'xl: a file of xl save; qemu: a migration stream')
     .option('--name <name>', 'chain that it belongs to (default: the name in the file; qemu has none)')
     .option('--temp <folder>', 'where memory is unpacked meanwhile (default: $TMPDIR)')
     .action((path: string, options: Options) =>

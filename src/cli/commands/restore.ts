@@ -54,13 +54,13 @@ export function restoreCommand(): Command {
     .option('--qmp <path>', 'QMP socket of the new VM (default: as recorded)')
     .option('--paused', 'leave the VM paused')
     .option('--keep-disks', 'do not roll the disks back to the checkpoint')
-    .option('--new-name <name>', 'libvirt, Xen: under this name and a new UUID')
+    .option('--new-name <name>', 'libvirt, Xen: restore under this name and a new UUID')
     .option('--new-macs', 'libvirt: new MAC addresses, which the guest uses from its next boot on')
     .option('--disk <target=path>', 'libvirt, Xen: this disk lies at PATH now (repeatable)', collect, [])
     .option('--xml-edit <command>', 'libvirt: shell command through which the domain XML goes')
     .option(
       '--guest-agent <path>',
-      "of a checkpoint taken with --freeze: socket of the guest's agent, which thaws it (default: of the command line)",
+      "socket of the guest's agent, which thaws the guest of a checkpoint taken with --freeze (default: that of the command line)",
     )
     .option('--log <path>', 'output of the new QEMU goes here')
     .action((checkpoint: string, options: Options) =>
