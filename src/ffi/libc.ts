@@ -1,10 +1,10 @@
 /**
- * The few calls of the C library and the kernel that Node.js does not offer, through koffi. Loaded on first use, so that
- * commands that touch no VM never load it.
+ * The few calls of the C library and the kernel that Node.js does not offer, through koffi. Loaded on first
+ * use, so that commands that touch no VM never load it.
  *
- * SAFETY: every call here takes raw addresses. A caller passes memory that it keeps alive for the length of the call
- * (all calls are synchronous), and lengths that lie inside it. Structures are built by the callers in typed arrays; layouts
- * are those of x86-64 Linux, which `libc()` checks.
+ * SAFETY: every call here takes raw addresses. A caller passes memory that it keeps alive for the length of
+ * the call (all calls are synchronous), and lengths that lie inside it. Structures are built by the callers
+ * in typed arrays; layouts are those of x86-64 Linux, which `libc()` checks.
  */
 
 import { getSystemErrorName } from 'node:util';
@@ -46,11 +46,17 @@ export interface Libc {
   /** sendmsg(2) with the msghdr given as bytes. */
   sendmsg(descriptor: number, header: Uint8Array, flags: number): CallResult;
   lseek(descriptor: number, offset: number, whence: number): CallResult;
-  /** malloc_trim(3): what was freed goes back to the kernel. Does nothing where the C library has no such call. */
+  /**
+   * malloc_trim(3): what was freed goes back to the kernel. Does nothing where the C library has no such
+   * call.
+   */
   mallocTrim(): void;
 }
 
-/** Address of the first byte of a view, in WebAssembly memory too. Valid until the memory grows or the view is collected. */
+/**
+ * Address of the first byte of a view, in WebAssembly memory too. Valid until the memory grows or the view is
+ * collected.
+ */
 export function addressOf(view: ArrayBufferView): bigint {
   return koffi.address(view);
 }
@@ -93,7 +99,8 @@ interface AsyncRawCall extends RawCall {
 
 function bind(): Libc {
   const library = koffi.load(null);
-  // On x86-64 integer arguments of a variadic function travel as those of any other, so fixed prototypes are right.
+  // On x86-64 a variadic function gets its integer arguments as any other function does, so fixed prototypes
+  // are right.
   const readv = library.func(
     'long process_vm_readv(int pid, void *local, unsigned long localCount, void *remote, unsigned long remoteCount, unsigned long flags)',
   ) as RawCall;
@@ -137,7 +144,10 @@ function optional(bindCall: () => RawCall): RawCall | undefined {
   }
 }
 
-/** koffi keeps errno of the last call of this thread: it is right only directly after it, or in the callback of an asynchronous one. */
+/**
+ * koffi keeps errno of the last call of this thread: it is right only directly after it, or in the callback
+ * of an asynchronous one.
+ */
 function result(raw: number | bigint): CallResult {
   const value = Number(raw);
   return value === -1 ? { value, errno: koffi.errno() } : { value, errno: 0 };

@@ -1,5 +1,6 @@
 /**
- * The digest of a frame (docs/format.md, frame digest): proves that its records were decoded to the pages they were made from.
+ * The digest of a frame (docs/format.md, frame digest): proves that its records were decoded to the pages
+ * they were made from.
  *
  *     page 0 -> hash64 --+
  *     page 1 -> hash64 --+--> hashes, 8 bytes each, little-endian -> hash64 = digest

@@ -11,7 +11,8 @@ export function fileNameOf(identity: VmIdentity): string {
 }
 
 /**
- * Writes the file under another name beside it and renames that. Not synced: the folder does not outlive the host's boot.
+ * Writes the file under another name beside it and renames that. Not synced: the folder does not outlive the
+ * host's boot.
  * @throws STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO, with the file as it was and nothing beside it
  */
 export async function writeRuntimeFile(path: string, text: string): Promise<void> {

@@ -1,9 +1,11 @@
 /**
- * One Cairn at a time for one running VM on this host. Two of them would clear each other's dirty bits.
+ * Lets one Cairn at a time work on a running VM of this host. Two of them would clear each other's dirty
+ * bits.
  *
- * The lock is a Unix socket in the abstract namespace (unix(7)), named after the running VM: the kernel gives a name to one
- * socket only and takes it back when its process ends, however that ends. No folder is involved, so that two
- * users, or two runtime folders, exclude each other too. Whoever connects is told the owner's process id.
+ * The lock is a Unix socket in the abstract namespace (unix(7)), named after the running VM: the kernel gives
+ * a name to one socket only and takes it back when its process ends, however that ends. No folder is
+ * involved, so that two users, or two runtime folders, exclude each other too. Whoever connects is told the
+ * owner's process id.
  */
 
 import { connect, createServer, type Server } from 'node:net';

@@ -1,10 +1,11 @@
 /**
- * Xen's own libraries through koffi: libxenctrl and libxenguest of the running hypervisor's release, and the stable libxenforeignmemory
- * and libxenstore. Each thread that needs them binds for itself.
+ * Xen's own libraries through koffi: libxenctrl and libxenguest of the running hypervisor's release, and the
+ * stable libxenforeignmemory and libxenstore. Each thread that needs them binds for itself.
  *
- * SAFETY: every call takes buffers that the caller keeps alive for its length, and whose sizes the callers in this folder
- * derive from the tables in `versions.ts`. Mapped guest memory is copied out and unmapped before a call returns: a view of it would
- * dangle. koffi.errno() is read directly after the call that may have set it.
+ * SAFETY: every call takes buffers that the caller keeps alive for its length, and whose sizes the callers in
+ * this folder derive from the tables in `versions.ts`. Mapped guest memory is copied out and unmapped before
+ * a call returns: a view of it would dangle. koffi.errno() is read directly after the call that may have set
+ * it.
  */
 
 import koffi from 'koffi';
@@ -25,7 +26,10 @@ const RESOURCE_GRANT_TABLE = 1;
 const QUERY_SIZE = { sizeBytes: 16, frames: 4, status: 12 } as const;
 const EINVAL = 22;
 
-/** @throws VM_UNSUPPORTED for an unknown release or missing libraries, VM_PERMISSION when the hypervisor turns us away */
+/**
+ * @throws VM_UNSUPPORTED for an unknown release or missing libraries, VM_PERMISSION when the hypervisor turns
+ *   us away
+ */
 export function bindXen(version: XenVersion): LibraryCalls {
   return new BoundXen(version);
 }
@@ -37,7 +41,7 @@ class BoundXen implements LibraryCalls {
   /** Undefined once they are closed: the library would read freed memory. */
   #handles: { readonly control: Pointer; readonly memory: Pointer } | undefined;
   #store: Pointer | null = null;
-  /** Of the last size asked for: the bitmap of a domain has the same size each time. */
+  /** Buffer for the last size that was asked for: the bitmap of a domain has the same size each time. */
   #bitmap: { readonly struct: Uint8Array; readonly address: Pointer; readonly pages: number } | undefined;
 
   constructor(version: XenVersion) {
@@ -314,7 +318,9 @@ class BoundXen implements LibraryCalls {
     return this.#store;
   }
 
-  /** Memory that may be handed to the hypervisor: the library locks it and wants its own structure around it. */
+  /**
+   * Memory that may be handed to the hypervisor: the library locks it and wants its own structure around it.
+   */
   #hypercallBuffer(pages: number): { readonly struct: Uint8Array; readonly address: Pointer } {
     if (this.#bitmap?.pages === pages) return this.#bitmap;
     this.#freeBuffer();
@@ -363,7 +369,10 @@ function load(version: XenVersion): ReturnType<typeof declareCalls> {
 
 type Library = ReturnType<typeof koffi.load>;
 
-/** Prototypes as in xenctrl.h, xenguest.h, xenforeignmemory.h and xenstore.h, with every structure as plain memory. */
+/**
+ * Prototypes as in xenctrl.h, xenguest.h, xenforeignmemory.h and xenstore.h, with every structure as plain
+ * memory.
+ */
 function declareCalls(from: Readonly<Record<'control' | 'guest' | 'memory' | 'store' | 'libc', Library>>) {
   const { control, guest, memory, store, libc } = from;
   const declare = (library: Library, prototype: string): Raw => library.func(prototype) as Raw;

@@ -1,6 +1,6 @@
 /**
- * From captured pages to records in the repository: for each share, find out which bases it lacks, fetch those
- * from the repository, have the share encode, append the frames.
+ * Turns captured pages into records of the repository: for each share, find out which bases it lacks, fetch
+ * those from the repository, have the share encode, append the frames.
  */
 
 import type { EncodeReply, MissingRequest, ShareOperations } from '../../pool/messages.js';
@@ -15,9 +15,10 @@ import { faultPoint } from '../fault-points.js';
 import { chunkRuns } from '../../bitmap/run-chunks.js';
 
 /**
- * Pages that a full copy takes at a time. It has no previous versions in which moved content could be found, and what a batch
- * needs in memory is never given back. Highest resident size of a watcher of a 1 GiB guest: 513 MiB with batches of 4096, 301
- * with 1024, 281 with 512; the base takes up to 6 % longer with 512 than with 1024, and 15 % with 256.
+ * Pages that a full copy takes at a time. It has no previous versions in which moved content could be found,
+ * and what a batch needs in memory is never given back. Highest resident size of a watcher of a 1 GiB guest:
+ * 513 MiB with batches of 4096, 301 with 1024, 281 with 512; the base takes up to 6 % longer with 512 than
+ * with 1024, and 15 % with 256.
  */
 const FULL_COPY_BATCH_PAGES = 512;
 
@@ -113,8 +114,9 @@ export class PageWriter {
   }
 
   /**
-   * One more delta on a page at the greatest depth would make reading it take more records than the format promises. It is
-   * held against the record at the bottom instead; where there is none that can be read, it is stored whole.
+   * One more delta on a page at the greatest depth would make reading it take more records than the format
+   * promises. The page is held against the record at the bottom instead; where there is none that can be
+   * read, it is stored whole.
    * @returns the contents of the bottoms, in the order of the positions they are for
    */
   async #goBack({ baseRefs, depths, whole, older }: Bases): Promise<Uint8Array> {
@@ -134,7 +136,7 @@ export class PageWriter {
     let kept = 0;
     deep.forEach((position, i) => {
       const depth = depths[position]! - bottoms.deltas[i]!;
-      // That of a patched page may be the greatest itself.
+      // The base of a patched page may lie at the greatest depth itself.
       if (depth >= MAX_DELTA_DEPTH) {
         whole[position] = 1;
         return;
@@ -148,7 +150,9 @@ export class PageWriter {
     return contents.subarray(0, kept * PAGE_SIZE_BYTES);
   }
 
-  /** Bases from the repository. Those that are not committed yet cannot be read: their pages are stored whole. */
+  /**
+   * Bases from the repository. Those that are not committed yet cannot be read: their pages are stored whole.
+   */
   async #fetch(
     { baseRefs, whole, older }: Bases,
     positions: Uint32Array,
@@ -191,7 +195,10 @@ export class PageWriter {
   }
 }
 
-/** Waits for all before it reports the first failure: nothing may still be using the writer when it is aborted. */
+/**
+ * Waits for all before it reports the first failure: nothing may still be using the writer when it is
+ * aborted.
+ */
 async function allSettledFirstError(work: readonly Promise<void>[]): Promise<void> {
   const settled = await Promise.allSettled(work);
   for (const one of settled) if (one.status === 'rejected') throw one.reason;

@@ -12,10 +12,10 @@ import { chunkRuns } from '../../bitmap/run-chunks.js';
 import { countRunPages, type PageRuns } from '../../types.js';
 
 export interface TakenPages {
-  /** To be copied. */
+  /** Pages to be copied. */
   readonly present: PageRuns;
   readonly presentCount: number;
-  /** To be recorded as zero. */
+  /** Pages to be recorded as zero. */
   readonly absent: PageRuns;
 }
 
@@ -39,7 +39,7 @@ export class PendingPages {
     this.harvested.setRuns(dirty);
     this.#pending.setRuns(dirty);
     this.#absent.clearRuns(dirty);
-    // Of a ballooned guest these may be very many small runs.
+    // A ballooned guest may have very many small runs of them.
     this.#absent.or(harvest.absent);
   }
 

@@ -1,15 +1,15 @@
 /**
  * The ledger: which committed checkpoint the dirty tracker of a running VM counts from.
  *
- * A tracker only knows "written since the last collect". Between a collect and the durable manifest the bits are gone
- * from the tracker and their pages are nowhere else: owed. One small file per running VM, in the runtime folder,
- * says so across processes:
+ * A tracker only knows "written since the last collect". Between a collect and the durable manifest the bits
+ * are gone from the tracker and their pages are nowhere else: owed. One small file per running VM, in the
+ * runtime folder, says so across processes:
  *
  *     owed                     a collect may have happened that no manifest covers: compare all pages
  *     clean, checkpoint X      every collect up to now is covered by checkpoint X of that repository
  *
- * It is written before the first collect of a checkpoint and after the manifest. Not synced to disk: if the host
- * goes down, the VM and its tracker go with it.
+ * It is written before the first collect of a checkpoint and after the manifest. Not synced to disk: if the
+ * host goes down, the VM and its tracker go with it.
  */
 
 import { readFile } from 'node:fs/promises';
@@ -34,7 +34,9 @@ export class Ledger {
     this.#path = join(runtimeDir, `ledger-${fileNameOf(identity)}`);
   }
 
-  /** Undefined when nothing was ever written, or what is there cannot be read: then nothing may be trusted. */
+  /**
+   * Undefined when nothing was ever written, or what is there cannot be read: then nothing may be trusted.
+   */
   async read(): Promise<LedgerEntry | undefined> {
     try {
       const entry = JSON.parse(await readFile(this.#path, 'utf8')) as Partial<LedgerEntry>;

@@ -1,6 +1,6 @@
 /**
- * Removes from a chain what no checkpoint needs. Newest packs first: whatever a pack that is still there is based on is there too, at any
- * moment, so that a crash leaves a chain that verifies.
+ * Removes from a chain what no checkpoint needs. Newest packs first: whatever a pack that is still there is
+ * based on is there too, at any moment, so that a crash leaves a chain that verifies.
  */
 
 import { sharedKernels } from '../../kernels/shared-kernels.js';
@@ -20,7 +20,7 @@ export interface SweepResult {
   readonly freedBytes: number;
   readonly removedObjects: number;
   readonly thinnedPacks: number;
-  /** Damage that the plan had not met, and because of which less was done. */
+  /** Damage that the plan had not met, and because of which less was removed. */
   readonly problems: readonly string[];
 }
 
@@ -62,7 +62,7 @@ export async function sweep(
       thinnedPacks++;
     } catch (error) {
       problems.push(asDamagedObject(object.key, error).message);
-      // It stays as it is, and so does everything that it may be based on.
+      // The damaged pack stays as it is, and so does everything that it may be based on.
       break;
     }
   }

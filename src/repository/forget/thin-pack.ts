@@ -1,6 +1,7 @@
 /**
- * Writes a pack anew without the records that nobody needs (docs/format.md, forgetting). References stay what they are: frames keep their
- * numbers, and so do the records in them; what goes leaves a blank record behind, or a frame of one.
+ * Writes a pack anew without the records that nobody needs (docs/format.md, forgetting). References stay what
+ * they are: frames keep their numbers, and so do the records in them; what goes leaves a blank record behind,
+ * or a frame of one.
  */
 
 import { CODEC_RAW, CODEC_RUNS } from '../../kernels/codec-ids.js';
@@ -27,7 +28,7 @@ import { makeRef } from '../../format/record-ref.js';
 import type { SweepSource } from './sweep-plan.js';
 import { digestOf } from '../../format/page-digest.js';
 
-/** zstd's own default; also of packs that were written at another one. */
+/** zstd's own default level, also for packs that were written at another level. */
 const LEVEL = 3;
 
 interface ThinFrame {
@@ -41,7 +42,8 @@ interface ThinFrame {
  * Replaces the pack.
  * @param reader of the chain, one that gives blank records
  * @returns its new length
- * @throws REPO_DAMAGED when a record does not come to the page that it should, with the pack as it was; what the backend throws
+ * @throws REPO_DAMAGED when a record does not come to the page that it should, with the pack as it was; what
+ *   the backend throws
  */
 export async function thinPack(
   { backend, repositoryId, keys }: SweepSource,
@@ -145,7 +147,7 @@ function encodeKept(
   return { bytes, kind: FRAME_KIND_PAGES, recordCount: count, isBlank: false };
 }
 
-/** In the place of any frame of which nothing is needed: an empty blob. */
+/** An empty blob, which takes the place of a frame of which nothing is needed. */
 function blankFrame(): ThinFrame {
   return {
     bytes: encodeBlobFrame(new Uint8Array(0), 0),

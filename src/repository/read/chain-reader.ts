@@ -1,8 +1,16 @@
 /**
- * Pages from their records: finds the whole page at the bottom of each chain of deltas and applies the deltas to it.
+ * Makes pages from their records: finds the whole page at the bottom of each chain of deltas and applies the
+ * deltas to it.
  *
- * Works on windows of pages, level by level: all records asked for, then all their bases, and so on. So a frame is
- * decoded about once a window however scattered its pages are, and memory is bounded by window and cache.
+ * Works on windows of pages, level by level: all records asked for, then all their bases, and so on. So a
+ * frame is decoded about once a window however scattered its pages are, and memory is bounded by window and
+ * cache.
+ *
+ *              level 1         level 2         level 3          then
+ *     slot 0   delta ───base─> delta ───base─> whole page       deltas applied from the oldest: the page
+ *     slot 1   whole page                                       nothing to apply
+ *     slot 2   delta ───base─> zero page                        the delta applied to 4096 zero bytes
+ *     slot 3   patch ──sources─> pages, read in the same way    unpacked with them as prefix
  */
 
 import { CODEC_RAW } from '../../kernels/codec-ids.js';
@@ -32,22 +40,40 @@ import {
 } from '../../format/record-ref.js';
 
 export interface ChainReaderOptions {
-  /** Budget for decoded frames, and a quarter of it for packs. Default 64 MiB: some 400 frames, more than a chain's checkpoints times its shares. */
+  /**
+   * Budget for decoded frames, and a quarter of it for packs. Default 64 MiB: some 400 frames, more than a
+   * chain's checkpoints times its shares.
+   */
   readonly cacheBytes?: number;
-  /** Whose memory is free for scratch during each synchronous step. */
+  /** Kernels whose memory is free for scratch during each synchronous step. */
   readonly kernels?: Kernels;
-  /** Pages resolved together. More costs memory (5 to 10 KiB each) and saves decoding where pages are scattered. */
+  /**
+   * Pages resolved together. More costs memory (5 to 10 KiB each) and saves decoding where pages are
+   * scattered.
+   */
   readonly windowPages?: number;
-  /** Give zero pages for records that were blanked because nobody needed them, instead of failing. Default false. */
+  /**
+   * Give zero pages for records that were blanked because nobody needed them, instead of failing. Default
+   * false.
+   */
   readonly givesBlank?: boolean;
 }
 
 export const DEFAULT_READER_CACHE_BYTES = 64 * 1024 * 1024;
-/** Default of `windowPages`. The deltas may take as much again per level, in the worst case; commonly far less. */
+/**
+ * Default of `windowPages`. The deltas may take as much again per level, in the worst case; commonly far
+ * less.
+ */
 export const WINDOW_PAGES = 2048;
-/** For whoever reads every record of a chain, as verification does: 32 MiB of pages, so that scattered records decode fewer frames twice. */
+/**
+ * For whoever reads every record of a chain, as verification does: 32 MiB of pages, so that scattered records
+ * decode fewer frames twice.
+ */
 export const VERIFY_WINDOW_PAGES = 8192;
-/** Packs opened before their turn: a page of a long chain has records in many. Each holds a descriptor or two meanwhile. */
+/**
+ * Packs opened before their turn: a page of a long chain has records in many. Each holds a descriptor or two
+ * meanwhile.
+ */
 const OPENS_AHEAD = 8;
 /** Frames being decompressed at a time, on libuv's threads. */
 const DECODES_IN_FLIGHT = 4;
@@ -85,7 +111,8 @@ export class ChainReader {
   /**
    * The contents of records, in the order of `refs`, which may repeat and be in any order; 0 = zero page.
    * @param into 4096 bytes a ref
-   * @throws REPO_DAMAGED naming pack and frame, REPO_VERSION, INTERRUPTED, and what the backend throws; then `into` is unspecified
+   * @throws REPO_DAMAGED naming pack and frame, REPO_VERSION, INTERRUPTED, and what the backend throws; then
+   *   `into` is unspecified
    */
   async readPagesByRef(refs: Float64Array, into: Uint8Array, options: CallOptions = {}): Promise<void> {
     if (into.length !== refs.length * PAGE_SIZE_BYTES) {
@@ -103,8 +130,9 @@ export class ChainReader {
   }
 
   /**
-   * As `readPagesByRef`, but down to the record that is whole, or on the zero page, at the bottom of each chain of deltas. With
-   * it, a page at the greatest depth is stored as differences once more, and at depth 1.
+   * Reads as `readPagesByRef` does, but only the record at the bottom of each chain of deltas, which is whole
+   * or on the zero page. With it, a page at the greatest depth is stored as differences once more, and at
+   * depth 1.
    * @returns the bottom of each ref, and how many deltas lie on it
    */
   readBottoms(refs: Float64Array, into: Uint8Array, options: CallOptions = {}): Promise<Bottoms> {
@@ -112,7 +140,8 @@ export class ChainReader {
   }
 
   /**
-   * As `readPagesByRef`, and beside each page what lies at the bottom of its deltas (see `readBottoms`), from one pass.
+   * Reads as `readPagesByRef` does, and in the same pass what lies at the bottom of each page's deltas (see
+   * `readBottoms`).
    * @param bottomsInto 4096 bytes a ref
    */
   readWithBottoms(
@@ -144,7 +173,10 @@ export class ChainReader {
     return bottoms;
   }
 
-  /** One decoded frame; shared with the cache, do not change it. @throws as `readPagesByRef` */
+  /**
+   * Gives one decoded frame, which is shared with the cache: do not change it.
+   * @throws as `readPagesByRef`
+   */
   async frame(packSeq: number, frame: number, options: CallOptions = {}): Promise<PageRecords> {
     const key = frameKey(packSeq, frame);
     const cached = this.#cache.get(key);
@@ -183,7 +215,7 @@ export class ChainReader {
       refs,
       Uint32Array.from(refs, (_, slot) => slot).filter((slot) => refs[slot] !== ZERO_REF),
     );
-    // Only at the top: below, it would multiply with each patch frame.
+    // The slots are parted at the top only: below, the parts would multiply with each patch frame.
     if (options.patches === MAX_DELTA_DEPTH) {
       const settled = await Promise.allSettled(
         splitLargestPack(wanted).map((part) => this.#followDown(part, window, options)),
@@ -215,7 +247,7 @@ export class ChainReader {
             if (bottoms !== undefined) {
               bottoms.refs[slot] = ref;
               bottoms.deltas[slot] = level;
-              // One on the zero page still has to be applied.
+              // A delta on the zero page still has to be applied.
               const record = recordOfRef(ref);
               if (frame.codecs[record] !== CODEC_RAW) bottomDeltas.push(slot, ref, frame, record);
             }
@@ -229,7 +261,10 @@ export class ChainReader {
     }
   }
 
-  /** Writes a whole page to its slot, or sets a delta aside. @returns the record needed next, 0 when there is none */
+  /**
+   * Writes a whole page to its slot, or sets a delta aside.
+   * @returns the record needed next, 0 when there is none
+   */
   #takeRecord(
     frame: PageRecords,
     ref: RecordRef,
@@ -274,7 +309,10 @@ export class ChainReader {
     yield* this.#fetch(missing, options);
   }
 
-  /** Reads and decodes frames, a few of them at the same time, also of different packs. @param spans in ascending order */
+  /**
+   * Reads and decodes frames, a few of them at the same time, also of different packs.
+   * @param spans in ascending order
+   */
   async *#fetch(
     spans: readonly FrameSpan[],
     options: NestedOptions,
@@ -290,7 +328,8 @@ export class ChainReader {
     const byPack = groupByPack(spans);
     for (const [i, some] of byPack.entries()) {
       for (const ahead of byPack.slice(i, i + OPENS_AHEAD)) {
-        // Its failure is met when its turn comes, or not at all after another one's.
+        // The failure is met when the turn of this frame or pack comes, or not at all when another one fails
+        // first.
         this.packs.open(ahead[0]!.pack, options).catch(() => undefined);
       }
       const { pack } = some[0]!;
@@ -299,11 +338,13 @@ export class ChainReader {
         const isPatch = stored.entry.kind === FRAME_KIND_PATCH;
         const decode = (): Promise<PageRecords> =>
           isPatch ? this.#decodePatch(pack, stored, options) : decodeFrameAsync(stored.bytes, stored);
-        // A patch reads frames of its own, and so on downwards: only the topmost ones at the same time, the others in their turn.
+        // A patch reads frames of its own, and so on downwards: only the topmost ones at the same time, the
+        // others in their turn.
         if (isPatch && options.patches < MAX_DELTA_DEPTH) inFlight.push(decode);
         else {
           const decoding = decode();
-          // Its failure is met when its turn comes, or not at all after another one's.
+          // The failure is met when the turn of this frame or pack comes, or not at all when another one
+          // fails first.
           decoding.catch(() => undefined);
           inFlight.push(() => decoding);
         }
@@ -313,10 +354,12 @@ export class ChainReader {
     while (inFlight.length > 0) yield await next();
   }
 
-  /** A patch frame needs the pages it is held against first: reads those, which may lie in patch frames again. */
+  /**
+   * A patch frame needs the pages it is held against first: reads those, which may lie in patch frames again.
+   */
   async #decodePatch(pack: number, stored: StoredFrame, options: NestedOptions): Promise<PageRecords> {
     const patch = readPatch(stored.bytes, pack, stored);
-    // One without sources, at depth 0, may lie below as many as have some.
+    // A patch frame without sources, at depth 0, may lie below as many as have some.
     if (options.patches === 0 && patch.sources.length > 0) {
       const what = `more than ${MAX_DELTA_DEPTH} patch frames lead to this one`;
       throw damaged(stored.key, what, { frame: stored.frame });
@@ -344,7 +387,7 @@ export class ChainReader {
   }
 }
 
-/** One entry a ref in each. */
+/** What lies at the bottom of each ref: one entry a ref in each array. */
 export interface Bottoms {
   readonly refs: Float64Array;
   readonly deltas: Uint8Array;
@@ -384,8 +427,9 @@ function groupByPack(spans: readonly FrameSpan[]): readonly (readonly FrameSpan[
 }
 
 /**
- * The slots whose record lies in the pack that most of them lie in, and the others. Read side by side: one part, commonly the base,
- * is many frames that are read one after the other, and the other a few that lead from one to the next.
+ * The slots whose record lies in the pack that most of them lie in, and the others. Read side by side: one
+ * part, commonly the base, is many frames that are read one after the other, and the other a few that lead
+ * from one to the next.
  */
 function splitLargestPack({ slots, refs }: Wanted): readonly Wanted[] {
   let largest = [0, 0] as readonly [number, number];

@@ -1,4 +1,7 @@
-/** Verifies one chain: its small records, every pack, every index segment against the records, every device state. */
+/**
+ * Verifies one chain: its small records, every pack, every index segment against the records, every device
+ * state.
+ */
 
 import { describeError, isCheckpointError } from '../../errors.js';
 import { sameLayout, regionOfPage, type MemoryLayout } from '../../hypervisor/memory-layout.js';
@@ -58,9 +61,12 @@ export class ChainVerifier {
   readonly #affected = new Set<string>();
   /** Packs whose turn has come. */
   readonly #begun = new Set<number>();
-  /** Packs that segments refer to and that are not there: right when they were forgotten and no map leads to them any more. */
+  /**
+   * Packs that segments refer to and that are not there. That is right when they were forgotten and no map
+   * leads to them any more.
+   */
   readonly #missing = new Map<number, unknown>();
-  /** Entries of segments that do not fit their records, by reference: right likewise. */
+  /** Entries of segments that do not fit their records, by reference. That may be right in the same way. */
   readonly #misfits = new Map<number, { readonly key: string; readonly error: unknown }>();
   #problemCount = 0;
 
@@ -104,7 +110,7 @@ export class ChainVerifier {
     for (const { key } of objects.filter((object) => object.key.startsWith(keys.locks))) {
       await this.#attempt(key, async () => {
         const bytes = await backend.load(key, undefined, this.#call).catch((error: unknown) => {
-          // Released since it was listed.
+          // The lock was released since it was listed.
           if (isCheckpointError(error, 'STORAGE_NOT_FOUND')) return undefined;
           throw error;
         });
@@ -116,7 +122,10 @@ export class ChainVerifier {
     }
   }
 
-  /** By number. Two manifests that say different things of one segment are told apart by the object itself. */
+  /**
+   * Segments by number. When two manifests say different things of one segment, the object itself tells which
+   * is wrong.
+   */
   #listedSegments(manifests: readonly Manifest[]): Map<number, ListedSegment> {
     const segments = new Map<number, ListedSegment>();
     for (const manifest of manifests) {
@@ -187,10 +196,11 @@ export class ChainVerifier {
     return {
       packs: this.#reader.packs,
       tables: this.#tables,
-      // Bases may lie in packs that nothing else leads to, once the checkpoints that wrote them are forgotten.
+      // Bases may lie in packs that nothing else leads to, once the checkpoints that wrote them are
+      // forgotten.
       onBasePack: (seq) => this.#checkPack(seq),
       onProblem: (key, error) => this.#reportError(key, error),
-      // Half of the work; the pages are the other.
+      // Frames are half of the work, and their pages the other half.
       onBytes: (sizeBytes) => this.#deps.onBytes(sizeBytes / 2),
     };
   }
@@ -242,7 +252,10 @@ export class ChainVerifier {
     }
   }
 
-  /** An entry that newer segments override in every checkpoint may lead to what was forgotten; one that counts must not. */
+  /**
+   * An entry that newer segments override in every checkpoint may lead to what was forgotten; one that counts
+   * must not.
+   */
   async #checkUsedEntries(manifests: readonly Manifest[]): Promise<void> {
     if (this.#missing.size === 0 && this.#misfits.size === 0) return;
     const { backend, repositoryId, keys } = this.#deps;
@@ -276,7 +289,7 @@ export class ChainVerifier {
     if (!isWhole) this.#affected.add(manifest.id);
   }
 
-  /** Which checkpoints cannot be read back, given what is known of all records. */
+  /** Finds the checkpoints that cannot be read back, given what is known of all records. */
   async #findAffected(manifests: readonly Manifest[]): Promise<void> {
     const { backend, repositoryId } = this.#deps;
     for (const manifest of manifests) {
@@ -302,7 +315,7 @@ export class ChainVerifier {
     return key !== keys.vm && !key.startsWith(keys.checkpoints) && !key.startsWith(keys.locks);
   }
 
-  /** Undefined when it is damaged; that is reported the first time. */
+  /** Undefined when the segment is damaged, which is reported the first time. */
   async #segment(
     entry: SegmentEntry,
     manifest: Manifest,

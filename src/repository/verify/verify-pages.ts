@@ -1,10 +1,12 @@
 /**
- * Second half of verification: decodes every record down to its page and compares the pages of each frame with the frame's
- * digest. That proves the whole way: a record applied to the wrong base gives another page, and another digest.
+ * Second half of verification: decodes every record down to its page and compares the pages of each frame
+ * with the frame's digest. That proves the whole way: a record applied to the wrong base gives another page,
+ * and another digest.
  *
- * Records are taken in the order of their pages, whatever pack they are in: the versions of a page build on each other, and
- * scattered deltas taken pack by pack would have each pack decode most of the base again. So a frame of the base is decoded
- * once or twice in all; only the hashes of the pages are kept until their frame is complete.
+ * Records are taken in the order of their pages, whatever pack they are in: the versions of a page build on
+ * each other, and scattered deltas taken pack by pack would have each pack decode most of the base again. So
+ * a frame of the base is decoded once or twice in all; only the hashes of the pages are kept until their
+ * frame is complete.
  */
 
 import type { Kernels } from '../../kernels/kernels.js';
@@ -20,7 +22,7 @@ import { BROKEN, type RecordTable } from './record-table.js';
 export interface PagesCheck {
   readonly reader: ChainReader;
   readonly kernels: Kernels;
-  /** Of all packs, by number. What is found bad is marked BROKEN. */
+  /** Records of all packs, by number of the pack. Those that are found bad are marked BROKEN. */
   readonly tables: ReadonlyMap<number, RecordTable>;
   /** Throws on what is not about damage. */
   readonly onProblem: (key: string, error: unknown) => void;
@@ -86,7 +88,7 @@ async function hashRecords(
     await check.reader.readPagesByRef(refs, pages, options);
   } catch (error) {
     if (refs.length > 1) {
-      // To find the bad ones and check the others.
+      // The halves are checked apart, to find the bad records and check the others.
       const half = refs.length >>> 1;
       const first = await hashRecords(refs.subarray(0, half), scratch, check, options);
       const second = await hashRecords(refs.subarray(half), scratch, check, options);

@@ -1,6 +1,7 @@
 /**
- * Writes pages that did not change once more, next to each other and on the record at the bottom of their deltas, so that
- * reading them takes few frames of few packs (docs/format.md, regrouping). Runs while the VM runs, chunk by chunk.
+ * Writes pages that did not change once more, next to each other and on the record at the bottom of their
+ * deltas, so that reading them takes few frames of few packs (docs/format.md, regrouping). Runs while the VM
+ * runs, chunk by chunk.
  */
 
 import { CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from '../../kernels/codec-ids.js';
@@ -14,24 +15,27 @@ import type { PageMap } from '../read/page-map.js';
 import { MAX_DELTA_DEPTH, ZERO_REF, type RecordRef } from '../../format/record-ref.js';
 import { digestOfPages } from '../../format/page-digest.js';
 
-/** Read at a time: bounds memory, at about 8 KiB a page. */
+/** Pages that are read at a time. It bounds memory, at about 8 KiB a page. */
 const CHUNK_PAGES = 1024;
-/** Frames as large as a checkpoint's own make a single page dear to read, and a page on a regrouped one takes two of them. */
+/**
+ * Bytes of a frame. Frames as large as a checkpoint's own make a single page dear to read, and a page that
+ * builds on a regrouped one takes two of them.
+ */
 const FRAME_PAYLOAD_BYTES = 32 * 1024;
 const MAX_FRAME_RECORDS = 512;
-/** A page that takes more than this costs much to store twice. */
+/** A page whose record is longer than this costs much to store twice. */
 const DENSE_PAGE_BYTES = 1024;
 
 const ZERO_PAGE = new Uint8Array(PAGE_SIZE_BYTES);
 
 export interface RegroupRequest {
-  /** Ascending; their records are committed. */
+  /** Pages to regroup, ascending; their records are committed. */
   readonly pages: Uint32Array;
-  /** Where the pages lie now. Not changed. */
+  /** Where the pages lie now. The map is not changed. */
   readonly map: PageMap;
   /** No more than about so many bytes are stored, and half of it for dense pages. */
   readonly budgetBytes: number;
-  /** Dense pages are regrouped, too. */
+  /** Whether dense pages are regrouped, too. */
   readonly dense: boolean;
   /** zstd level, 0 = off. */
   readonly level: number;
@@ -60,7 +64,7 @@ export async function regroup(request: RegroupRequest, options: CallOptions = {}
   const { pages, budgetBytes } = request;
   const result = { pages: [] as number[], refs: [] as RecordRef[], depths: [] as number[] };
   let storedBytes = 0;
-  // Used again for each chunk: V8 counts such buffers, and collects because of them.
+  // The buffers are used again for each chunk: V8 counts such memory, and collects because of it.
   const room = Math.min(CHUNK_PAGES, pages.length) * PAGE_SIZE_BYTES;
   const buffers = { contents: new Uint8Array(room), bottoms: new Uint8Array(room) };
   for (let from = 0; from < pages.length && storedBytes < budgetBytes; from += CHUNK_PAGES) {
@@ -79,7 +83,10 @@ export async function regroup(request: RegroupRequest, options: CallOptions = {}
   return result;
 }
 
-/** The pages of a chunk as new records, without those that stay where they are. Good until the buffers are used again. */
+/**
+ * The pages of a chunk as new records, without those that stay where they are. Good until the buffers are
+ * used again.
+ */
 async function readChunk(
   { map, reader }: RegroupRequest,
   pages: Uint32Array,
@@ -99,7 +106,8 @@ async function readChunk(
     const depth = map.depthOf(page) - bottoms.deltas[i]! + 1;
     let record = codec.encode(content, bottom);
     let base = record.codec === CODEC_RUNS ? bottoms.refs[i]! : ZERO_REF;
-    // It is its own bottom, or came back to what that holds; or its bottom is a patch as deep as can be.
+    // The page is its own bottom, or came back to what that holds; or its bottom is a patch as deep as can
+    // be.
     if (record.codec === CODEC_SAME || depth > MAX_DELTA_DEPTH) {
       record = codec.encode(content, ZERO_PAGE);
       base = ZERO_REF;

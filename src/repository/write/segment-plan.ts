@@ -1,4 +1,7 @@
-/** Which pages go into the index segment of a checkpoint: the policy of `index-policy.ts` applied to a map. */
+/**
+ * Decides which pages go into the index segment of a checkpoint: the policy of `index-policy.ts` applied to a
+ * map.
+ */
 
 import { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
 import { sameLayout, type MemoryLayout } from '../../hypervisor/memory-layout.js';
@@ -15,7 +18,7 @@ export interface SegmentPlan {
   readonly level: number;
   /** See `IndexPlan`. */
   readonly rise: number;
-  /** Ascending; null when no segment is needed. */
+  /** Pages of the segment, ascending; null when no segment is needed. */
   readonly pages: Uint32Array | null;
   /** Segments of the parent that stay, newest first. */
   readonly kept: readonly SegmentEntry[];
