@@ -221,8 +221,14 @@ export class LabMachine {
     while (this.isAlive()) await sleep(5);
   }
 
-  /** Kills the machine and removes its folder. */
+  /** Kills the machine and removes its folder. With CAIRN_KEEP set both stay, for whoever looks why a test failed. */
   async destroy(): Promise<void> {
+    if ((process.env.CAIRN_KEEP ?? '') !== '' && this.isAlive()) {
+      this.qmp.close();
+      running.delete(this.pid);
+      process.stderr.write(`kept: ${this.name}, process ${this.pid}, in ${this.dir}\n`);
+      return;
+    }
     await this.kill();
     rmSync(this.dir, { recursive: true, force: true });
   }
