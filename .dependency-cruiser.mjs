@@ -24,6 +24,7 @@ export const layers = [
   { name: 'contracts', folders: ['src/hypervisor'] },
   { name: 'bitmaps', folders: ['src/bitmap'] },
   { name: 'hot loops, system', folders: ['src/kernels', 'src/ffi'] },
+  { name: 'records', folders: ['src/records'] },
   { name: 'words', folders: ['src/errors.ts', 'src/text.ts'] },
   { name: 'units', folders: ['src/types.ts'] },
 ];

@@ -21,7 +21,7 @@ import {
   takeDeltas64,
   takePlanes,
 } from './byte-columns.js';
-import { damaged } from './damage.js';
+import { damaged } from '../records/damage.js';
 import { MAX_PAYLOAD_BYTES } from './frame-limits.js';
 import type { FramePlace } from './frame-place.js';
 import { isRecordRef, MAX_RECORDS_PER_FRAME, ZERO_REF } from './record-ref.js';

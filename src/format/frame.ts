@@ -19,7 +19,7 @@ import { compress, compressInBlocks, decompress, decompressAsync, MAX_LEVEL } fr
 import { encodeBody, parseBody, type FrameRecords, type PageRecords } from './frame-body.js';
 import { MAX_PATCH_RECORDS, MAX_PATCH_SOURCES, MAX_RAW_BODY_BYTES } from './frame-limits.js';
 import type { FramePlace } from './frame-place.js';
-import { damaged } from './damage.js';
+import { damaged } from '../records/damage.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { MAX_RECORDS_PER_FRAME } from './record-ref.js';
 

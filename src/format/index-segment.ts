@@ -11,7 +11,7 @@ import { createHash } from 'node:crypto';
 import { describeError } from '../errors.js';
 import { compress, decompress } from '../ffi/zstd.js';
 import { putDeltas32, putDeltas64, takeDeltas32, takeDeltas64 } from './byte-columns.js';
-import { damaged } from './damage.js';
+import { damaged } from '../records/damage.js';
 import { checkVersion, FORMAT_VERSION } from './format-version.js';
 import { isRecordRef, MAX_DELTA_DEPTH, ZERO_REF } from './record-ref.js';
 

@@ -8,7 +8,7 @@ import type { FrozenGuest, VmIdentity } from '../hypervisor/vm.js';
 import { layOut, type MemoryLayout } from '../hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../types.js';
 import { ChainKeys, idOfKey, seqOfKey } from './chain-keys.js';
-import { damaged } from './damage.js';
+import { damaged } from '../records/damage.js';
 import {
   checkVersion,
   FORMAT_NAME,
@@ -17,7 +17,7 @@ import {
   LVM_SNAPSHOT_FEATURE,
   RBD_SNAPSHOT_FEATURE,
 } from './format-version.js';
-import { JsonFields } from './json-fields.js';
+import { JsonFields } from '../records/json-fields.js';
 import { MAX_DELTA_DEPTH, MAX_FRAMES_PER_PACK, MAX_PACK_SEQ } from './record-ref.js';
 import { openSealedJson, sealJson } from './sealed-json.js';
 

@@ -10,7 +10,7 @@
 
 import { createHash } from 'node:crypto';
 
-import { damaged } from './damage.js';
+import { damaged } from '../records/damage.js';
 import { FRAME_HEADER_BYTES, FRAME_KIND_BLOB, FRAME_KIND_PAGES, FRAME_KIND_PATCH } from './frame.js';
 import { checkVersion, FORMAT_VERSION } from './format-version.js';
 import { MAX_FRAMES_PER_PACK, MAX_RECORDS_PER_FRAME } from './record-ref.js';

@@ -12,7 +12,7 @@ import { describeError } from '../errors.js';
 import { compress, compressWithPrefix, decompress, decompressWithPrefix } from '../ffi/zstd.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { putDeltas32, putDeltas64, takeDeltas32, takeDeltas64 } from './byte-columns.js';
-import { damaged } from './damage.js';
+import { damaged } from '../records/damage.js';
 import {
   checkFrame,
   ENTROPY_ZSTD,

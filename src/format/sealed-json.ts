@@ -9,7 +9,7 @@
 import { createHash } from 'node:crypto';
 
 import type { JsonObject } from '../types.js';
-import { damaged } from './damage.js';
+import { damaged } from '../records/damage.js';
 
 /** Far more than any manifest needs; keeps a hostile file from filling memory. */
 export const MAX_SEALED_BYTES = 64 * 1024 * 1024;

@@ -16,7 +16,7 @@ import { isCertainlyGone, thisProcess, type ProcessOwner } from '../host/process
 import type { JsonObject } from '../types.js';
 import type { ChainKeys } from '../format/chain-keys.js';
 import { checkVersion, FORMAT_NAME, FORMAT_VERSION } from '../format/format-version.js';
-import { JsonFields } from '../format/json-fields.js';
+import { JsonFields } from '../records/json-fields.js';
 import { openSealedJson, sealJson } from '../format/sealed-json.js';
 
 export interface LockOwner extends ProcessOwner {

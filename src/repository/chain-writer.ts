@@ -11,7 +11,7 @@ import { ChainKeys, chainKey, ownerTag, seqOfKey } from '../format/chain-keys.js
 import { ChainLock } from './chain-lock.js';
 import { ChainReader, type ChainReaderOptions } from './read/chain-reader.js';
 import { CheckpointWriter, type WritePoint } from './write/checkpoint-writer.js';
-import type { DamagedObject } from '../format/damage.js';
+import type { DamagedObject } from '../records/damage.js';
 import { forgetHeld, type ForgetOptions, type ForgetResult } from './forget/forget.js';
 import type { KeepPolicy } from './forget/keep-policy.js';
 import { loadMap } from './read/load-map.js';

@@ -4,9 +4,9 @@ import { CheckpointError, isCheckpointError } from '../errors.js';
 import type { VmIdentity } from '../hypervisor/vm.js';
 import type { CallOptions, StorageBackend } from '../storage/backend.js';
 import { chainKey, type ChainKeys } from '../format/chain-keys.js';
-import { damaged } from '../format/damage.js';
+import { damaged } from '../records/damage.js';
 import { checkVersion, FORMAT_NAME, FORMAT_VERSION } from '../format/format-version.js';
-import { JsonFields } from '../format/json-fields.js';
+import { JsonFields } from '../records/json-fields.js';
 import { openSealedJson, sealJson } from '../format/sealed-json.js';
 
 export interface VmRecord {

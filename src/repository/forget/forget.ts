@@ -8,7 +8,7 @@ import type { CallOptions } from '../../storage/backend.js';
 import type { Calendar } from './calendar.js';
 import { idOfKey } from '../../format/chain-keys.js';
 import { ChainLock } from '../chain-lock.js';
-import type { DamagedObject } from '../../format/damage.js';
+import type { DamagedObject } from '../../records/damage.js';
 import { select, type KeepPolicy, type KeptCheckpoint } from './keep-policy.js';
 import { loadManifest, loadManifests } from '../read/manifest-store.js';
 import { manifestKey, type Manifest } from '../../format/manifest.js';

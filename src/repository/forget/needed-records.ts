@@ -4,7 +4,7 @@
  */
 
 import type { CallOptions } from '../../storage/backend.js';
-import { asDamagedObject, damaged } from '../../format/damage.js';
+import { asDamagedObject, damaged } from '../../records/damage.js';
 import type { OpenPack, PackReader } from '../read/pack-reader.js';
 import { frameOfRef, makeRef, packOfRef, recordOfRef, ZERO_REF } from '../../format/record-ref.js';
 

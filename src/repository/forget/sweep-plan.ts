@@ -13,7 +13,7 @@
 
 import type { CallOptions, StorageBackend, StoredObject } from '../../storage/backend.js';
 import { ownerTag, seqOfKey, type ChainKeys } from '../../format/chain-keys.js';
-import { asDamagedObject, damaged, type DamagedObject } from '../../format/damage.js';
+import { asDamagedObject, damaged, type DamagedObject } from '../../records/damage.js';
 import { effectiveRefs } from '../read/effective-refs.js';
 import {
   decodeFrameAsync,

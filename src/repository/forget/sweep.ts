@@ -6,7 +6,7 @@
 import { sharedKernels } from '../../kernels/shared-kernels.js';
 import type { CallOptions, StoredObject } from '../../storage/backend.js';
 import { ChainReader, VERIFY_WINDOW_PAGES } from '../read/chain-reader.js';
-import { asDamagedObject } from '../../format/damage.js';
+import { asDamagedObject } from '../../records/damage.js';
 import { keepHighestNumber } from '../write/sequence-mark.js';
 import type { SweepPlan, SweepSource } from './sweep-plan.js';
 import { thinPack } from './thin-pack.js';

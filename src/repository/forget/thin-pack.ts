@@ -11,7 +11,7 @@ import { PAGE_SIZE_BYTES } from '../../types.js';
 import { BLANK_CONTROL, BLANK_DATA } from '../../format/blank-record.js';
 import { ownerTag } from '../../format/chain-keys.js';
 import type { ChainReader } from '../read/chain-reader.js';
-import { damaged } from '../../format/damage.js';
+import { damaged } from '../../records/damage.js';
 import {
   decodeFrame,
   encodeBlobFrame,

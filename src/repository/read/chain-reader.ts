@@ -21,7 +21,7 @@ import type { CallOptions, StorageBackend } from '../../storage/backend.js';
 import { PAGE_SIZE_BYTES } from '../../types.js';
 import { isBlankRecord } from '../../format/blank-record.js';
 import { ChainKeys, ownerTag } from '../../format/chain-keys.js';
-import { damaged } from '../../format/damage.js';
+import { damaged } from '../../records/damage.js';
 import { DeltaStash } from './delta-stash.js';
 import { FrameCache } from './frame-cache.js';
 import { decodeBlobFrame, decodeFrameAsync, FRAME_KIND_PATCH, type PageRecords } from '../../format/frame.js';

@@ -12,7 +12,7 @@ import { throwIfInterrupted } from '../../storage/interrupted.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../../types.js';
 import { ChainKeys } from '../../format/chain-keys.js';
 import { ChainReader, WINDOW_PAGES, type ChainReaderOptions } from './chain-reader.js';
-import { damaged } from '../../format/damage.js';
+import { damaged } from '../../records/damage.js';
 import { orGone } from './gone.js';
 import { loadMap } from './load-map.js';
 import type { Manifest } from '../../format/manifest.js';

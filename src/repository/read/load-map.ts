@@ -3,7 +3,7 @@
 import { isCheckpointError } from '../../errors.js';
 import type { CallOptions, StorageBackend } from '../../storage/backend.js';
 import { ChainKeys, ownerTag } from '../../format/chain-keys.js';
-import { damaged } from '../../format/damage.js';
+import { damaged } from '../../records/damage.js';
 import { decodeSegment, type IndexEntries } from '../../format/index-segment.js';
 import { manifestKey, type Manifest, type SegmentEntry } from '../../format/manifest.js';
 import { PageMap } from './page-map.js';

@@ -3,7 +3,7 @@
 import { isCheckpointError } from '../../errors.js';
 import type { CallOptions, StorageBackend, StoredObject } from '../../storage/backend.js';
 import { idOfKey, seqOfKey, type ChainKeys } from '../../format/chain-keys.js';
-import { asDamagedObject, damaged, type DamagedObject } from '../../format/damage.js';
+import { asDamagedObject, damaged, type DamagedObject } from '../../records/damage.js';
 import { decodeManifest, type Manifest } from '../../format/manifest.js';
 import { MAX_SEALED_BYTES } from '../../format/sealed-json.js';
 

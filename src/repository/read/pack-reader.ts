@@ -6,7 +6,7 @@
 import { isCheckpointError } from '../../errors.js';
 import type { CallOptions, StorageBackend } from '../../storage/backend.js';
 import type { ChainKeys } from '../../format/chain-keys.js';
-import { damaged } from '../../format/damage.js';
+import { damaged } from '../../records/damage.js';
 import type { PackEntry } from '../../format/manifest.js';
 import {
   checkPackHeader,

@@ -13,7 +13,7 @@ import { seqOfKey } from '../../format/chain-keys.js';
 import { decodeLock } from '../chain-lock.js';
 import { ChainReader, VERIFY_WINDOW_PAGES } from '../read/chain-reader.js';
 import { CheckpointReader } from '../read/checkpoint-reader.js';
-import { damaged, type DamagedObject } from '../../format/damage.js';
+import { damaged, type DamagedObject } from '../../records/damage.js';
 import { checkpointGone, isAbsent } from '../read/gone.js';
 import type { IndexEntries } from '../../format/index-segment.js';
 import { MAX_SEGMENTS } from '../../format/index-policy.js';

@@ -4,7 +4,7 @@
  */
 
 import type { CallOptions } from '../../storage/backend.js';
-import { damaged } from '../../format/damage.js';
+import { damaged } from '../../records/damage.js';
 import { decodeBlobFrame, decodeFrameAsync, FRAME_KIND_BLOB, FRAME_KIND_PATCH } from '../../format/frame.js';
 import type { OpenPack, PackReader, StoredFrame } from '../read/pack-reader.js';
 import { readPatch } from '../../format/patch-frame.js';

@@ -13,7 +13,7 @@ import type { Kernels } from '../../kernels/kernels.js';
 import type { CallOptions } from '../../storage/backend.js';
 import { PAGE_SIZE_BYTES } from '../../types.js';
 import { VERIFY_WINDOW_PAGES, type ChainReader } from '../read/chain-reader.js';
-import { damaged } from '../../format/damage.js';
+import { damaged } from '../../records/damage.js';
 import { FRAME_KIND_BLOB } from '../../format/frame.js';
 import { digestOfHashes, hashOf } from '../../format/page-digest.js';
 import { makeRef, packOfRef } from '../../format/record-ref.js';

@@ -5,7 +5,7 @@
 
 import type { StoredObject } from '../../storage/backend.js';
 import { CONFIG_KEY, ChainKeys, chainKey, chainOfKey } from '../../format/chain-keys.js';
-import { asDamagedObject, type DamagedObject } from '../../format/damage.js';
+import { asDamagedObject, type DamagedObject } from '../../records/damage.js';
 import { Repository } from '../repository.js';
 import { ChainVerifier } from './verify-chain.js';
 
