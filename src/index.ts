@@ -1,5 +1,7 @@
 /** Cairn as a library. The CLI is a thin layer on what is exported here. */
 
+import { DISK_DRIVERS } from '../adapters/disks/disk-drivers.js';
+import type { DiskDriverKind } from '../adapters/disks/disk-means.js';
 import { kvmHypervisor } from '../adapters/kvm/kvm-hypervisor.js';
 import { libvirtHypervisor } from '../adapters/libvirt/libvirt-hypervisor.js';
 import { xenHypervisor } from '../adapters/xen/xen-hypervisor.js';
@@ -8,6 +10,11 @@ import { HypervisorRegistry } from './hypervisor/registry.js';
 /** The hypervisors Cairn comes with. */
 export function hypervisors(): HypervisorRegistry {
   return new HypervisorRegistry([kvmHypervisor, libvirtHypervisor, xenHypervisor]);
+}
+
+/** The disk drivers Cairn comes with, in the order in which a checkpoint prefers them. */
+export function diskDriverKinds(): readonly DiskDriverKind[] {
+  return DISK_DRIVERS;
 }
 
 export { CheckpointSession, type CheckpointOptions, type SessionOptions } from './checkpoint/session.js';

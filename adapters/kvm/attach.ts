@@ -23,7 +23,7 @@ export function socketPathOf(address: string): string {
 /** @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, VM_UNSUPPORTED, VM_GONE, QMP_PROTOCOL */
 export async function attachKvm(
   address: string,
-  { runtimeDir, guestAgent, volumeSnapshotSize, signal }: AttachOptions,
+  { runtimeDir, guestAgent, diskOptions, signal }: AttachOptions,
 ): Promise<KvmVm> {
   const socketPath = socketPathOf(address);
   const monitor = await QmpClient.connect(socketPath, { signal });
@@ -32,7 +32,7 @@ export async function attachKvm(
     const process = await qemuProcess(peerPid(monitor.descriptor), socketPath);
     const agentPath = guestAgent === undefined ? undefined : resolve(guestAgent);
     return await KvmVm.attach(
-      { address, runtimeDir, socketPath, agentPath, volumeSnapshotSize },
+      { address, runtimeDir, socketPath, agentPath, diskOptions },
       { monitor, process },
     );
   } catch (error) {

@@ -2,7 +2,7 @@
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { attachKvm } from './attach.js';
-import { dropStoredSnapshots } from '../disks/stored-snapshots.js';
+import { disksOfStoppedQemu } from '../disks/disk-drivers.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
 import { IMPORT_FORMATS, importMigration } from './import.js';
 import { restoreCheckpoint } from './restore/restore.js';
@@ -13,7 +13,7 @@ export const kvmHypervisor: Hypervisor = {
   exportFormats: EXPORT_FORMATS,
   importFormats: IMPORT_FORMATS,
   importFrom: importMigration,
-  dropDiskSnapshots: dropStoredSnapshots,
+  recordedDisks: disksOfStoppedQemu,
   attach: attachKvm,
   restore: restoreCheckpoint,
   exportTo: exportCheckpoint,

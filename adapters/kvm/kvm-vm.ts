@@ -1,18 +1,18 @@
 /** A running QEMU as the core sees it. The parts are in the files beside; this one puts them together. */
 
-import { CheckpointError, describeError } from '../../src/errors.js';
+import { CheckpointError } from '../../src/errors.js';
 import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
 import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../src/hypervisor/disks.js';
+import type { VmDisks } from '../../src/hypervisor/disks.js';
+import type { DiskDriverOptions } from '../../src/hypervisor/hypervisor.js';
 import type { RunState, Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
-import { withFrozenLayers } from '../disks/frozen-layers.js';
-import { DEFAULT_SNAPSHOT_SIZE, LvmDisks, snapshotSizeArguments } from '../disks/lvm/lvm-disks.js';
-import { RbdDisks } from '../disks/rbd/rbd-disks.js';
+import { DriverDisks, folderOf } from '../disks/disk-drivers.js';
+import { monitorImages, monitorOverlays } from '../disks/qcow2/monitor-snapshots.js';
+import { listDisks } from '../qemu/block-devices.js';
 import { COMPARE_KIND, compareReport, CompareTracker } from './trackers/compare-tracker.js';
 import { DeviceState } from '../qemu/device-state.js';
-import { dropDiskSnapshots, listDisks, snapshotDisks } from '../disks/qcow2/qcow2-disks.js';
 import { describeGuestReader } from './memory/guest-reader.js';
 import type { GuestAgent } from './run/guest-agent/guest-agent.js';
 import { recordedAgentPath } from './run/guest-agent/agent-path.js';
@@ -34,7 +34,6 @@ import { recoverStream, streamMarkerPath } from './trackers/qmp-stream/stream-ma
 import { QMP_STREAM_KIND, qmpStreamReport } from './trackers/qmp-stream/support.js';
 import { QmpStreamTracker } from './trackers/qmp-stream/tracker.js';
 import type { QuietVm } from './trackers/quiet-vm.js';
-import { asText } from '../qemu/qmp-json.js';
 import { listRamBlocks, RamBlocks, type RamBlock } from './memory/ram-blocks.js';
 import { RunStateControl } from './run/run-state.js';
 import { SOFT_DIRTY_KIND, softDirtyReport } from './trackers/soft-dirty/support.js';
@@ -47,8 +46,7 @@ export interface KvmVmOptions {
   readonly socketPath: string;
   /** Socket of the guest's agent, absolute; default: the one that QEMU's command line has. */
   readonly agentPath?: string | undefined;
-  /** See `AttachOptions.volumeSnapshotSize`. */
-  readonly volumeSnapshotSize?: string | undefined;
+  readonly diskOptions?: DiskDriverOptions | undefined;
 }
 
 export interface KvmVmDeps {
@@ -73,13 +71,12 @@ export class KvmVm implements Vm {
   readonly address: string;
   readonly identity: VmIdentity;
   readonly machine: JsonObject;
+  readonly disks: VmDisks;
   readonly #options: KvmVmOptions;
   readonly #deps: KvmVmDeps;
   readonly #ramBlocks: RamBlocks;
   readonly #runState: RunStateControl;
   readonly #freezer: GuestFreezer;
-  readonly #volumes = new LvmDisks();
-  readonly #images = new RbdDisks();
   #memory: KnownMemory | undefined;
   #deviceState: Promise<DeviceState> | undefined;
   /** The same once it is there. */
@@ -97,6 +94,13 @@ export class KvmVm implements Vm {
     this.machine = machine;
     this.#options = options;
     this.#deps = deps;
+    this.disks = new DriverDisks({
+      list: () => listDisks(deps.monitor),
+      cwd: folderOf(machine),
+      images: monitorImages(deps.monitor),
+      overlays: monitorOverlays(deps.monitor),
+      options: options.diskOptions,
+    });
     this.#ramBlocks = new RamBlocks(deps.monitor, deps.process, options.runtimeDir);
     const agentPath = deps.agent === undefined ? (options.agentPath ?? recordedAgentPath(machine)) : '';
     this.#runState = new RunStateControl({
@@ -118,8 +122,6 @@ export class KvmVm implements Vm {
 
   /** Changes nothing, except that a VM which a killed Cairn left paused is resumed. @throws VM_GONE, VM_PERMISSION, QMP_COMMAND, USAGE */
   static async attach(options: KvmVmOptions, deps: KvmVmDeps): Promise<KvmVm> {
-    // Not in the pause, where it would be found out otherwise.
-    snapshotSizeArguments(options.volumeSnapshotSize ?? DEFAULT_SNAPSHOT_SIZE);
     const vm = new KvmVm(options, deps, await machineFacts(deps.monitor, deps.process, options.socketPath));
     const hadStream = await recoverStream(streamMarkerPath(options.runtimeDir, deps.process), deps.monitor);
     if (hadStream)
@@ -232,46 +234,6 @@ export class KvmVm implements Vm {
 
   thaw(): Promise<void> {
     return this.#freezer.thaw();
-  }
-
-  async disks(): Promise<readonly VmDisk[]> {
-    return this.#images.describe(await this.#volumes.describe(await listDisks(this.#deps.monitor)));
-  }
-
-  checkStorage(): Promise<boolean> {
-    return this.#images.checkAnswers();
-  }
-
-  foreignSnapshots(name: string, disks: readonly VmDisk[], mode: DiskSnapshotMode): readonly DiskSnapshot[] {
-    if (mode === 'lvm') return this.#volumes.plan(name, disks);
-    return mode === 'rbd' ? this.#images.plan(name, disks) : [];
-  }
-
-  async snapshotDisks(
-    name: string,
-    disks: readonly VmDisk[],
-    mode: DiskSnapshotMode,
-  ): Promise<readonly DiskSnapshot[]> {
-    if (mode === 'lvm') return this.#volumes.snapshot(name, disks, this.#options.volumeSnapshotSize);
-    if (mode === 'rbd') return this.#images.snapshot(name, disks);
-    const snapshots = await snapshotDisks(this.#deps.monitor, name, disks, mode);
-    return withFrozenLayers(snapshots, disks, asText(this.machine.cwd) || '/');
-  }
-
-  async dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    const taken = (...modes: readonly DiskSnapshotMode[]): readonly DiskSnapshot[] =>
-      snapshots.filter(({ mode }) => modes.includes(mode));
-    const drops = [
-      () => this.#volumes.drop(taken('lvm')),
-      () => this.#images.drop(taken('rbd')),
-      () => dropDiskSnapshots(this.#deps.monitor, taken('internal', 'external')),
-    ];
-    const failures: unknown[] = [];
-    for (const drop of drops) await drop().catch((error: unknown) => failures.push(error));
-    if (failures.length > 1) {
-      throw new CheckpointError('DISK_SNAPSHOT_FAILED', failures.map(describeError).join('; '));
-    }
-    if (failures.length === 1) throw failures[0];
   }
 
   async close(): Promise<void> {

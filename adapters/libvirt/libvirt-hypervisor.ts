@@ -1,7 +1,7 @@
 /** VMs that libvirt owns, as one of Cairn's hypervisors. */
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
-import { dropStoredSnapshots } from '../disks/stored-snapshots.js';
+import { disksOfStoppedQemu } from '../disks/disk-drivers.js';
 import { LIBVIRT_SCHEME } from './address.js';
 import { EXPORT_FORMATS, exportDomain } from './restore/export.js';
 import { attachDomain, LIBVIRT_NAME } from './libvirt-vm.js';
@@ -11,7 +11,7 @@ export const libvirtHypervisor: Hypervisor = {
   name: LIBVIRT_NAME,
   schemes: [LIBVIRT_SCHEME],
   exportFormats: EXPORT_FORMATS,
-  dropDiskSnapshots: dropStoredSnapshots,
+  recordedDisks: disksOfStoppedQemu,
   attach: attachDomain,
   restore: restoreDomain,
   exportTo: exportDomain,

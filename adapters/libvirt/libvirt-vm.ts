@@ -6,16 +6,19 @@ import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
 import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../src/hypervisor/disks.js';
+import type { VmDisk, VmDisks } from '../../src/hypervisor/disks.js';
 import type { RunState, Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { JsonObject } from '../../src/types.js';
-import { withFrozenLayers } from '../disks/frozen-layers.js';
+import { DriverDisks, folderOf } from '../disks/disk-drivers.js';
+import { monitorImages } from '../disks/qcow2/monitor-snapshots.js';
 import { KvmVm } from '../kvm/kvm-vm.js';
 import { QMP_STREAM_KIND } from '../kvm/trackers/qmp-stream/support.js';
+import { listDisks } from '../qemu/block-devices.js';
+import type { Monitor } from '../qemu/monitor.js';
 import { sweepRuntimeDir } from '../qemu/runtime-files.js';
 import { parseDomainAddress } from './address.js';
-import { snapshotExternally } from './qemu/external-snapshot.js';
+import { libvirtOverlays } from './qemu/external-snapshot.js';
 import { LibvirtConnection } from './native/connection.js';
 import { DomainAgent } from './qemu/domain-agent.js';
 import { domainProcess } from './domain-process.js';
@@ -30,6 +33,8 @@ export const LIBVIRT_NAME = 'libvirt';
 
 interface Parts {
   readonly qemu: KvmVm;
+  readonly monitor: Monitor;
+  readonly diskOptions: AttachOptions['diskOptions'];
   readonly domain: LibvirtDomain;
   readonly xml: string;
   readonly waitJobMs: number | undefined;
@@ -39,7 +44,7 @@ interface Parts {
 /** @throws VM_ADDRESS, VM_UNSUPPORTED, VM_UNREACHABLE, VM_PERMISSION, VM_STATE, VM_GONE */
 export async function attachDomain(
   address: string,
-  { runtimeDir, waitJobMs, guestAgent, volumeSnapshotSize, signal }: AttachOptions,
+  { runtimeDir, waitJobMs, guestAgent, diskOptions, signal }: AttachOptions,
 ): Promise<LibvirtVm> {
   const { uri, domain: wanted } = parseDomainAddress(address);
   if (guestAgent !== undefined) {
@@ -61,17 +66,18 @@ export async function attachDomain(
     await domain.awaitNoJob(waitJobMs, signal);
     const process = await domainProcess(domain);
     await sweepRuntimeDir(runtimeDir);
+    const monitor = new LibvirtMonitor(domain);
     const qemu = await KvmVm.attach(
-      { address, runtimeDir, socketPath: '', volumeSnapshotSize },
+      { address, runtimeDir, socketPath: '', diskOptions },
       {
-        monitor: new LibvirtMonitor(domain),
+        monitor,
         process,
         guard: libvirtGuard(domain),
         agent: new DomainAgent(domain),
         streamManager: streamManager(domain, waitJobMs, signal),
       },
     );
-    return new LibvirtVm({ qemu, domain, waitJobMs, signal, xml: await domain.xml() });
+    return new LibvirtVm({ qemu, monitor, domain, diskOptions, waitJobMs, signal, xml: await domain.xml() });
   } catch (error) {
     await connection.close();
     throw error;
@@ -81,13 +87,14 @@ export async function attachDomain(
 export class LibvirtVm implements Vm {
   readonly address: string;
   readonly identity: VmIdentity;
+  readonly disks: VmDisks;
   readonly #parts: Parts;
   #xml: string;
   /** The tracker in use has the domain stopped by a migration, or asks for the pause in the middle of one. */
   #isStreamed = false;
 
   constructor(parts: Parts) {
-    const { qemu, domain } = parts;
+    const { qemu, domain, monitor } = parts;
     this.address = qemu.address;
     this.identity = {
       ...qemu.identity,
@@ -97,6 +104,19 @@ export class LibvirtVm implements Vm {
     };
     this.#parts = parts;
     this.#xml = parts.xml;
+    this.disks = new DriverDisks({
+      list: async () => {
+        // The first that a checkpoint asks for, also of a domain that is paused already.
+        this.#xml = await domain.xml();
+        return listDisks(monitor);
+      },
+      foreign: () => disksIn(this.#xml).flatMap((disk) => (disk.type === 'vhostuser' ? asForeign(disk) : [])),
+      cwd: folderOf(qemu.machine),
+      // libvirt takes an internal snapshot of a running domain only together with its memory: those are QEMU's own.
+      images: monitorImages(monitor),
+      overlays: libvirtOverlays(domain, () => this.#xml),
+      options: parts.diskOptions,
+    });
   }
 
   /** As of a QEMU, and: domainXml as of the last pause, libvirtUri. */
@@ -156,35 +176,6 @@ export class LibvirtVm implements Vm {
     return this.#parts.qemu.thaw();
   }
 
-  async disks(): Promise<readonly VmDisk[]> {
-    // The first that a checkpoint asks for, also of a domain that is paused already.
-    this.#xml = await this.#parts.domain.xml();
-    const foreign = disksIn(this.#xml).filter(({ type }) => type === 'vhostuser');
-    return [...(await this.#parts.qemu.disks()), ...foreign.map(withoutSnapshots)];
-  }
-
-  checkStorage(): Promise<boolean> {
-    return this.#parts.qemu.checkStorage();
-  }
-
-  foreignSnapshots(name: string, disks: readonly VmDisk[], mode: DiskSnapshotMode): readonly DiskSnapshot[] {
-    return this.#parts.qemu.foreignSnapshots(name, disks, mode);
-  }
-
-  async snapshotDisks(
-    name: string,
-    disks: readonly VmDisk[],
-    mode: DiskSnapshotMode,
-  ): Promise<readonly DiskSnapshot[]> {
-    const { qemu, domain } = this.#parts;
-    if (mode !== 'external') return qemu.snapshotDisks(name, disks, mode);
-    return withFrozenLayers(await snapshotExternally(domain, this.#xml, name, disks), disks, '/');
-  }
-
-  dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    return this.#parts.qemu.dropDiskSnapshots(snapshots);
-  }
-
   /** The connection to libvirt ends with it. */
   close(): Promise<void> {
     return this.#parts.qemu.close();
@@ -192,6 +183,6 @@ export class LibvirtVm implements Vm {
 }
 
 /** A disk that another process serves: QEMU knows only the device, and nobody here can snapshot it. */
-function withoutSnapshots({ target, path, format, isWritable }: DomainDisk): VmDisk {
+function asForeign({ target, path, format, isWritable }: DomainDisk): VmDisk {
   return { id: target, path, format, writable: isWritable, virtualSizeBytes: 0, snapshotModes: [] };
 }

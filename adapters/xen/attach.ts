@@ -31,7 +31,7 @@ export function domainNameOf(address: string): string {
  */
 export async function attachXen(
   address: string,
-  { runtimeDir, volumeSnapshotSize }: AttachOptions,
+  { runtimeDir, diskOptions }: AttachOptions,
   guard?: GuardProgram,
 ): Promise<XenVm> {
   const name = domainNameOf(address);
@@ -49,7 +49,7 @@ export async function attachXen(
         name: textOf(objectOf(config.c_info).name),
         uuid: domain.info().uuid,
         config,
-        volumeSnapshotSize,
+        diskOptions,
         bootId: readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').slice(0, 8),
       },
       {

@@ -18,10 +18,8 @@ import type {
 } from '../../src/hypervisor/restore.js';
 import type { Json, JsonObject } from '../../src/types.js';
 import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
-import { checkSnapshots, rollBack } from '../disks/qcow2/qcow2-restore.js';
 import { pushStream } from '../qemu/stream/push.js';
-import { untestedImages } from './devices/disks.js';
-import { writersOf } from './devices/image-writers.js';
+import { disksOfStoppedDomain } from './devices/recorded-disks.js';
 import { saveContentOf } from './stream/save-file.js';
 import { lastAfter } from './stream/last-after.js';
 import { writeSaveFile } from './stream/writer.js';
@@ -36,7 +34,8 @@ export async function restoreCheckpoint(
 ): Promise<RestoreResult> {
   refuseForeignOptions(request);
   const disks = request.keepDisks ? [] : recordedDisks(source, request.edits);
-  if (disks.some(({ mode }) => mode === 'rbd')) throw untestedImages('VM_UNSUPPORTED');
+  const drivers = disksOfStoppedDomain();
+  drivers.refuseUnknown(disks);
   const content = await saveContentOf(source, (config) => edited(config, request.edits), request.signal);
   const name = textOf(objectOf((JSON.parse(content.config) as JsonObject).c_info).name);
   if (await isTaken(name)) {
@@ -44,8 +43,7 @@ export async function restoreCheckpoint(
       hint: 'xl destroy it, or restore under another name with --new-name',
     });
   }
-  await checkSnapshots(disks);
-  await refuseDisksInUse(disks);
+  await drivers.check(disks);
   const totalPages = content.state.presentFrames.reduce(
     (sum, value, i) => (i % 2 === 1 ? sum + value : sum),
     0,
@@ -54,7 +52,7 @@ export async function restoreCheckpoint(
   const streamBytes = await feedXl(
     { ...content, onProgress: (done) => onProgress?.(done * 4096, totalPages * 4096) },
     request,
-    () => rollBack(disks),
+    () => drivers.rollBack(disks),
   );
   return { vmAddress: `xen:${name}`, pid: 0, running: !request.paused, streamBytes };
 }
@@ -103,22 +101,6 @@ function recordedDisks(
 ): readonly DiskSnapshot[] {
   const moved = new Set((edits?.diskPaths ?? []).map((text) => text.slice(0, text.indexOf('='))));
   return source.disks.filter(({ diskId }) => !moved.has(diskId));
-}
-
-/** Of images: of logical volumes lvm2 knows. @throws RESTORE_TARGET_BUSY */
-async function refuseDisksInUse(disks: readonly DiskSnapshot[]): Promise<void> {
-  for (const { path } of disks.filter(({ mode }) => mode !== 'lvm')) {
-    const writers = await writersOf(path);
-    if (writers.length === 0) continue;
-    throw new CheckpointError(
-      'RESTORE_TARGET_BUSY',
-      `the disk ${path} is open for writing: ${writers.join(', ')}`,
-      {
-        hint: 'destroy the domain that uses it, name a copy with --disk, or leave the disks as they are with --keep-disks',
-        detail: { path },
-      },
-    );
-  }
 }
 
 /** The first say what went wrong, the last how it ended. */

@@ -2,7 +2,7 @@
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { attachXen } from './attach.js';
-import { dropVolumeSnapshots } from './devices/drop-volume-snapshots.js';
+import { disksOfStoppedDomain } from './devices/recorded-disks.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
 import { IMPORT_FORMATS, importSaveFile } from './import.js';
 import { receiveRemus } from './remus/receive-remus.js';
@@ -15,7 +15,7 @@ export const xenHypervisor: Hypervisor = {
   importFormats: IMPORT_FORMATS,
   importFrom: importSaveFile,
   receive: (request) => receiveRemus(request),
-  dropDiskSnapshots: dropVolumeSnapshots,
+  recordedDisks: disksOfStoppedDomain,
   attach: attachXen,
   restore: restoreCheckpoint,
   exportTo: exportCheckpoint,

@@ -4,13 +4,14 @@ import { CheckpointError } from '../../src/errors.js';
 import type { DirtyTracker, TrackerReport } from '../../src/hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../src/hypervisor/disks.js';
+import type { VmDisks } from '../../src/hypervisor/disks.js';
+import type { DiskDriverOptions } from '../../src/hypervisor/hypervisor.js';
 import type { RunState, Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
-import { DEFAULT_SNAPSHOT_SIZE, LvmDisks, snapshotSizeArguments } from '../disks/lvm/lvm-disks.js';
+import { DriverDisks } from '../disks/disk-drivers.js';
 import type { GuardProgram } from '../guard/pause-guard.js';
 import type { JsonObject } from '../../src/types.js';
 import { COMPARE_KIND, compareReport, CompareTracker } from './trackers/compare-tracker.js';
-import { disksOf } from './devices/disks.js';
+import { disksOf, UNTRIED_DRIVERS } from './devices/disks.js';
 import { deviceModelProblem, type DeviceModel } from './devices/device-model.js';
 import { encodeDeviceState } from './stream/device-state.js';
 import type { XenDomain } from './domain/domain.js';
@@ -36,8 +37,7 @@ export interface XenVmOptions {
   readonly config: JsonObject;
   /** Names this run of dom0: domain ids start anew with each. */
   readonly bootId: string;
-  /** See `AttachOptions.volumeSnapshotSize`. */
-  readonly volumeSnapshotSize?: string | undefined;
+  readonly diskOptions?: DiskDriverOptions | undefined;
 }
 
 export interface XenVmDeps {
@@ -58,12 +58,11 @@ interface KnownMemory {
 export class XenVm implements Vm {
   readonly address: string;
   readonly identity: VmIdentity;
+  readonly disks: VmDisks;
   readonly #options: XenVmOptions;
   readonly #deps: XenVmDeps;
   readonly #runState: SuspendControl;
   readonly #guest: GuestMemory;
-  readonly #qcow2: Qcow2Disks;
-  readonly #volumes = new LvmDisks();
   readonly #guestKind: string;
   #memory: KnownMemory | undefined;
   /** Frames with memory behind them beyond those that the hypervisor counts as the domain's: a few are the hypervisor's own. */
@@ -90,7 +89,13 @@ export class XenVm implements Vm {
     this.#deps = deps;
     this.#guest =
       kind === 'pv' ? new PvGuestMemory(domain, options.runtimeDir) : new TranslatedMemory(domain);
-    this.#qcow2 = new Qcow2Disks(domain.domid, deviceModel?.exchange);
+    this.disks = new DriverDisks({
+      list: () => Promise.resolve(disksOf(options.config)),
+      cwd: '/',
+      images: new Qcow2Disks(domain.domid, deviceModel?.exchange),
+      untried: UNTRIED_DRIVERS,
+      options: options.diskOptions,
+    });
     this.#runState = new SuspendControl({
       domain,
       uuid: options.uuid,
@@ -104,8 +109,6 @@ export class XenVm implements Vm {
 
   /** Changes nothing, except that a guest which a killed Cairn left suspended is resumed. @throws VM_GONE, FFI_FAILED, USAGE */
   static async attach(options: XenVmOptions, deps: XenVmDeps): Promise<XenVm> {
-    // Not in the stop, where it would be found out otherwise.
-    snapshotSizeArguments(options.volumeSnapshotSize ?? DEFAULT_SNAPSHOT_SIZE);
     const vm = new XenVm(options, deps);
     if (await vm.#runState.recover()) {
       process.emitWarning(
@@ -257,34 +260,6 @@ export class XenVm implements Vm {
       );
     }
     return Promise.resolve(state);
-  }
-
-  async disks(): Promise<readonly VmDisk[]> {
-    return this.#volumes.describe(await this.#qcow2.describe(disksOf(this.#options.config)));
-  }
-
-  foreignSnapshots(name: string, disks: readonly VmDisk[], mode: DiskSnapshotMode): readonly DiskSnapshot[] {
-    return mode === 'lvm' ? this.#volumes.plan(name, disks) : [];
-  }
-
-  snapshotDisks(
-    name: string,
-    disks: readonly VmDisk[],
-    mode: DiskSnapshotMode,
-  ): Promise<readonly DiskSnapshot[]> {
-    if (mode === 'lvm') return this.#volumes.snapshot(name, disks, this.#options.volumeSnapshotSize);
-    return this.#qcow2.snapshot(name, disks, mode);
-  }
-
-  async dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    const [volumes, images] = [true, false].map((isVolume) =>
-      snapshots.filter(({ mode }) => (mode === 'lvm') === isVolume),
-    );
-    try {
-      await this.#volumes.drop(volumes!);
-    } finally {
-      if (images!.length > 0) await this.#qcow2.drop(images!);
-    }
   }
 
   async close(): Promise<void> {

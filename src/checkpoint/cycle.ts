@@ -24,7 +24,8 @@ import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
 import { CheckpointError, isCheckpointError } from '../errors.js';
 import type { DirtyTracker, MemoryPicture } from '../hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
-import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../hypervisor/disks.js';
+import type { DiskPlan } from '../disks/disk-plan.js';
+import type { DiskSnapshot } from '../hypervisor/disks.js';
 import type { FrozenGuest, Vm } from '../hypervisor/vm.js';
 import type { SharePool } from '../pool/share-pool.js';
 import { PAGE_SIZE_BYTES, expandRuns } from '../types.js';
@@ -63,14 +64,6 @@ export interface CycleDeps {
   readonly signal: AbortSignal | undefined;
   readonly onProgress: (progress: CheckpointProgress) => void;
 }
-
-/** Disks that are snapshotted in one way. */
-export interface DiskGroup {
-  readonly disks: readonly VmDisk[];
-  readonly mode: DiskSnapshotMode;
-}
-
-export type DiskPlan = readonly DiskGroup[];
 
 export interface Checked {
   /** `checkUnchanged`, under way: the checkpoint must not be committed before it is settled, nor when it fails. */
@@ -166,7 +159,7 @@ export class CheckpointCycle {
   async #pause(diskPlan: DiskPlan): Promise<Captured> {
     const { vm, tracker, policy, hook, hookContext } = this.#deps;
     await hook?.run('before-pause', hookContext);
-    const wasAsked = (await vm.checkStorage?.()) ?? false;
+    const wasAsked = await vm.disks.checkStorage();
     await this.#freeze();
     const { picture } = tracker;
     try {
@@ -206,9 +199,9 @@ export class CheckpointCycle {
       } finally {
         await saving;
       }
-      for (const { disks, mode } of diskPlan) {
+      for (const { disks, driver } of diskPlan) {
         const taken = await watch.time('disks', () =>
-          vm.snapshotDisks(hookContext.checkpointId, disks, mode),
+          vm.disks.snapshot(hookContext.checkpointId, disks, driver),
         );
         this.#snapshots = [...this.#snapshots, ...taken];
       }

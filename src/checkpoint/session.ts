@@ -7,6 +7,7 @@ import { performance } from 'node:perf_hooks';
 
 import { CheckpointError, describeError, isCheckpointError } from '../errors.js';
 import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
+import type { DiskDriverOptions } from '../hypervisor/hypervisor.js';
 import type { HypervisorRegistry } from '../hypervisor/registry.js';
 import { sameLayout } from '../hypervisor/memory-layout.js';
 import type { Vm, VmReport } from '../hypervisor/vm.js';
@@ -22,9 +23,9 @@ import { SnapshotRecord } from '../disks/begun-snapshots.js';
 import { chainNameOf } from './trust/chain-name.js';
 import { loadState, readEarly, type ChainState, type EarlyMap } from './trust/chain-state.js';
 import { CheckpointCycle } from './cycle.js';
-import { planDisks, type DiskMode } from '../disks/disk-plan.js';
+import { AUTO_DISK_MODE, planDisks, type DiskMode } from '../disks/disk-plan.js';
 import { faultPoint, type FaultPoint } from './fault-points.js';
-import { dropThroughVm, snapshotsOf, type LeftSnapshot } from '../disks/forgotten-disks.js';
+import { disksOfRunning, dropSnapshots, snapshotsOf, type LeftSnapshot } from '../disks/forgotten-disks.js';
 import { CommandHook, type Hook, type HookContext } from './pause/hooks.js';
 import { collectGarbage, letHeapGrow, returnMemory } from '../host/garbage.js';
 import { Ledger } from './trust/ledger.js';
@@ -58,8 +59,8 @@ export interface SessionOptions {
   readonly maxPauseMs?: number | undefined;
   readonly memoryOnly?: boolean | undefined;
   readonly diskMode?: DiskMode | undefined;
-  /** See `AttachOptions.volumeSnapshotSize`. */
-  readonly volumeSnapshotSize?: string | undefined;
+  /** See `AttachOptions.diskOptions`. */
+  readonly diskOptions?: DiskDriverOptions | undefined;
   /** Shell command, see `hooks.ts`. */
   readonly hook?: string | undefined;
   /** See `AttachOptions.waitJobMs`. */
@@ -137,7 +138,7 @@ export class CheckpointSession {
         runtimeDir,
         waitJobMs: options.waitJobMs,
         guestAgent: options.guestAgent,
-        volumeSnapshotSize: options.volumeSnapshotSize,
+        diskOptions: options.diskOptions,
         signal: options.signal,
       });
       cleanUp.push(() => vm.close());
@@ -173,10 +174,10 @@ export class CheckpointSession {
     await this.#followMemory();
     const { tracker, layout, pool } = this.#source;
     this.#checkFreeze(tracker);
-    const [disks, ledger] = await Promise.all([this.vm.disks(), this.#ledger.read()]);
-    const diskPlan = planDisks(disks, {
+    const [disks, ledger] = await Promise.all([this.vm.disks.list(), this.#ledger.read()]);
+    const diskPlan = planDisks(disks, this.vm.disks.drivers, {
       memoryOnly: this.#options.memoryOnly ?? false,
-      mode: this.#options.diskMode ?? 'auto',
+      mode: this.#options.diskMode ?? AUTO_DISK_MODE,
       hookCoversDisks: this.#hook !== undefined,
     });
     const parent = this.#chain.latest;
@@ -314,7 +315,8 @@ export class CheckpointSession {
     const { withDisks = false, ...more } = options;
     const onForgotten = async (removed: readonly ForgottenCheckpoint[]): Promise<void> => {
       const gone = removed.flatMap(({ manifest }) => manifest ?? []);
-      disks = withDisks ? await dropThroughVm(gone, this.vm) : snapshotsOf(gone);
+      const disksOf = disksOfRunning(this.vm);
+      disks = withDisks ? await dropSnapshots(gone, disksOf) : snapshotsOf(gone, disksOf);
     };
     // What the workers and the map keep are versions that the newest checkpoint has, so they stay good.
     const result = await this.#chain.forget(policy, new Calendar(), { ...more, onForgotten });

@@ -3,6 +3,7 @@
 import type { LeftSnapshot } from '../disks/forgotten-disks.js';
 import { formatBytes, formatTable } from '../text.js';
 import type { ForgetResult } from '../repository/forget/forget.js';
+import { diskEntry } from '../format/disk-entry.js';
 import type { Manifest } from '../format/manifest.js';
 
 export interface ForgetReport extends ForgetResult {
@@ -66,7 +67,7 @@ export function forgetFields(report: ForgetReport): Record<string, unknown> {
     problems,
     disks: disks.map(({ checkpointId, snapshot, remedy, why }) => ({
       checkpointId,
-      ...snapshot,
+      ...diskEntry(snapshot),
       remedy,
       why,
     })),

@@ -3,10 +3,13 @@
 import { type Command, Option } from 'commander';
 
 import type { SessionOptions } from '../checkpoint/session.js';
-import type { DiskMode } from '../disks/disk-plan.js';
+import { AUTO_DISK_MODE, type DiskMode } from '../disks/disk-plan.js';
+import type { DiskDriverOptions } from '../hypervisor/hypervisor.js';
+import { diskDriverKinds } from '../index.js';
 import type { SharedOptions } from './command.js';
 import { positiveNumber, wholeNumber } from './parse.js';
 
+/** Beside these, the settings of the disk drivers: see `diskOptionsOf`. */
 export interface SessionCliOptions extends SharedOptions {
   readonly name?: string;
   readonly tracker: string;
@@ -16,7 +19,6 @@ export interface SessionCliOptions extends SharedOptions {
   readonly compression?: number;
   readonly memoryOnly?: boolean;
   readonly disks: DiskMode;
-  readonly lvmSize?: string;
   readonly hook?: string;
   readonly waitJob?: number;
   readonly freeze?: true | number;
@@ -27,7 +29,7 @@ export interface SessionCliOptions extends SharedOptions {
 const FREEZE_LIMIT_S = 10;
 
 export function addSessionOptions(to: Command): Command {
-  return to
+  const withVm = to
     .option(
       '--name <name>',
       "name of the VM's chain in the repository (default: the VM's name, else its UUID)",
@@ -44,19 +46,8 @@ export function addSessionOptions(to: Command): Command {
     .option(
       '--memory-only',
       'leave the disks alone: a restore is only right with disks put back to the same instant',
-    )
-    .addOption(
-      new Option(
-        '--disks <mode>',
-        'how qcow2 disks are snapshotted in the pause; logical volumes are by lvm2 and Ceph images by rbd, beside a --hook only with lvm, rbd',
-      )
-        .choices(['auto', 'internal', 'external', 'lvm', 'rbd'])
-        .default('auto'),
-    )
-    .option(
-      '--lvm-size <size>',
-      'room for the snapshot of each thick logical volume, as lvcreate has it (default: 20%ORIGIN)',
-    )
+    );
+  return addDiskOptions(withVm)
     .option(
       '--wait-job <seconds>',
       'of a libvirt domain: wait that long for a running job (save, migration, backup) instead of refusing',
@@ -74,6 +65,40 @@ export function addSessionOptions(to: Command): Command {
     .option('--hook <command>', 'shell command run around the pause, see docs/operations.md');
 }
 
+/** `--disks`, and the settings of each driver. */
+function addDiskOptions(to: Command): Command {
+  const kinds = diskDriverKinds();
+  const byStorage = kinds.filter(({ takenBy }) => takenBy === 'storage').map(({ name }) => name);
+  to.addOption(
+    new Option(
+      '--disks <mode>',
+      'driver that snapshots all disks that it can in the pause; the others go to the first that can, ' +
+        `beside a --hook not to one of the storage (${byStorage.join(', ')})`,
+    )
+      .choices([AUTO_DISK_MODE, ...kinds.map(({ name }) => name)])
+      .default(AUTO_DISK_MODE),
+  );
+  for (const { flags, description } of kinds.flatMap(({ settings = [] }) => settings))
+    to.option(flags, description);
+  return to;
+}
+
+/** Settings that were given, for the driver that they belong to. */
+export function diskOptionsOf(options: object): DiskDriverOptions {
+  const given = options as Readonly<Record<string, unknown>>;
+  return Object.fromEntries(
+    diskDriverKinds().map(({ name, settings = [] }) => [
+      name,
+      Object.fromEntries(
+        settings.flatMap(({ flags, key }) => {
+          const value = given[new Option(flags).attributeName()];
+          return typeof value === 'string' ? [[key, value]] : [];
+        }),
+      ),
+    ]),
+  );
+}
+
 export function sessionSettings(
   options: SessionCliOptions,
 ): Omit<SessionOptions, 'repository' | 'hypervisors' | 'vm' | 'signal'> {
@@ -86,7 +111,7 @@ export function sessionSettings(
     compressionLevel: options.compression,
     memoryOnly: options.memoryOnly,
     diskMode: options.disks,
-    volumeSnapshotSize: options.lvmSize,
+    diskOptions: diskOptionsOf(options),
     hook: options.hook,
     waitJobMs: options.waitJob === undefined ? undefined : options.waitJob * 1000,
     freezeLimitMs: freezeLimitMs(options.freeze),

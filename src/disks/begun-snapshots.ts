@@ -10,10 +10,13 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { describeError, isCheckpointError } from '../errors.js';
+import { diskEntry, readDiskEntry } from '../format/disk-entry.js';
+import { JsonFields } from '../records/json-fields.js';
 import type { DiskSnapshot } from '../hypervisor/disks.js';
 import type { Vm } from '../hypervisor/vm.js';
-import type { DiskPlan } from '../checkpoint/cycle.js';
 import { fileNameOf, writeRuntimeFile } from '../host/runtime-file.js';
+import type { JsonObject } from '../types.js';
+import type { DiskPlan } from './disk-plan.js';
 
 interface BegunSnapshots {
   readonly repositoryId: string;
@@ -34,9 +37,7 @@ export class SnapshotRecord {
 
   /** Before the pause of a checkpoint. Nothing is written when nobody but the hypervisor will be asked. */
   async add(checkpointId: string, plan: DiskPlan): Promise<void> {
-    const snapshots = plan.flatMap(
-      ({ disks, mode }) => this.#vm.foreignSnapshots?.(checkpointId, disks, mode) ?? [],
-    );
+    const snapshots = plan.flatMap(({ disks, driver }) => this.#vm.disks.plan(checkpointId, disks, driver));
     if (snapshots.length === 0) return;
     const entry = { repositoryId: this.#repositoryId, checkpointId, snapshots };
     await this.#write([...(await this.#read()), entry]);
@@ -45,7 +46,7 @@ export class SnapshotRecord {
   /** After a checkpoint that certainly is not there: drops what it took. Never throws; what cannot be dropped is for `settle`. */
   async dropFailed(checkpointId: string, snapshots: readonly DiskSnapshot[], cause: unknown): Promise<void> {
     try {
-      if (snapshots.length > 0) await this.#vm.dropDiskSnapshots(snapshots);
+      if (snapshots.length > 0) await this.#vm.disks.drop(snapshots);
       if (!mayHaveLeftSnapshots(cause)) await this.#remove(checkpointId);
     } catch (error) {
       // The failure that led here is what the caller must hear of; what stays behind on the disks is said beside it.
@@ -64,7 +65,7 @@ export class SnapshotRecord {
     for (const { checkpointId, snapshots, repositoryId } of await this.#read()) {
       if (repositoryId !== this.#repositoryId) continue;
       try {
-        if (!(await isCommitted(checkpointId))) await this.#vm.dropDiskSnapshots(snapshots);
+        if (!(await isCommitted(checkpointId))) await this.#vm.disks.drop(snapshots);
         await this.#remove(checkpointId);
       } catch (error) {
         failures.push(
@@ -84,19 +85,31 @@ export class SnapshotRecord {
   /** Empty as well when what is there cannot be read: it was cut off, or is none of ours. */
   async #read(): Promise<readonly BegunSnapshots[]> {
     try {
-      const entries = JSON.parse(await readFile(this.#path, 'utf8')) as unknown;
-      return Array.isArray(entries) ? (entries as readonly BegunSnapshots[]) : [];
+      const record = JSON.parse(await readFile(this.#path, 'utf8')) as JsonObject[];
+      return new JsonFields(this.#path, { record }).list('record', readBegun);
     } catch {
       return [];
     }
   }
 
   async #write(entries: readonly BegunSnapshots[]): Promise<void> {
-    await writeRuntimeFile(this.#path, JSON.stringify(entries));
+    const record = entries.map(({ snapshots, ...entry }) => ({
+      ...entry,
+      snapshots: snapshots.map(diskEntry),
+    }));
+    await writeRuntimeFile(this.#path, JSON.stringify(record));
   }
 }
 
-/** See `Vm.snapshotDisks`. */
+function readBegun(fields: JsonFields): BegunSnapshots {
+  return {
+    repositoryId: fields.text('repositoryId'),
+    checkpointId: fields.text('checkpointId'),
+    snapshots: fields.list('snapshots', (entry) => readDiskEntry(entry)),
+  };
+}
+
+/** See `VmDisks.snapshot`. */
 function mayHaveLeftSnapshots(cause: unknown): boolean {
   if (!isCheckpointError(cause, 'DISK_SNAPSHOT_FAILED')) return false;
   const { possiblyPresent } = cause.detail;

@@ -4,69 +4,109 @@
  */
 
 import { CheckpointError } from '../errors.js';
-import type { DiskSnapshotMode, VmDisk } from '../hypervisor/disks.js';
-import type { DiskGroup, DiskPlan } from '../checkpoint/cycle.js';
 
-/**
- * What to do with qcow2 images; logical volumes of LVM and images of Ceph are snapshotted unless a hook is there to see to them. `lvm`,
- * `rbd`: those then as well.
- */
-export type DiskMode = DiskSnapshotMode | 'auto';
+import type { DiskDriverTraits, VmDisk } from '../hypervisor/disks.js';
+
+/** Disks that one driver snapshots together. */
+export interface DiskGroup {
+  readonly driver: string;
+  readonly disks: readonly VmDisk[];
+}
+
+/** In the order in which the snapshots are taken. */
+export type DiskPlan = readonly DiskGroup[];
+
+/** Name of a driver, or `auto`. */
+export type DiskMode = string;
+
+export const AUTO_DISK_MODE: DiskMode = 'auto';
 
 export interface DiskOptions {
   /** Leave the disks alone; the operator knows what that means. */
   readonly memoryOnly: boolean;
-  /** `auto`, `lvm`, `rbd`: of qcow2 images by their size, see `INTERNAL_LIMIT_BYTES`. */
+  /**
+   * The driver of this name takes every disk that it can. Of the drivers of a hypervisor it is then the only one; those of a storage are used
+   * besides, unless a hook sees to their disks.
+   */
   readonly mode: DiskMode;
   /** A hook command takes care of the disks. */
   readonly hookCoversDisks: boolean;
 }
 
 /**
- * Up to this virtual size the snapshot is internal. An internal qcow2 snapshot copies the L1 table and raises the
- * refcount of every mapped cluster inside the pause: 2 to 6 ms for a 4 GiB image, 26 ms for a fully mapped one of 20 GiB, 144 ms for
- * 100 GiB. An external one costs the same few milliseconds at any size but leaves a chain of files to look after.
+ * Each disk goes to the first driver in play that can snapshot it, the one that `mode` names before all others.
+ * @param drivers `VmDisks.drivers`
+ * @throws DISK_NOT_COVERED naming the disks that nobody would snapshot
  */
-export const INTERNAL_LIMIT_BYTES = 16 * 2 ** 30;
-
-/** Snapshots that the storage takes. */
-const STORAGE_MODES = ['lvm', 'rbd'] as const;
-
-/** @throws DISK_NOT_COVERED naming the disks that nobody would snapshot */
-export function planDisks(disks: readonly VmDisk[], options: DiskOptions): DiskPlan {
+export function planDisks(
+  disks: readonly VmDisk[],
+  drivers: readonly DiskDriverTraits[],
+  options: DiskOptions,
+): DiskPlan {
   const writable = disks.filter((disk) => disk.writable);
   if (options.memoryOnly || writable.length === 0) return [];
-  const imageMode = imageModeFor(writable, options.mode);
-  const groups: readonly DiskGroup[] = [
-    { mode: imageMode, disks: writable.filter(({ snapshotModes }) => snapshotModes.includes(imageMode)) },
-    ...STORAGE_MODES.map((mode) => ({
-      mode,
-      disks:
-        options.hookCoversDisks && options.mode !== mode
-          ? []
-          : writable.filter(({ snapshotModes }) => snapshotModes.includes(mode)),
-    })),
-  ];
-  const uncovered = writable.filter((disk) => !groups.some((group) => group.disks.includes(disk)));
-  const plan = groups.filter((group) => group.disks.length > 0);
+  const inPlay = driversInPlay(writable, drivers, options);
+  const driverOf = new Map(
+    writable.map((disk) => [disk, inPlay.find(({ name }) => disk.snapshotModes.includes(name))]),
+  );
+  const plan = drivers
+    .map(({ name }) => ({
+      driver: name,
+      disks: writable.filter((disk) => driverOf.get(disk)?.name === name),
+    }))
+    .filter((group) => group.disks.length > 0);
+  const uncovered = writable.filter((disk) => driverOf.get(disk) === undefined);
   if (uncovered.length === 0 || options.hookCoversDisks) return plan;
-  const names = uncovered.map((disk) => `${disk.id} (${disk.format} ${disk.path}${whyOf(disk)})`).join(', ');
-  throw new CheckpointError('DISK_NOT_COVERED', `no ${imageMode} snapshot is possible of: ${names}`, {
+  throw notCovered(uncovered, inPlay, drivers);
+}
+
+/** The drivers that may be used, the preferred one first. */
+function driversInPlay(
+  disks: readonly VmDisk[],
+  drivers: readonly DiskDriverTraits[],
+  { mode, hookCoversDisks }: DiskOptions,
+): readonly DiskDriverTraits[] {
+  const named = drivers.find(({ name }) => name === mode);
+  const ofHypervisor =
+    named?.takenBy === 'hypervisor'
+      ? named
+      : drivers.find((driver) => driver.takenBy === 'hypervisor' && isWithinLimit(driver, disks));
+  const ofStorage = drivers.filter(
+    (driver) => driver.takenBy === 'storage' && driver !== named && !hookCoversDisks,
+  );
+  return [named, ofHypervisor, ...ofStorage].filter((driver) => driver !== undefined);
+}
+
+/** Of the disks that the driver would take. */
+function isWithinLimit(
+  { name, autoLimitBytes = Infinity }: DiskDriverTraits,
+  disks: readonly VmDisk[],
+): boolean {
+  return disks.every(
+    ({ snapshotModes, virtualSizeBytes }) =>
+      !snapshotModes.includes(name) || virtualSizeBytes <= autoLimitBytes,
+  );
+}
+
+function notCovered(
+  disks: readonly VmDisk[],
+  tried: readonly DiskDriverTraits[],
+  drivers: readonly DiskDriverTraits[],
+): CheckpointError {
+  const names = disks.map((disk) => `${disk.id} (${disk.format} ${disk.path}${whyOf(disk)})`).join(', ');
+  const media = new Set(drivers.map(({ medium }) => medium));
+  const use = media.size === 0 ? '' : `use ${OR.format(media)}, `;
+  const by = tried.map(({ name }) => name).join(', ') || 'none';
+  return new CheckpointError('DISK_NOT_COVERED', `no snapshot (${by}) is possible of: ${names}`, {
     hint:
-      'snapshot it yourself in the pause with --hook, use qcow2, a logical volume or Ceph RBD, or pass --memory-only: ' +
+      `snapshot it yourself in the pause with --hook, ${use}or pass --memory-only: ` +
       'then the checkpoint holds memory and devices alone, and a restore is only right with disks put back to the same instant',
-    detail: { disks: uncovered.map((disk) => disk.id) },
+    detail: { disks: disks.map((disk) => disk.id) },
   });
 }
 
-function imageModeFor(disks: readonly VmDisk[], mode: DiskMode): 'internal' | 'external' {
-  if (mode === 'internal' || mode === 'external') return mode;
-  const images = disks.filter(
-    ({ snapshotModes }) => !STORAGE_MODES.some((storage) => snapshotModes.includes(storage)),
-  );
-  const largest = Math.max(0, ...images.map((disk) => disk.virtualSizeBytes));
-  return largest <= INTERNAL_LIMIT_BYTES ? 'internal' : 'external';
-}
+/** British, for want of a comma before "or". */
+const OR = new Intl.ListFormat('en-GB', { type: 'disjunction' });
 
 function whyOf({ whyNoSnapshot }: VmDisk): string {
   return whyNoSnapshot === undefined ? '' : `: ${whyNoSnapshot}`;

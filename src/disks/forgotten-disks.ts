@@ -1,13 +1,11 @@
 /**
- * Disk snapshots of checkpoints that are forgotten. Internal ones and those that the storage took can be removed; an external one is the
- * image that the overlay after it stands on, which only a merge can remove, and that is the operator's.
+ * Disk snapshots of checkpoints that are forgotten. Most can be removed. Some are what the disk stands on by now: what is to be done about
+ * those is the operator's, and said.
  */
 
-import { resolve } from 'node:path';
-
-import { describeError } from '../errors.js';
+import { CheckpointError, describeError } from '../errors.js';
 import type { HypervisorRegistry } from '../hypervisor/registry.js';
-import type { DiskSnapshot } from '../hypervisor/disks.js';
+import type { DiskSnapshot, RecordedDisks } from '../hypervisor/disks.js';
 import type { Vm } from '../hypervisor/vm.js';
 import type { Manifest } from '../format/manifest.js';
 import { defaultRuntimeDir, openRuntimeDir } from '../host/runtime-dir.js';
@@ -16,22 +14,71 @@ import { VmLock } from '../host/vm-lock.js';
 export interface LeftSnapshot {
   readonly checkpointId: string;
   readonly snapshot: DiskSnapshot;
-  /** What the operator can run, or do. */
+  /** What the operator can run, or do; empty when nobody here knows. */
   readonly remedy: string;
   /** Why it could not be removed; empty when nobody tried. */
   readonly why: string;
 }
 
-/** The snapshots of these checkpoints, with what removes them by hand. */
-export function snapshotsOf(manifests: readonly Manifest[]): readonly LeftSnapshot[] {
+/** Who knows the disk snapshots of a manifest. @throws VM_UNSUPPORTED when nobody does */
+export type DisksOfManifest = (manifest: Manifest) => RecordedDisks;
+
+/** The disks of checkpoints of VMs that are not attached. */
+export function disksOfStopped(hypervisors: HypervisorRegistry): DisksOfManifest {
+  return ({ hypervisor: name, machine }) => {
+    const disks = hypervisors.byName(name).recordedDisks?.(machine);
+    if (disks !== undefined) return disks;
+    throw new CheckpointError('VM_UNSUPPORTED', `the hypervisor "${name}" has no disk snapshots`);
+  };
+}
+
+/** The disks of checkpoints of this VM. */
+export function disksOfRunning(vm: Vm): DisksOfManifest {
+  return ({ machine }) => vm.disks.recorded(machine);
+}
+
+/** The snapshots of these checkpoints, with what removes them by hand. Never throws. */
+export function snapshotsOf(
+  manifests: readonly Manifest[],
+  disksOf: DisksOfManifest,
+): readonly LeftSnapshot[] {
   return manifests.flatMap((manifest) =>
     manifest.disks.map((snapshot) => ({
       checkpointId: manifest.id,
       snapshot,
-      remedy: remedyOf(manifest, snapshot),
+      remedy: remedyOf(manifest, snapshot, disksOf),
       why: '',
     })),
   );
+}
+
+/** Removes those snapshots of these checkpoints that can be removed. Never throws. @returns what stays behind */
+export async function dropSnapshots(
+  manifests: readonly Manifest[],
+  disksOf: DisksOfManifest,
+): Promise<readonly LeftSnapshot[]> {
+  const left: LeftSnapshot[] = [];
+  for (const manifest of manifests) {
+    for (const found of snapshotsOf([manifest], disksOf)) {
+      try {
+        const disks = disksOf(manifest);
+        if (disks.isRemovable(found.snapshot)) await disks.drop([found.snapshot]);
+        else left.push(found);
+      } catch (error) {
+        left.push({ ...found, why: describeError(error) });
+      }
+    }
+  }
+  return left;
+}
+
+/** The checkpoint is gone by now: that its record is damaged must not hide the others. */
+function remedyOf(manifest: Manifest, snapshot: DiskSnapshot, disksOf: DisksOfManifest): string {
+  try {
+    return disksOf(manifest).remedy(snapshot);
+  } catch (error) {
+    return `see to the snapshot of ${snapshot.path} by ${snapshot.driver}: ${describeError(error)}`;
+  }
 }
 
 export interface DiskDropper {
@@ -50,18 +97,15 @@ export async function openDiskDropper(
   vmAddress: string | undefined,
 ): Promise<DiskDropper> {
   if (vmAddress === undefined) {
-    const drop = (manifests: readonly Manifest[]): Promise<readonly LeftSnapshot[]> =>
-      dropEach(manifests, async ({ hypervisor, machine }, snapshot) => {
-        await hypervisors.byName(hypervisor).dropDiskSnapshots?.(machine, [snapshot]);
-      });
-    return { drop, close: () => Promise.resolve() };
+    const disksOf = disksOfStopped(hypervisors);
+    return { drop: (manifests) => dropSnapshots(manifests, disksOf), close: () => Promise.resolve() };
   }
   const runtimeDir = await openRuntimeDir(defaultRuntimeDir());
   const vm = await hypervisors.forAddress(vmAddress).attach(vmAddress, { runtimeDir });
   try {
     const lock = await VmLock.take(vm.identity);
     return {
-      drop: (manifests) => dropThroughVm(manifests, vm),
+      drop: (manifests) => dropSnapshots(manifests, disksOfRunning(vm)),
       close: async () => {
         await lock.release();
         await vm.close();
@@ -71,52 +115,4 @@ export async function openDiskDropper(
     await vm.close();
     throw error;
   }
-}
-
-/** Of a VM that is attached and locked. @returns what stays behind */
-export function dropThroughVm(manifests: readonly Manifest[], vm: Vm): Promise<readonly LeftSnapshot[]> {
-  return dropEach(manifests, (_, snapshot) => vm.dropDiskSnapshots([snapshot]));
-}
-
-async function dropEach(
-  manifests: readonly Manifest[],
-  drop: (manifest: Manifest, snapshot: DiskSnapshot) => Promise<void>,
-): Promise<readonly LeftSnapshot[]> {
-  const left: LeftSnapshot[] = [];
-  for (const manifest of manifests) {
-    for (const found of snapshotsOf([manifest])) {
-      if (found.snapshot.mode === 'external') {
-        left.push(found);
-        continue;
-      }
-      try {
-        await drop(manifest, found.snapshot);
-      } catch (error) {
-        left.push({ ...found, why: describeError(error) });
-      }
-    }
-  }
-  return left;
-}
-
-function remedyOf(
-  { machine }: Manifest,
-  { mode, path, snapshotName, volume, overlayPath }: DiskSnapshot,
-): string {
-  const image = resolve(typeof machine.cwd === 'string' ? machine.cwd : '/', path);
-  switch (mode) {
-    case 'internal':
-      return `qemu-img snapshot -d ${quoted(snapshotName)} ${quoted(image)}`;
-    case 'lvm':
-      return `lvremove ${quoted(`${volume?.vgName ?? ''}/${snapshotName}`)}`;
-    case 'rbd':
-      return `rbd snap rm ${quoted(`${path.replace(/^rbd:/, '')}@${snapshotName}`)}`;
-    case 'external':
-      return `merge ${overlayPath} into ${image} (blockcommit), if no other checkpoint needs ${image} as it is`;
-  }
-}
-
-/** For a shell. */
-function quoted(text: string): string {
-  return /^[A-Za-z0-9_@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }

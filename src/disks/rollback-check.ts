@@ -1,49 +1,53 @@
 /**
- * Rolling a disk back to an internal snapshot writes to its image. When a later checkpoint of the chain has frozen that image, it would
- * lose its disk, and nobody would know before it is needed: such a restore is refused before anything is touched.
+ * Putting a disk back may write to a file that a later checkpoint of the chain needs as it is. That checkpoint would lose its disk, and nobody
+ * would know before it is needed: such a restore is refused before anything is touched.
  */
 
-import { resolve } from 'node:path';
-
-import { CheckpointError } from '../errors.js';
-import type { RestoreRequest } from '../hypervisor/restore.js';
+import { CheckpointError, isCheckpointError } from '../errors.js';
 import type { Manifest } from '../format/manifest.js';
+import type { RestoreRequest } from '../hypervisor/restore.js';
 import type { Repository } from '../repository/repository.js';
+import type { DisksOfManifest } from './forgotten-disks.js';
 
-/** @throws DISK_CHANGED naming the image and the checkpoint that needs it */
-export async function refuseRollbackOfFrozen(
+/** @throws DISK_CHANGED naming the file and the checkpoint that needs it; REPO_DAMAGED for what `manifest` says of its disks */
+export async function refuseRollbackOfNeeded(
   repository: Pick<Repository, 'checkpoints'>,
   manifest: Manifest,
   request: RestoreRequest,
+  disksOf: DisksOfManifest,
 ): Promise<void> {
-  const rolledBack = manifest.disks.filter(({ mode }) => mode === 'internal');
   // With --disk the images are others than those that were recorded.
-  if (request.keepDisks || rolledBack.length === 0 || (request.edits?.diskPaths.length ?? 0) > 0) return;
-  const written = new Set(rolledBack.map(({ path }) => absolute(manifest, path)));
+  if (request.keepDisks || manifest.disks.length === 0 || (request.edits?.diskPaths.length ?? 0) > 0) return;
+  const disks = disksOf(manifest);
+  const overwritten = manifest.disks.flatMap((snapshot) => disks.overwrites(snapshot) ?? []);
+  if (overwritten.length === 0) return;
   const { manifests } = await repository.checkpoints(manifest.chain, { signal: request.signal });
   for (const later of manifests.filter(({ seq }) => seq > manifest.seq)) {
-    const path = frozenPaths(later).find((frozen) => written.has(frozen));
-    if (path === undefined) continue;
+    const needed = neededBy(later, disksOf);
+    const file = overwritten.find(({ path }) => needed.has(path));
+    if (file === undefined) continue;
+    const { path, instead } = file;
     throw new CheckpointError(
       'DISK_CHANGED',
       `rolling ${path} back to ${manifest.id} would destroy the disk of the later checkpoint ${later.id}, which froze this image`,
       {
-        hint:
-          `copy the older state out (qemu-img convert -l snapshot.name=cairn-${manifest.id} -O qcow2 ${path} NEW), and restore with ` +
-          'the copy as disk and --keep-disks',
+        hint: `copy the older state out (${instead}), and restore with the copy as disk and --keep-disks`,
         detail: { path, checkpoint: later.id },
       },
     );
   }
 }
 
-function frozenPaths(manifest: Manifest): readonly string[] {
-  return manifest.disks.flatMap(({ mode, path, frozen = [] }) =>
-    mode === 'external' ? [absolute(manifest, path), ...frozen.map((layer) => layer.path)] : [],
+/** A later checkpoint that cannot be restored, since what it says of its disks is damaged, needs nothing. */
+function neededBy(later: Manifest, disksOf: DisksOfManifest): ReadonlySet<string> {
+  return new Set(
+    later.disks.flatMap((snapshot) => {
+      try {
+        return disksOf(later).needs(snapshot);
+      } catch (error) {
+        if (isCheckpointError(error, 'REPO_DAMAGED')) return [];
+        throw error;
+      }
+    }),
   );
-}
-
-/** Paths are recorded as the hypervisor names them, which may be relative to its folder. */
-function absolute({ machine }: Manifest, path: string): string {
-  return resolve(typeof machine.cwd === 'string' ? machine.cwd : '/', path);
 }

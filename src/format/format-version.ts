@@ -6,12 +6,8 @@ export const FORMAT_NAME = 'cairn-repository';
 export const FORMAT_VERSION = 1;
 /** Of a manifest with `frozen`: the guest has to be thawed after a restore. */
 export const FROZEN_GUEST_FEATURE = 'frozen-guest';
-/** Of a manifest with a disk of mode `lvm`. */
-export const LVM_SNAPSHOT_FEATURE = 'lvm-snapshot';
-/** Of a manifest with a disk of mode `rbd`. */
-export const RBD_SNAPSHOT_FEATURE = 'rbd-snapshot';
 /** Features of version 1 that a record may demand. */
-const KNOWN_FEATURES: readonly string[] = [FROZEN_GUEST_FEATURE, LVM_SNAPSHOT_FEATURE, RBD_SNAPSHOT_FEATURE];
+const KNOWN_FEATURES: readonly string[] = [FROZEN_GUEST_FEATURE];
 
 /** @throws REPO_VERSION when `key` was written by a newer version, or demands what this one does not know */
 export function checkVersion(key: string, version: number, requires: readonly string[]): void {

@@ -3,20 +3,14 @@
  * What is in it is durable before it is written.
  */
 
-import type { DiskSnapshot, FrozenLayer, SnapshotImage, SnapshotVolume } from '../hypervisor/disks.js';
+import type { DiskSnapshot } from '../hypervisor/disks.js';
 import type { FrozenGuest, VmIdentity } from '../hypervisor/vm.js';
 import { layOut, type MemoryLayout } from '../hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../types.js';
 import { ChainKeys, idOfKey, seqOfKey } from './chain-keys.js';
 import { damaged } from '../records/damage.js';
-import {
-  checkVersion,
-  FORMAT_NAME,
-  FORMAT_VERSION,
-  FROZEN_GUEST_FEATURE,
-  LVM_SNAPSHOT_FEATURE,
-  RBD_SNAPSHOT_FEATURE,
-} from './format-version.js';
+import { diskEntry, isDiskFeature, readDiskEntry } from './disk-entry.js';
+import { checkVersion, FORMAT_NAME, FORMAT_VERSION, FROZEN_GUEST_FEATURE } from './format-version.js';
 import { JsonFields } from '../records/json-fields.js';
 import { MAX_DELTA_DEPTH, MAX_FRAMES_PER_PACK, MAX_PACK_SEQ } from './record-ref.js';
 import { openSealedJson, sealJson } from './sealed-json.js';
@@ -93,8 +87,6 @@ export interface Manifest {
 export const BOTTOM_LEVEL = 255;
 const HEX_32 = /^[0-9a-f]{64}$/;
 const ID = /^[0-9a-f]{16}$/;
-const ABSOLUTE_PATH = /^\/[^\0]*$/;
-const NANOSECONDS = /^-?[0-9]{1,20}$/;
 /** The flat space of page indexes is 32 bit; see `types.ts`. */
 const MAX_PAGE_SPAN = 2 ** 32;
 
@@ -110,6 +102,7 @@ export function encodeManifest(manifest: Manifest): Uint8Array {
     version: FORMAT_VERSION,
     requires: featuresOf(manifest),
     ...rest,
+    disks: manifest.disks.map(diskEntry),
     layout: regions,
   };
   return sealJson(value as unknown as JsonObject);
@@ -119,8 +112,7 @@ export function encodeManifest(manifest: Manifest): Uint8Array {
 function featuresOf({ frozen, disks }: Manifest): readonly string[] {
   return [
     ...(frozen === undefined ? [] : [FROZEN_GUEST_FEATURE]),
-    ...(disks.some(({ mode }) => mode === 'lvm') ? [LVM_SNAPSHOT_FEATURE] : []),
-    ...(disks.some(({ mode }) => mode === 'rbd') ? [RBD_SNAPSHOT_FEATURE] : []),
+    ...new Set(disks.flatMap(({ feature }) => feature ?? [])),
   ];
 }
 
@@ -128,7 +120,12 @@ function featuresOf({ frozen, disks }: Manifest): readonly string[] {
 export function decodeManifest(key: string, chain: string, bytes: Uint8Array): Manifest {
   const json = new JsonFields(key, openSealedJson(key, bytes));
   json.oneOf('format', [FORMAT_NAME]);
-  checkVersion(key, json.count('version'), json.texts('requires'));
+  const requires = json.texts('requires');
+  checkVersion(
+    key,
+    json.count('version'),
+    requires.filter((feature) => !isDiskFeature(feature)),
+  );
   const manifest: Manifest = {
     id: json.matching('id', ID),
     seq: json.count('seq', 2 ** 32 - 1, 1),
@@ -146,7 +143,7 @@ export function decodeManifest(key: string, chain: string, bytes: Uint8Array): M
     ...(json.has('regrouped') ? { regrouped: readRegrouped(json.fields('regrouped')) } : {}),
     segments: json.list('segments', readSegment),
     deviceState: readDeviceState(json.fieldsOrNull('deviceState')),
-    disks: json.list('disks', readDisk),
+    disks: json.list('disks', (disk) => readDiskEntry(disk, requires)),
     ...(json.has('frozen') ? { frozen: readFrozenGuest(json.fields('frozen')) } : {}),
     maxDepth: json.count('maxDepth', MAX_DELTA_DEPTH),
     storedBytes: json.count('storedBytes'),
@@ -217,41 +214,4 @@ function readDeviceState(json: JsonFields | null): DeviceStateEntry | null {
 
 function readFrozenGuest(json: JsonFields): FrozenGuest {
   return { fileSystemCount: json.count('fileSystemCount', 2 ** 32 - 1, 1) };
-}
-
-function readDisk(json: JsonFields): DiskSnapshot {
-  return {
-    diskId: json.text('diskId'),
-    path: json.text('path'),
-    mode: json.oneOf('mode', ['internal', 'external', 'lvm', 'rbd']),
-    snapshotName: json.text('snapshotName'),
-    overlayPath: json.text('overlayPath'),
-    ...(json.has('frozen') ? { frozen: json.list('frozen', readFrozenLayer) } : {}),
-    ...(json.has('volume') ? { volume: readVolume(json.fields('volume')) } : {}),
-    ...(json.has('image') ? { image: readImage(json.fields('image')) } : {}),
-  };
-}
-
-function readVolume(json: JsonFields): SnapshotVolume {
-  return { vgName: json.text('vgName'), name: json.text('name'), uuid: json.text('uuid') };
-}
-
-function readImage(json: JsonFields): SnapshotImage {
-  return {
-    pool: json.text('pool'),
-    namespace: json.text('namespace'),
-    name: json.text('name'),
-    id: json.text('id'),
-    conf: json.text('conf'),
-    user: json.text('user'),
-    monitors: json.text('monitors'),
-  };
-}
-
-function readFrozenLayer(json: JsonFields): FrozenLayer {
-  return {
-    path: json.matching('path', ABSOLUTE_PATH),
-    sizeBytes: json.count('sizeBytes'),
-    mtimeNs: json.matching('mtimeNs', NANOSECONDS),
-  };
 }

@@ -3,7 +3,7 @@
 import type { Writable } from 'node:stream';
 
 import type { JsonObject } from '../types.js';
-import type { DiskSnapshot } from './disks.js';
+import type { RecordedDisks } from './disks.js';
 import type { ImportedMachine, ImportRequest, ReceivedMachine, ReceiveRequest } from './intake.js';
 import type { CheckpointSource, RestoreRequest, RestoreResult } from './restore.js';
 import type { Vm } from './vm.js';
@@ -19,13 +19,8 @@ export interface Hypervisor {
   attach(address: string, options: AttachOptions): Promise<Vm>;
   /** @throws RESTORE_TARGET_BUSY, RESTORE_FAILED, VM_UNSUPPORTED, STREAM_MALFORMED */
   restore(source: CheckpointSource, request: RestoreRequest): Promise<RestoreResult>;
-  /**
-   * Removes snapshots of disks (`internal`, `lvm`) of a VM that does not run; one that is gone already is no failure. Absent where no VM
-   * has any.
-   * @param machine `Vm.machine` as it was recorded
-   * @throws DISK_SNAPSHOT_FAILED naming what stays behind, for example because somebody has the image open
-   */
-  dropDiskSnapshots?(machine: JsonObject, snapshots: readonly DiskSnapshot[]): Promise<void>;
+  /** Disk snapshots of a VM that does not run. Absent where no VM has any. @param machine `Vm.machine` as it was recorded */
+  recordedDisks?(machine: JsonObject): RecordedDisks;
   /** Formats of `importFrom`; none when it is not there. */
   readonly importFormats?: readonly string[];
   /** Reads a machine from a file. @throws STREAM_MALFORMED, VM_UNSUPPORTED for one that Cairn could not restore */
@@ -39,6 +34,9 @@ export interface Hypervisor {
   exportTo(source: CheckpointSource, format: string, sink: Writable, signal?: AbortSignal): Promise<number>;
 }
 
+/** Options of disk drivers, by name of the driver. Only the driver reads its own. */
+export type DiskDriverOptions = Readonly<Record<string, JsonObject>>;
+
 export interface AttachOptions {
   /** Folder of this host for sockets and small state, 0700; see `host/runtime-dir.ts`. */
   readonly runtimeDir: string;
@@ -46,7 +44,6 @@ export interface AttachOptions {
   readonly waitJobMs?: number | undefined;
   /** Socket of the agent in the guest, where it is not found by itself. */
   readonly guestAgent?: string | undefined;
-  /** Room for the snapshot of a thick logical volume, as lvcreate takes it: 10G, 20%ORIGIN. */
-  readonly volumeSnapshotSize?: string | undefined;
+  readonly diskOptions?: DiskDriverOptions | undefined;
   readonly signal?: AbortSignal | undefined;
 }

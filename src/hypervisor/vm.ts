@@ -1,7 +1,7 @@
 /** The contract of an attached virtual machine. Implemented by the adapters, driven by `checkpoint/`. */
 
 import type { JsonObject } from '../types.js';
-import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from './disks.js';
+import type { VmDisks } from './disks.js';
 import type { DirtyTracker, TrackerReport } from './dirty-tracker.js';
 import type { GuestReaderDescription } from './guest-reader.js';
 import type { MemoryLayout } from './memory-layout.js';
@@ -94,32 +94,7 @@ export interface Vm {
   /** Of a VM that runs. @throws GUEST_FROZEN */
   thaw?(): Promise<void>;
 
-  disks(): Promise<readonly VmDisk[]>;
-  /**
-   * Asks the storage of the disks that `disks` has given last whether it answers, where it can be asked beside the VM. A VM that is stopped
-   * while it does not stands still until it does: so right before the pause, whatever is done about the disks in it.
-   * @returns whether anybody was asked, which takes time
-   * @throws DISK_STALLED
-   */
-  checkStorage?(): Promise<boolean>;
-  /**
-   * What `snapshotDisks` would take with these arguments, if others than the hypervisor take it: should this process die meanwhile, it may be
-   * there all the same, or come into being later. Otherwise empty.
-   */
-  foreignSnapshots?(name: string, disks: readonly VmDisk[], mode: DiskSnapshotMode): readonly DiskSnapshot[];
-  /**
-   * Snapshots all given disks of the paused VM, or none.
-   * @param disks as `disks` has given them last
-   * @throws DISK_SNAPSHOT_FAILED with nothing left behind, unless `detail.possiblyPresent` names what may be there because
-   *   the hypervisor did not answer
-   */
-  snapshotDisks(
-    name: string,
-    disks: readonly VmDisk[],
-    mode: DiskSnapshotMode,
-  ): Promise<readonly DiskSnapshot[]>;
-  /** Removes snapshots of a checkpoint that was not committed, where they are there. Best effort: reports what stays behind. */
-  dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void>;
+  readonly disks: VmDisks;
 
   /** Lets go of the VM as it is: tracker armed, run state untouched. */
   close(): Promise<void>;

@@ -8,10 +8,10 @@ import type { DirtyTracker, Harvest, TrackerReport } from '../hypervisor/dirty-t
 import type { GuestReaderDescription } from '../hypervisor/guest-reader.js';
 import type { ImportedMachine } from '../hypervisor/intake.js';
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
-import type { DiskSnapshot, VmDisk } from '../hypervisor/disks.js';
 import type { RunState, Vm, VmIdentity, VmReport } from '../hypervisor/vm.js';
 import type { JsonObject } from '../types.js';
 import type { MemoryFile } from './memory-file.js';
+import { NO_DISKS } from './no-disks.js';
 
 /** Everything is read once, in bounded memory: what the engine does with a tracker of this name. */
 const KIND = 'compare';
@@ -21,6 +21,7 @@ export class ImageVm implements Vm {
   readonly address: string;
   readonly identity: VmIdentity;
   readonly machine: JsonObject;
+  readonly disks = NO_DISKS;
   readonly #memory: MemoryFile;
   readonly #deviceState: Uint8Array;
   /** As the engine wants it: a VM that is paused by it, and resumed. */
@@ -71,18 +72,6 @@ export class ImageVm implements Vm {
 
   takeDeviceState(): Promise<Uint8Array> {
     return Promise.resolve(this.#deviceState);
-  }
-
-  disks(): Promise<readonly VmDisk[]> {
-    return Promise.resolve([]);
-  }
-
-  snapshotDisks(): Promise<readonly DiskSnapshot[]> {
-    return Promise.resolve([]);
-  }
-
-  dropDiskSnapshots(): Promise<void> {
-    return Promise.resolve();
   }
 
   close(): Promise<void> {

@@ -15,9 +15,10 @@ export class JsonFields {
     return this.value[name] !== undefined;
   }
 
-  text(name: string): string {
+  text(name: string, maxLength = Infinity): string {
     const value = this.value[name];
-    return typeof value === 'string' ? value : this.wrong(name, 'a text');
+    if (typeof value !== 'string') return this.wrong(name, 'a text');
+    return value.length <= maxLength ? value : this.wrong(name, `at most ${maxLength} characters long`);
   }
 
   matching(name: string, pattern: RegExp): string {
@@ -44,6 +45,11 @@ export class JsonFields {
   object(name: string): JsonObject {
     const value = this.value[name];
     return isObject(value) ? value : this.wrong(name, 'an object');
+  }
+
+  /** All fields but those named. */
+  rest(names: readonly string[]): JsonObject {
+    return Object.fromEntries(Object.entries(this.value).filter(([name]) => !names.includes(name)));
   }
 
   fields(name: string): JsonFields {

@@ -8,7 +8,8 @@ import type { HypervisorRegistry } from '../hypervisor/registry.js';
 import type { RestoreRequest, RestoreResult } from '../hypervisor/restore.js';
 import type { Manifest } from '../format/manifest.js';
 import type { Repository } from '../repository/repository.js';
-import { refuseRollbackOfFrozen } from '../disks/rollback-check.js';
+import { disksOfStopped } from '../disks/forgotten-disks.js';
+import { refuseRollbackOfNeeded } from '../disks/rollback-check.js';
 
 export interface RestoreOptions {
   readonly repository: Repository;
@@ -24,9 +25,10 @@ export async function restoreCheckpoint(
   options: RestoreOptions,
   request: RestoreRequest,
 ): Promise<RestoreResult> {
-  await refuseRollbackOfFrozen(options.repository, options.manifest, request);
-  const source = options.repository.reader(options.manifest);
-  return options.hypervisors.byName(source.hypervisor).restore(source, request);
+  const { repository, manifest, hypervisors } = options;
+  await refuseRollbackOfNeeded(repository, manifest, request, disksOfStopped(hypervisors));
+  const source = repository.reader(manifest);
+  return hypervisors.byName(source.hypervisor).restore(source, request);
 }
 
 /**

@@ -7,7 +7,6 @@ import { expect } from 'expect';
 
 import type { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
-import type { DiskSnapshotMode } from '../../src/hypervisor/disks.js';
 import type { GuestReaderModule } from '../../src/hypervisor/guest-reader.js';
 import { sameLayout } from '../../src/hypervisor/memory-layout.js';
 import type { Vm } from '../../src/hypervisor/vm.js';
@@ -25,7 +24,7 @@ export interface VmAbilities {
   /** A VM that somebody else has stopped is captured and left stopped, or its pause is refused. */
   readonly foreignPause: 'kept' | 'refused';
   /** The ways in which its writable disks can be snapshotted. */
-  readonly snapshotModes: readonly DiskSnapshotMode[];
+  readonly snapshotModes: readonly string[];
   /** Pages that each collect reports, because others than the guest write to them unseen. */
   readonly alwaysDirtyPages: number;
   /** Pages inside of its regions that are the hypervisor's own, not the guest's memory: absent, whatever they read as. */
@@ -358,7 +357,7 @@ export function describeVm(
     }
 
     it('lists its disks, and those of them that it can snapshot', async () => {
-      const disks = await vm.disks();
+      const disks = await vm.disks.list();
       for (const disk of disks) {
         expect(disk.id).not.toBe('');
         if (!disk.writable) expect(disk.snapshotModes).toEqual([]);

@@ -114,7 +114,7 @@ describe('a session that forgets', () => {
     for (let n = 0; n < 4; n++) await checkpoint();
     expect(guest.snapshots.size).toBe(4);
     expect((await session.forget({ last: 3 })).disks).toMatchObject([
-      { snapshot: { mode: 'internal' }, why: '' },
+      { snapshot: { driver: 'internal' }, why: '' },
     ]);
     expect(guest.snapshots.size).toBe(4);
     vm.failNext('dropDiskSnapshots', new CheckpointError('DISK_SNAPSHOT_FAILED', 'not now'));

@@ -82,7 +82,7 @@ describe('storage that does not answer before the pause', () => {
 describe('a snapshot whose checkpoint was killed', () => {
   function leave(checkpointId: string, repositoryId = repository.id): Promise<void> {
     guest.snapshots.add(`disk0@${checkpointId}`);
-    const plan = [{ mode: 'rbd', disks: [IMAGE] }] as const;
+    const plan = [{ driver: 'rbd', disks: [IMAGE] }];
     return new SnapshotRecord(runtimeDir, vm, repositoryId).add(checkpointId, plan);
   }
 

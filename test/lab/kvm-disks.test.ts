@@ -7,6 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { attachKvm } from '../../adapters/kvm/attach.js';
 import type { KvmVm } from '../../adapters/kvm/kvm-vm.js';
+import { externalSnapshot, internalSnapshot } from '../../adapters/disks/qcow2/qcow2-records.js';
 import type { VmDisk } from '../../src/hypervisor/disks.js';
 import { LabMachine } from './machine.js';
 
@@ -44,11 +45,11 @@ describe('disks in the pause', () => {
   });
 
   async function qcow2(): Promise<readonly VmDisk[]> {
-    return (await vm.disks()).filter(({ format }) => format === 'qcow2');
+    return (await vm.disks.list()).filter(({ format }) => format === 'qcow2');
   }
 
   it('are listed whether named by -drive or -blockdev', async () => {
-    expect(await vm.disks()).toEqual([
+    expect(await vm.disks.list()).toEqual([
       expect.objectContaining({
         id: 'disk0',
         format: 'qcow2',
@@ -64,21 +65,23 @@ describe('disks in the pause', () => {
 
   it('get internal snapshots together, which can be dropped', async () => {
     await vm.pause();
-    const snapshots = await vm.snapshotDisks('first', await qcow2(), 'internal');
+    const snapshots = await vm.disks.snapshot('first', await qcow2(), 'internal');
     await vm.resume();
     expect(snapshots).toHaveLength(2);
-    for (const { path, snapshotName } of snapshots) expect(snapshotsIn(path)).toContain(snapshotName);
-    await vm.dropDiskSnapshots(snapshots);
-    for (const { path, snapshotName } of snapshots) expect(snapshotsIn(path)).not.toContain(snapshotName);
+    for (const { path, snapshotName } of snapshots.map(internalSnapshot))
+      expect(snapshotsIn(path)).toContain(snapshotName);
+    await vm.disks.drop(snapshots);
+    for (const { path, snapshotName } of snapshots.map(internalSnapshot))
+      expect(snapshotsIn(path)).not.toContain(snapshotName);
   });
 
   it('get none at all when one of them cannot have one', async () => {
-    const all = await vm.disks();
+    const all = await vm.disks.list();
     await vm.pause();
     for (const mode of ['internal', 'external'] as const) {
       const disks =
         mode === 'internal' ? all : [...(await qcow2()), { ...all[0]!, id: 'gone', path: '/nowhere/x' }];
-      await expect(vm.snapshotDisks('second', disks, mode)).rejects.toMatchObject({
+      await expect(vm.disks.snapshot('second', disks, mode)).rejects.toMatchObject({
         code: 'DISK_SNAPSHOT_FAILED',
       });
     }
@@ -91,8 +94,9 @@ describe('disks in the pause', () => {
 
   it('get overlays beside their images, and go on in them', async () => {
     await vm.pause();
-    const snapshots = await vm.snapshotDisks('third', await qcow2(), 'external');
+    const recorded = await vm.disks.snapshot('third', await qcow2(), 'external');
     await vm.resume();
+    const snapshots = recorded.map(externalSnapshot);
     for (const { path, overlayPath } of snapshots) {
       expect(existsSync(overlayPath)).toBe(true);
       const backing = execFileSync('qemu-img', ['info', '-U', '--output=json', overlayPath], {
@@ -103,10 +107,10 @@ describe('disks in the pause', () => {
     expect((await qcow2()).map(({ path }) => path)).toEqual(snapshots.map(({ overlayPath }) => overlayPath));
     await machine.waitForProgress();
     // What is left behind is named: overlays are in use.
-    await expect(vm.dropDiskSnapshots(snapshots)).rejects.toMatchObject({ code: 'DISK_SNAPSHOT_FAILED' });
+    await expect(vm.disks.drop(recorded)).rejects.toMatchObject({ code: 'DISK_SNAPSHOT_FAILED' });
     // And the next one goes on from there.
     await vm.pause();
-    const next = await vm.snapshotDisks('fourth', await qcow2(), 'external');
+    const next = (await vm.disks.snapshot('fourth', await qcow2(), 'external')).map(externalSnapshot);
     await vm.resume();
     expect(next.map(({ path }) => path)).toEqual(snapshots.map(({ overlayPath }) => overlayPath));
     expect(next.map(({ overlayPath }) => overlayPath.includes('third'))).toEqual([false, false]);

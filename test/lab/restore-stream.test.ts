@@ -11,6 +11,11 @@ import { deviceSections } from '../../adapters/qemu/stream/device-state.js';
 import { restoreCheckpoint } from '../../adapters/kvm/restore/restore.js';
 import { splitSections } from '../../adapters/qemu/stream/sections.js';
 import type { CheckpointSource, PageChunk, RestoreRequest } from '../../src/hypervisor/restore.js';
+import {
+  externalRecord,
+  externalSnapshot,
+  internalRecord,
+} from '../../adapters/disks/qcow2/qcow2-records.js';
 import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import { CheckpointError } from '../../src/errors.js';
 import { LabMachine } from './machine.js';
@@ -281,7 +286,7 @@ describe('the disk of a restored VM', () => {
   const hashOf = (path: string): string => createHash('sha256').update(readFileSync(path)).digest('hex');
 
   async function checkpointed(
-    mode: DiskSnapshot['mode'],
+    mode: 'internal' | 'external',
   ): Promise<{ dir: string; disk: string; source: CheckpointSource }> {
     const machine = await LabMachine.start({ name: `disk-${mode}`, devices: ['disk'] });
     const disk = join(machine.dir, 'disk.qcow2');
@@ -296,12 +301,12 @@ describe('the disk of a restored VM', () => {
   async function snapshot(
     machine: LabMachine,
     path: string,
-    mode: DiskSnapshot['mode'],
+    mode: 'internal' | 'external',
     name: string,
   ): Promise<DiskSnapshot> {
     if (mode === 'internal') {
       await machine.qmp.command('blockdev-snapshot-internal-sync', { device: 'disk0', name });
-      return { diskId: 'disk0', path, mode, snapshotName: name, overlayPath: '' };
+      return internalRecord({ diskId: 'disk0', path, snapshotName: name });
     }
     const overlayPath = join(machine.dir, `${name}.qcow2`);
     await machine.qmp.command('blockdev-snapshot-sync', {
@@ -309,7 +314,7 @@ describe('the disk of a restored VM', () => {
       'snapshot-file': overlayPath,
       format: 'qcow2',
     });
-    return { diskId: 'disk0', path, mode, snapshotName: '', overlayPath };
+    return externalRecord({ diskId: 'disk0', path, overlayPath });
   }
 
   it('goes back to an internal snapshot', async () => {
@@ -334,7 +339,10 @@ describe('the disk of a restored VM', () => {
 
   it('is refused when its snapshot is gone or when a VM has it open', async () => {
     const { dir, disk, source } = await checkpointed('internal');
-    const gone = { ...source, disks: [{ ...source.disks[0]!, snapshotName: 'never' }] };
+    const gone = {
+      ...source,
+      disks: [internalRecord({ diskId: 'disk0', path: disk, snapshotName: 'never' })],
+    };
     await expect(restoreCheckpoint(gone, PLAIN)).rejects.toMatchObject({
       code: 'RESTORE_FAILED',
       message: expect.stringContaining('never'),
@@ -382,7 +390,7 @@ describe('the disk of a restored VM', () => {
     await machine.qmp.command('cont');
     await machine.guest(write('second'));
     const { source } = await record(machine, async () => [
-      await snapshot(machine, first.overlayPath, 'external', 'second'),
+      await snapshot(machine, externalSnapshot(first).overlayPath, 'external', 'second'),
     ]);
     await machine.qmp.command('cont');
     await machine.guest(write('third'));

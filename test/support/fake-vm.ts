@@ -10,9 +10,10 @@ import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.j
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import type { RestoreResult } from '../../src/hypervisor/restore.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../src/hypervisor/disks.js';
+import type { VmDisks } from '../../src/hypervisor/disks.js';
 import type { RunState, Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
+import { FakeDisks } from './fake-disks.js';
 import type { FakeGuest } from './fake-guest.js';
 
 export const FAKE_TRACKER = 'fake';
@@ -46,6 +47,7 @@ export class FakeVm implements Vm {
   readonly identity: VmIdentity;
   readonly machine: JsonObject;
   readonly guest: FakeGuest;
+  readonly disks: VmDisks = new FakeDisks(this);
   /** Called before each method does its work. */
   beforeCall: (method: FakeMethod) => void = () => undefined;
   readonly #failNext = new Map<FakeMethod, unknown>();
@@ -87,7 +89,7 @@ export class FakeVm implements Vm {
   // Each of the following rejects, and never throws, what goes wrong in it.
 
   async memoryLayout(): Promise<MemoryLayout> {
-    return this.#async('memoryLayout', () => this.guest.layout);
+    return this.later('memoryLayout', () => this.guest.layout);
   }
 
   guestReader(): GuestReaderDescription {
@@ -101,7 +103,7 @@ export class FakeVm implements Vm {
   }
 
   async inspect(): Promise<VmReport> {
-    return this.#async('inspect', () => ({
+    return this.later('inspect', () => ({
       trackers: [
         {
           kind: FAKE_TRACKER,
@@ -124,11 +126,11 @@ export class FakeVm implements Vm {
   }
 
   async runState(): Promise<RunState> {
-    return this.#async('runState', () => this.guest.state);
+    return this.later('runState', () => this.guest.state);
   }
 
   async pause(): Promise<boolean> {
-    return this.#async('pause', () => {
+    return this.later('pause', () => {
       if (this.guest.state === 'other') throw new CheckpointError('VM_STATE', 'the fake VM is neither');
       if (this.guest.state === 'paused') return false;
       this.guest.state = 'paused';
@@ -138,7 +140,7 @@ export class FakeVm implements Vm {
   }
 
   async resume(): Promise<void> {
-    await this.#async('resume', () => {
+    await this.later('resume', () => {
       if (!this.#stopped) return;
       this.#stopped = false;
       const before = this.guest.state;
@@ -148,14 +150,14 @@ export class FakeVm implements Vm {
   }
 
   async saveDeviceState(): Promise<void> {
-    await this.#async('saveDeviceState', () => {
+    await this.later('saveDeviceState', () => {
       this.#picture?.finish();
       this.#saved = this.guest.deviceState.slice();
     });
   }
 
   async takeDeviceState(): Promise<Uint8Array> {
-    return this.#async('takeDeviceState', () => {
+    return this.later('takeDeviceState', () => {
       const saved = this.#saved;
       this.#saved = undefined;
       if (saved === undefined) throw new CheckpointError('VM_STATE', 'no device state has been saved');
@@ -164,50 +166,16 @@ export class FakeVm implements Vm {
   }
 
   async freeze(): Promise<number> {
-    return this.#async('freeze', () => {
+    return this.later('freeze', () => {
       this.guest.isFrozen = true;
       return 2;
     });
   }
 
   async thaw(): Promise<void> {
-    await this.#async('thaw', () => {
+    await this.later('thaw', () => {
       if (this.guest.state !== 'running') throw new CheckpointError('GUEST_FROZEN', 'it stands still');
       this.guest.isFrozen = false;
-    });
-  }
-
-  async disks(): Promise<readonly VmDisk[]> {
-    return this.#async('disks', () => this.guest.disks);
-  }
-
-  async checkStorage(): Promise<boolean> {
-    return this.#async('checkStorage', () => false);
-  }
-
-  foreignSnapshots(name: string, disks: readonly VmDisk[], mode: DiskSnapshotMode): readonly DiskSnapshot[] {
-    if (mode !== 'rbd') return [];
-    return disks.map(({ id, path }) => ({ diskId: id, path, mode, snapshotName: name, overlayPath: '' }));
-  }
-
-  async snapshotDisks(
-    name: string,
-    disks: readonly VmDisk[],
-    mode: DiskSnapshotMode,
-  ): Promise<readonly DiskSnapshot[]> {
-    return this.#async('snapshotDisks', () =>
-      disks.map(({ id, path }) => {
-        this.guest.snapshots.add(`${id}@${name}`);
-        const overlayPath = mode === 'external' ? `${path}.${name}` : '';
-        return { diskId: id, path, mode, snapshotName: mode === 'external' ? '' : name, overlayPath };
-      }),
-    );
-  }
-
-  async dropDiskSnapshots(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    await this.#async('dropDiskSnapshots', () => {
-      for (const { diskId, snapshotName } of snapshots)
-        this.guest.snapshots.delete(`${diskId}@${snapshotName}`);
     });
   }
 
@@ -217,8 +185,8 @@ export class FakeVm implements Vm {
     return Promise.resolve();
   }
 
-  // Not straight away: what a caller does not wait for must show.
-  async #async<T>(method: FakeMethod, work: () => T): Promise<T> {
+  /** As `call`, but not straight away: what a caller does not wait for must show. */
+  async later<T>(method: FakeMethod, work: () => T): Promise<T> {
     await new Promise((resolve) => setImmediate(resolve));
     return this.call(method, work);
   }

@@ -1,6 +1,8 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { INTERNAL_LIMIT_BYTES, planDisks, type DiskOptions } from '../../src/disks/disk-plan.js';
+import { DISK_DRIVERS } from '../../adapters/disks/disk-drivers.js';
+import { INTERNAL_LIMIT_BYTES } from '../../adapters/disks/qcow2/internal-driver.js';
+import { planDisks, type DiskOptions } from '../../src/disks/disk-plan.js';
 import type { VmDisk } from '../../src/hypervisor/disks.js';
 
 function disk(id: string, snapshotModes: VmDisk['snapshotModes'], virtualSizeBytes = 1 << 30): VmDisk {
@@ -17,8 +19,8 @@ function plan(
   disks: readonly VmDisk[],
   options: Partial<DiskOptions> = {},
 ): Record<string, readonly string[]> {
-  const groups = planDisks(disks, { ...PLAIN, ...options });
-  return Object.fromEntries(groups.map((group) => [group.mode, group.disks.map(({ id }) => id)]));
+  const groups = planDisks(disks, DISK_DRIVERS, { ...PLAIN, ...options });
+  return Object.fromEntries(groups.map((group) => [group.driver, group.disks.map(({ id }) => id)]));
 }
 
 describe('the plan for disks', () => {

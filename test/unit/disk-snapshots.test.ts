@@ -4,9 +4,10 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { snapshotDisks } from '../../adapters/disks/qcow2/qcow2-disks.js';
+import { DiskDrivers } from '../../adapters/disks/disk-drivers.js';
+import { monitorImages, monitorOverlays } from '../../adapters/disks/qcow2/monitor-snapshots.js';
 import { CheckpointError, type ErrorCode } from '../../src/errors.js';
-import type { DiskSnapshotMode, VmDisk } from '../../src/hypervisor/disks.js';
+import type { VmDisk } from '../../src/hypervisor/disks.js';
 import { FakeMonitor } from '../support/fake-monitor.js';
 
 let dir: string;
@@ -39,9 +40,13 @@ function failingWith(code: ErrorCode): FakeMonitor {
   });
 }
 
+function disksOf(monitor: FakeMonitor): DiskDrivers {
+  return new DiskDrivers({ cwd: '/', images: monitorImages(monitor), overlays: monitorOverlays(monitor) });
+}
+
 describe('a disk snapshot that fails', () => {
   it('leaves no overlay behind when QEMU has refused it', async () => {
-    const refused = snapshotDisks(failingWith('QMP_COMMAND'), 'c1', [disk()], 'external');
+    const refused = disksOf(failingWith('QMP_COMMAND')).snapshot('c1', [disk()], 'external');
     await expect(refused).rejects.toMatchObject({ code: 'DISK_SNAPSHOT_FAILED' });
     expect(existsSync(overlay())).toBe(false);
   });
@@ -51,7 +56,7 @@ describe('a disk snapshot that fails', () => {
     ['QMP_PROTOCOL', 'DISK_SNAPSHOT_FAILED'],
     ['VM_GONE', 'VM_GONE'],
   ])('keeps the overlay that the VM may write to after %s, and names it', async (code, reported) => {
-    const unanswered = snapshotDisks(failingWith(code), 'c1', [disk()], 'external');
+    const unanswered = disksOf(failingWith(code)).snapshot('c1', [disk()], 'external');
     await expect(unanswered).rejects.toMatchObject({
       code: reported,
       detail: { possiblyPresent: [`overlay ${overlay()}`] },
@@ -59,11 +64,8 @@ describe('a disk snapshot that fails', () => {
     expect(existsSync(overlay())).toBe(true);
   });
 
-  it.each<DiskSnapshotMode>(['internal', 'external'])(
-    'without an answer names what to look for (%s)',
-    async (mode) => {
-      const what = mode === 'internal' ? `snapshot cairn-c1 in ${disk().path}` : `overlay ${overlay()}`;
-      await expect(snapshotDisks(failingWith('QMP_TIMEOUT'), 'c1', [disk()], mode)).rejects.toThrow(what);
-    },
-  );
+  it.each(['internal', 'external'])('without an answer names what to look for (%s)', async (mode) => {
+    const what = mode === 'internal' ? `snapshot cairn-c1 in ${disk().path}` : `overlay ${overlay()}`;
+    await expect(disksOf(failingWith('QMP_TIMEOUT')).snapshot('c1', [disk()], mode)).rejects.toThrow(what);
+  });
 });

@@ -13,8 +13,10 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { checkFrozenLayers, withFrozenLayers } from '../../adapters/disks/frozen-layers.js';
-import type { DiskSnapshot, VmDisk } from '../../src/hypervisor/disks.js';
+import { checkFrozenLayers, withFrozenLayers } from '../../adapters/disks/qcow2/frozen-layers.js';
+import { DiskDrivers } from '../../adapters/disks/disk-drivers.js';
+import type { ExternalSnapshot } from '../../adapters/disks/qcow2/qcow2-records.js';
+import type { VmDisk } from '../../src/hypervisor/disks.js';
 
 const LONG_AGO = new Date(1_700_000_000_000);
 
@@ -44,15 +46,13 @@ function disk(backingPaths: readonly string[]): VmDisk {
   };
 }
 
-const external: DiskSnapshot = {
+const external: ExternalSnapshot = {
   diskId: 'hd0',
   path: 'web.qcow2',
-  mode: 'external',
-  snapshotName: '',
   overlayPath: 'web.cairn-1.qcow2',
 };
 
-async function frozen(backingPaths: readonly string[] = [base]): Promise<readonly DiskSnapshot[]> {
+async function frozen(backingPaths: readonly string[] = [base]): Promise<readonly ExternalSnapshot[]> {
   return withFrozenLayers([external], [disk(backingPaths)], dir);
 }
 
@@ -81,13 +81,16 @@ describe('an external snapshot', () => {
 
 describe('an internal snapshot', () => {
   it('freezes nothing: the VM goes on writing to its image', async () => {
-    const internal: DiskSnapshot = {
-      ...external,
-      mode: 'internal',
-      snapshotName: 'cairn-1',
-      overlayPath: '',
-    };
-    expect(await withFrozenLayers([internal], [disk([base])], dir)).toEqual([internal]);
+    const images = { take: () => Promise.resolve(), drop: () => Promise.resolve() };
+    const disks = new DiskDrivers({ cwd: dir, images });
+    expect(await disks.snapshot('1', [disk([base])], 'internal')).toEqual([
+      {
+        diskId: 'hd0',
+        path: 'web.qcow2',
+        driver: 'internal',
+        data: { snapshotName: 'cairn-1', overlayPath: '' },
+      },
+    ]);
   });
 });
 

@@ -12,6 +12,7 @@ import {
   parseRestoreTarget,
 } from '../../adapters/libvirt/address.js';
 import { isStartedFor } from '../../adapters/libvirt/domain-process.js';
+import { DiskDrivers } from '../../adapters/disks/disk-drivers.js';
 import { compressInto, IMAGE_COMPRESSIONS } from '../../adapters/libvirt/restore/compression.js';
 import { disksIn, withDisk } from '../../adapters/libvirt/xml/domain-disks.js';
 import {
@@ -21,7 +22,7 @@ import {
   renamed,
   withNewMacs,
 } from '../../adapters/libvirt/xml/domain-xml.js';
-import { snapshotExternally, snapshotXml } from '../../adapters/libvirt/qemu/external-snapshot.js';
+import { libvirtOverlays, snapshotXml } from '../../adapters/libvirt/qemu/external-snapshot.js';
 import { describeFailure, libvirtError } from '../../adapters/libvirt/native/libvirt-error.js';
 import { resultOf } from '../../adapters/libvirt/qemu/monitor.js';
 import { pushStream } from '../../adapters/qemu/stream/push.js';
@@ -141,8 +142,6 @@ describe('the disks of a domain', () => {
     const snapshot = {
       diskId: 'n',
       path: '/dev/vg/a&b',
-      snapshotName: '',
-      mode: 'external',
       overlayPath: '/o',
     } as const;
     expect(snapshotXml(xml, [snapshot])).toBe(
@@ -180,8 +179,9 @@ describe('overlays of a snapshot that libvirt reported as failed', () => {
       },
       xml: () => xmlAfter(overlays),
     };
+    const disks = new DiskDrivers({ cwd: '/', overlays: libvirtOverlays(domain, () => xml) });
     try {
-      const error: unknown = await snapshotExternally(domain, xml, 'ck', named).catch((e: unknown) => e);
+      const error: unknown = await disks.snapshot('ck', named, 'external').catch((e: unknown) => e);
       return { left: overlays.filter((path) => existsSync(path)), error, overlays };
     } finally {
       rmSync(dir, { recursive: true });

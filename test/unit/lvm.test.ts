@@ -7,10 +7,11 @@ import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 import { DifferingRuns } from '../../adapters/disks/lvm/differing-runs.js';
 import { isVolumeName } from '../../adapters/disks/lvm/logical-volumes.js';
 import { runTool, type RunTool, type ToolResult } from '../../adapters/disks/run-tool.js';
-import { LvmDisks, snapshotSizeArguments } from '../../adapters/disks/lvm/lvm-disks.js';
+import { LvmDriver, snapshotSizeArguments } from '../../adapters/disks/lvm/lvm-driver.js';
+import type { VolumeSnapshot } from '../../adapters/disks/lvm/lvm-record.js';
 import { checkVolumes } from '../../adapters/disks/lvm/lvm-restore.js';
 import { resumeSuspended } from '../../adapters/disks/lvm/suspended-devices.js';
-import type { DiskSnapshot, VmDisk } from '../../src/hypervisor/disks.js';
+import type { VmDisk } from '../../src/hypervisor/disks.js';
 
 type Row = Readonly<Record<string, string>>;
 
@@ -64,13 +65,13 @@ function disk(name: string): VmDisk {
   };
 }
 
-function driver(tools: FakeTools): LvmDisks {
+function driver(tools: FakeTools, snapshotSize?: string): LvmDriver {
   const devices: Record<string, string> = {
     '/dev/vg0/web': '254:3',
     '/dev/vg0/thin': '254:4',
     '/dev/sdb': '8:16',
   };
-  return new LvmDisks(tools.run, (path) => Promise.resolve(devices[path] ?? ''));
+  return new LvmDriver({ snapshotSize }, tools.run, (path) => Promise.resolve(devices[path] ?? ''));
 }
 
 describe('disks on logical volumes', () => {
@@ -99,7 +100,8 @@ describe('disks on logical volumes', () => {
   });
 
   it('say so when lvm2 cannot be asked', async () => {
-    const lvm = new LvmDisks(
+    const lvm = new LvmDriver(
+      {},
       () => Promise.resolve({ kind: 'missing' }),
       () => Promise.resolve('254:3'),
     );
@@ -110,9 +112,9 @@ describe('disks on logical volumes', () => {
 
   it('get read-only snapshots, with room where the volume is thick', async () => {
     const tools = new FakeTools();
-    const lvm = driver(tools);
+    const lvm = driver(tools, '2G');
     const disks = await lvm.describe([disk('web'), disk('thin')]);
-    const snapshots = await lvm.snapshot('c1', disks, '2G');
+    const snapshots = await lvm.snapshot('c1', disks);
     expect(tools.commands).toEqual([
       'lvm lvcreate --yes --quiet --snapshot --permission r --addtag cairn --size 2G --name web-cairn-c1 vg0/web',
       'lvm lvcreate --yes --quiet --snapshot --permission r --addtag cairn --name thin-cairn-c1 vg0/thin',
@@ -121,12 +123,15 @@ describe('disks on logical volumes', () => {
       {
         diskId: 'web',
         path: '/dev/vg0/web',
-        mode: 'lvm',
-        snapshotName: 'web-cairn-c1',
-        overlayPath: '',
-        volume: { vgName: 'vg0', name: 'web', uuid: THICK.lv_uuid },
+        driver: 'lvm',
+        feature: 'lvm-snapshot',
+        data: {
+          snapshotName: 'web-cairn-c1',
+          overlayPath: '',
+          volume: { vgName: 'vg0', name: 'web', uuid: THICK.lv_uuid },
+        },
       },
-      expect.objectContaining({ snapshotName: 'thin-cairn-c1' }),
+      expect.objectContaining({ data: expect.objectContaining({ snapshotName: 'thin-cairn-c1' }) }),
     ]);
   });
 
@@ -204,12 +209,10 @@ describe('a restore of a logical volume', () => {
     origin: 'web',
     data_percent: '12.5',
   };
-  const wanted: DiskSnapshot = {
+  const wanted: VolumeSnapshot = {
     diskId: 'web',
     path: '/dev/vg0/web',
-    mode: 'lvm',
     snapshotName: 'web-cairn-c1',
-    overlayPath: '',
     volume: { vgName: 'vg0', name: 'web', uuid: THICK.lv_uuid! },
   };
 
@@ -257,7 +260,7 @@ describe('a restore of a logical volume', () => {
   });
 
   it('asks for nothing when there is no volume', async () => {
-    await checkVolumes([{ ...wanted, mode: 'internal' }], () => Promise.reject(new Error('not asked')));
+    await checkVolumes([], () => Promise.reject(new Error('not asked')));
   });
 });
 

@@ -1,15 +1,15 @@
 import { describe, expect, it } from '@jest/globals';
 
 import { layOut } from '../../src/hypervisor/memory-layout.js';
+import { externalSnapshot } from '../../adapters/disks/qcow2/qcow2-records.js';
 import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import { decodeManifest, encodeManifest, manifestKey, type Manifest } from '../../src/format/manifest.js';
 
 const OLD: DiskSnapshot = {
   diskId: 'hd0',
   path: '/srv/web.qcow2',
-  mode: 'external',
-  snapshotName: '',
-  overlayPath: '/srv/web.cairn-1.qcow2',
+  driver: 'external',
+  data: { snapshotName: '', overlayPath: '/srv/web.cairn-1.qcow2' },
 };
 const LAYER = { path: '/srv/web.qcow2', sizeBytes: 196_616, mtimeNs: '1763911211123456789' };
 
@@ -37,6 +37,8 @@ function manifest(disk: DiskSnapshot): Manifest {
   };
 }
 
+const KEY = manifestKey(manifest(OLD));
+
 function roundTrip(disk: DiskSnapshot): readonly DiskSnapshot[] {
   const written = manifest(disk);
   return decodeManifest(manifestKey(written), 'web', encodeManifest(written)).disks;
@@ -45,10 +47,12 @@ function roundTrip(disk: DiskSnapshot): readonly DiskSnapshot[] {
 describe('the disks of a manifest', () => {
   it.each([
     ['as they were written before frozen layers were', OLD],
-    ['with frozen layers', { ...OLD, frozen: [LAYER] }],
-    ['with none that could be recorded', { ...OLD, frozen: [] }],
+    ['with frozen layers', { ...OLD, data: { ...OLD.data, frozen: [LAYER] } }],
+    ['with none that could be recorded', { ...OLD, data: { ...OLD.data, frozen: [] } }],
   ])('are read back %s', (_, disk) => {
-    expect(roundTrip(disk)).toEqual([disk]);
+    expect(roundTrip(disk)).toEqual([{ ...disk, recordedIn: KEY }]);
+    const { frozen } = disk.data as { frozen?: unknown };
+    expect(externalSnapshot(roundTrip(disk)[0]!).frozen).toEqual(frozen);
   });
 
   it.each([
@@ -56,8 +60,9 @@ describe('the disks of a manifest', () => {
     ['a size that is none', { ...LAYER, sizeBytes: -1 }],
     ['a time that is none', { ...LAYER, mtimeNs: '17e8' }],
   ])('are refused with %s', (_, layer) => {
-    expect(() => roundTrip({ ...OLD, frozen: [layer] })).toThrow(
-      expect.objectContaining({ code: 'REPO_DAMAGED' }),
+    const [disk] = roundTrip({ ...OLD, data: { ...OLD.data, frozen: [layer] } });
+    expect(() => externalSnapshot(disk!)).toThrow(
+      expect.objectContaining({ code: 'REPO_DAMAGED', message: expect.stringContaining(KEY) }),
     );
   });
 });

@@ -1,7 +1,7 @@
 import { describe, expect, it } from '@jest/globals';
 
 import { attachKvm, socketPathOf } from '../../adapters/kvm/attach.js';
-import { disksOf } from '../../adapters/disks/qcow2/qcow2-disks.js';
+import { disksOf } from '../../adapters/qemu/block-devices.js';
 import { hazardsOf, type VmInventory } from '../../adapters/kvm/inspect/hazards.js';
 import { backingOf, mappingsOf, parseMapping } from '../../adapters/kvm/memory/process-maps.js';
 import { parseRamBlockTable } from '../../adapters/kvm/memory/ram-block-table.js';

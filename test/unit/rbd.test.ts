@@ -1,12 +1,14 @@
 import { describe, expect, it } from '@jest/globals';
 
 import { locationIn } from '../../adapters/disks/rbd/image-names.js';
-import { RbdDisks } from '../../adapters/disks/rbd/rbd-disks.js';
+import { DISK_DRIVERS } from '../../adapters/disks/disk-drivers.js';
+import { RbdDriver } from '../../adapters/disks/rbd/rbd-driver.js';
+import type { ImageSnapshot } from '../../adapters/disks/rbd/rbd-record.js';
 import { checkImages } from '../../adapters/disks/rbd/rbd-restore.js';
 import type { RunTool, ToolResult } from '../../adapters/disks/run-tool.js';
 import { disksIn } from '../../adapters/libvirt/xml/domain-disks.js';
 import { planDisks } from '../../src/disks/disk-plan.js';
-import type { DiskSnapshot, VmDisk } from '../../src/hypervisor/disks.js';
+import type { VmDisk } from '../../src/hypervisor/disks.js';
 
 const DONE: ToolResult = { kind: 'done', stdout: '' };
 const HERE = '10.0.0.5';
@@ -41,8 +43,8 @@ function disk(path: string, id = 'd0'): VmDisk {
   return { id, path, format: 'raw', writable: true, virtualSizeBytes: 1 << 30, snapshotModes: [] };
 }
 
-function driver(fake: FakeRbd): RbdDisks {
-  return new RbdDisks(fake.run, () => [HERE]);
+function driver(fake: FakeRbd): RbdDriver {
+  return new RbdDriver(fake.run, () => [HERE]);
 }
 
 describe('the name that QEMU has for a disk', () => {
@@ -100,9 +102,9 @@ describe('disks on images of Ceph', () => {
       'rbd --conf=/c --id u snap create --no-progress --snap=cairn-c1 --pool=vms --image=web',
     ]);
     expect(snapshot).toMatchObject({
-      mode: 'rbd',
-      snapshotName: 'cairn-c1',
-      image: { id: '10ab', conf: '/c' },
+      driver: 'rbd',
+      feature: 'rbd-snapshot',
+      data: { snapshotName: 'cairn-c1', image: { id: '10ab', conf: '/c' } },
     });
   });
 
@@ -127,7 +129,7 @@ describe('disks on images of Ceph', () => {
       'rbd:vms/web: rbd: error opening image',
     ],
   ])('are refused before the pause when the cluster does not answer: %j', async (result, why) => {
-    const rbd = new RbdDisks(
+    const rbd = new RbdDriver(
       () => Promise.resolve(result),
       () => [HERE],
     );
@@ -193,7 +195,7 @@ describe('disks on images of Ceph', () => {
         whyNoSnapshot: expect.stringContaining('the kernel maps'),
       });
       const refusal = (): unknown =>
-        planDisks([web!], { memoryOnly: false, mode: 'auto', hookCoversDisks: false });
+        planDisks([web!], DISK_DRIVERS, { memoryOnly: false, mode: 'auto', hookCoversDisks: false });
       expect(refusal).toThrow(expect.objectContaining({ code: 'DISK_NOT_COVERED' }));
       expect(refusal).toThrow(/rbd.*the kernel maps/);
     },
@@ -210,9 +212,9 @@ describe('the question before the pause', () => {
     const fake = new FakeRbd();
     const rbd = driver(fake);
     await rbd.describe([disk('/srv/x')]);
-    expect(await rbd.checkAnswers()).toBe(false);
+    expect(await rbd.checkStorage()).toBe(false);
     await rbd.describe([disk(filename({}))]);
-    expect(await rbd.checkAnswers()).toBe(true);
+    expect(await rbd.checkStorage()).toBe(true);
   });
 
   it('refuses the pause when the cluster hangs by then', async () => {
@@ -220,7 +222,7 @@ describe('the question before the pause', () => {
     const rbd = driver(fake);
     await rbd.describe([disk(filename({}))]);
     fake.isHanging = true;
-    await expect(rbd.checkAnswers()).rejects.toMatchObject({
+    await expect(rbd.checkStorage()).rejects.toMatchObject({
       code: 'DISK_STALLED',
       message: expect.stringContaining('rbd:vms/web: rbd status did not end in time'),
     });
@@ -231,9 +233,9 @@ describe('the question before the pause', () => {
     const rbd = driver(fake);
     fake.isHanging = true;
     await rbd.describe([disk(filename({}))]);
-    await expect(rbd.checkAnswers()).rejects.toMatchObject({ code: 'DISK_STALLED' });
+    await expect(rbd.checkStorage()).rejects.toMatchObject({ code: 'DISK_STALLED' });
     fake.isHanging = false;
-    expect(await rbd.checkAnswers()).toBe(true);
+    expect(await rbd.checkStorage()).toBe(true);
   });
 
   it('is not asked of an image that may be another one than QEMU’s', async () => {
@@ -242,26 +244,24 @@ describe('the question before the pause', () => {
     fake.watchers = [];
     await rbd.describe([disk(filename({}))]);
     fake.isHanging = true;
-    expect(await rbd.checkAnswers()).toBe(false);
+    expect(await rbd.checkStorage()).toBe(false);
   });
 
   it('is not asked where this host cannot reach the cluster at all', async () => {
-    const rbd = new RbdDisks(
+    const rbd = new RbdDriver(
       () => Promise.resolve({ kind: 'failed', text: "rbd: couldn't connect to the cluster!" }),
       () => [HERE],
     );
     await rbd.describe([disk(filename({}))]);
-    expect(await rbd.checkAnswers()).toBe(false);
+    expect(await rbd.checkStorage()).toBe(false);
   });
 });
 
 describe('a restore of an image of Ceph', () => {
-  const wanted: DiskSnapshot = {
+  const wanted: ImageSnapshot = {
     diskId: 'd0',
     path: 'rbd:vms/web',
-    mode: 'rbd',
     snapshotName: 'cairn-c1',
-    overlayPath: '',
     image: { pool: 'vms', namespace: '', name: 'web', id: '10ab', conf: '', user: '', monitors: '' },
   };
 
@@ -280,7 +280,7 @@ describe('a restore of an image of Ceph', () => {
 
   it('takes no name out of a repository that could be something else', async () => {
     for (const name of ['--conf=x', 'a/b', 'a@b', '', 'a b']) {
-      const other = { ...wanted, image: { ...wanted.image!, name } };
+      const other = { ...wanted, image: { ...wanted.image, name } };
       await expect(check({}, other)).rejects.toMatchObject({ code: 'RESTORE_FAILED' });
     }
     await expect(check({}, { ...wanted, snapshotName: '--all' })).rejects.toMatchObject({

@@ -235,9 +235,8 @@ export function commitFields(): Parameters<CheckpointWriter['commit']>[0] {
       {
         diskId: 'drive0',
         path: '/srv/web1.qcow2',
-        mode: 'internal',
-        snapshotName: 'cairn-1',
-        overlayPath: '',
+        driver: 'internal',
+        data: { snapshotName: 'cairn-1', overlayPath: '' },
       },
     ],
     stats: { pauseMs: 3.5 },

@@ -1,9 +1,10 @@
 import { describe, expect, it } from '@jest/globals';
 
+import { disksOfStoppedQemu } from '../../adapters/disks/disk-drivers.js';
 import type { RestoreRequest } from '../../src/hypervisor/restore.js';
 import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import type { Manifest } from '../../src/format/manifest.js';
-import { refuseRollbackOfFrozen } from '../../src/disks/rollback-check.js';
+import { refuseRollbackOfNeeded } from '../../src/disks/rollback-check.js';
 
 const REQUEST: RestoreRequest = { setArgs: [], dropArgs: [], paused: false, keepDisks: false };
 
@@ -20,19 +21,13 @@ function manifest(seq: number, ...disks: DiskSnapshot[]): Manifest {
 
 function snapshot(mode: 'internal' | 'external', path: string, below: readonly string[] = []): DiskSnapshot {
   const frozen = [path, ...below].map((layer) => ({ path: layer, sizeBytes: 1, mtimeNs: '1' }));
-  return {
-    diskId: 'hd0',
-    path,
-    mode,
-    snapshotName: '',
-    overlayPath: '',
-    ...(mode === 'external' ? { frozen } : {}),
-  };
+  const data = { snapshotName: '', overlayPath: '', ...(mode === 'external' ? { frozen } : {}) };
+  return { diskId: 'hd0', path, driver: mode, data };
 }
 
 function check(restored: Manifest, all: readonly Manifest[], request = REQUEST): Promise<void> {
   const repository = { checkpoints: () => Promise.resolve({ manifests: all, damaged: [] }) };
-  return refuseRollbackOfFrozen(repository, restored, request);
+  return refuseRollbackOfNeeded(repository, restored, request, ({ machine }) => disksOfStoppedQemu(machine));
 }
 
 describe('rolling an image back', () => {

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { writersOf } from '../../adapters/xen/devices/image-writers.js';
+import { DiskDrivers } from '../../adapters/disks/disk-drivers.js';
 import { exchangeAt } from '../../adapters/xen/devices/device-model.js';
 import { Qcow2Disks } from '../../adapters/xen/devices/qcow2-disks.js';
 import { CheckpointError } from '../../src/errors.js';
@@ -38,6 +39,7 @@ function served(path = disk.path, name = '51712-qcow2'): JsonObject[] {
 
 function qemu(reply: Json = served()): {
   readonly disks: Qcow2Disks;
+  readonly drivers: DiskDrivers;
   readonly sent: Json[];
   readonly paths: string[];
 } {
@@ -52,7 +54,8 @@ function qemu(reply: Json = served()): {
     paths.push(path);
     return Promise.resolve(monitor);
   };
-  return { disks: new Qcow2Disks(7, exchangeAt('/m', connect)), sent, paths };
+  const disks = new Qcow2Disks(7, exchangeAt('/m', connect));
+  return { disks, drivers: new DiskDrivers({ cwd: '/', images: disks }), sent, paths };
 }
 
 describe('qcow2 disks of a Xen domain', () => {
@@ -82,9 +85,14 @@ describe('qcow2 disks of a Xen domain', () => {
   });
 
   it('are snapshotted under the name that QEMU has for them, and recorded under that of the domain', async () => {
-    const { disks, sent } = qemu();
-    expect(await disks.snapshot('c1', [disk], 'internal')).toEqual([
-      { diskId: 'xvda', path: disk.path, mode: 'internal', snapshotName: 'cairn-c1', overlayPath: '' },
+    const { drivers, sent } = qemu();
+    expect(await drivers.snapshot('c1', [disk], 'internal')).toEqual([
+      {
+        diskId: 'xvda',
+        path: disk.path,
+        driver: 'internal',
+        data: { snapshotName: 'cairn-c1', overlayPath: '' },
+      },
     ]);
     expect(sent).toEqual([
       {
@@ -99,18 +107,18 @@ describe('qcow2 disks of a Xen domain', () => {
   });
 
   it('are left alone while an HVM guest has them behind an emulated controller as well', async () => {
-    const { disks, sent } = qemu([...served(), ...served(disk.path, 'ide0-hd0')]);
-    const [described] = await disks.describe([disk]);
+    const { drivers, sent } = qemu([...served(), ...served(disk.path, 'ide0-hd0')]);
+    const [described] = await drivers.describe([disk]);
     expect(described).toMatchObject({ snapshotModes: [], whyNoSnapshot: expect.stringContaining('twice') });
-    await expect(disks.snapshot('c1', [disk], 'internal')).rejects.toMatchObject({
+    await expect(drivers.snapshot('c1', [disk], 'internal')).rejects.toMatchObject({
       code: 'DISK_SNAPSHOT_FAILED',
     });
     expect(sent).toEqual([]);
   });
 
   it('lose the snapshots of a failed checkpoint', async () => {
-    const { disks, sent } = qemu();
-    await disks.drop(await disks.snapshot('c1', [disk], 'internal'));
+    const { drivers, sent } = qemu();
+    await drivers.drop(await drivers.snapshot('c1', [disk], 'internal'));
     expect(sent[1]).toEqual({
       command: 'blockdev-snapshot-delete-internal-sync',
       args: { device: '51712-qcow2', name: 'cairn-c1' },
@@ -121,7 +129,7 @@ describe('qcow2 disks of a Xen domain', () => {
     ['an overlay', 'external' as const, disk],
     ['a disk that QEMU does not serve', 'internal' as const, raw],
   ])('refuse %s', async (_, mode, which) => {
-    await expect(qemu().disks.snapshot('c1', [which], mode)).rejects.toMatchObject({
+    await expect(qemu().drivers.snapshot('c1', [which], mode)).rejects.toMatchObject({
       code: 'DISK_SNAPSHOT_FAILED',
     });
   });

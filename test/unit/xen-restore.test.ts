@@ -1,7 +1,7 @@
 import { describe, expect, it } from '@jest/globals';
 
 import { disksOf } from '../../adapters/xen/devices/disks.js';
-import { dropVolumeSnapshots } from '../../adapters/xen/devices/drop-volume-snapshots.js';
+import { disksOfStoppedDomain } from '../../adapters/xen/devices/recorded-disks.js';
 import { restoreCheckpoint } from '../../adapters/xen/restore.js';
 import type { CheckpointSource, RestoreRequest } from '../../src/hypervisor/restore.js';
 import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
@@ -53,15 +53,16 @@ describe('restoring a Xen domain', () => {
     const snapshot: DiskSnapshot = {
       diskId: 'xvda',
       path: 'rbd:vms/web',
-      mode: 'rbd',
-      snapshotName: 'cairn-abc',
-      overlayPath: '',
+      driver: 'rbd',
+      data: { snapshotName: 'cairn-abc', overlayPath: '' },
     };
     await expect(restoreCheckpoint({ ...source, disks: [snapshot] }, request)).rejects.toMatchObject({
       code: 'VM_UNSUPPORTED',
       message: expect.stringContaining('Ceph RBD'),
     });
-    await expect(dropVolumeSnapshots({}, [snapshot])).rejects.toMatchObject({ code: 'DISK_SNAPSHOT_FAILED' });
+    await expect(disksOfStoppedDomain().drop([snapshot])).rejects.toMatchObject({
+      code: 'DISK_SNAPSHOT_FAILED',
+    });
     expect(disksOf({ disks: [{ vdev: 'xvda', pdev_path: 'rbd:vms/web:id=u', readwrite: 1 }] })).toMatchObject(
       [{ snapshotModes: [], whyNoSnapshot: expect.stringContaining('Ceph RBD') }],
     );

@@ -11,12 +11,12 @@
 import { open, type FileHandle } from 'node:fs/promises';
 
 import { CheckpointError, describeError } from '../../../src/errors.js';
-import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import { failureOf, runTool, type RunTool } from '../run-tool.js';
 import { diskLost } from '../snapshot-errors.js';
 import { stillOpen } from '../still-open.js';
 import { BLOCK_BYTES, DifferingRuns } from './differing-runs.js';
 import { isVolumeName, listVolumes, type LogicalVolume } from './logical-volumes.js';
+import type { VolumeSnapshot } from './lvm-record.js';
 import { pathOf, withoutRoom } from './room.js';
 
 const ACTIVATE_LIMIT_MS = 30_000;
@@ -25,7 +25,7 @@ const CLOSING_WAIT_MS = 5000;
 const READ_BYTES = 1 << 20;
 
 interface Pair {
-  readonly disk: DiskSnapshot;
+  readonly disk: VolumeSnapshot;
   readonly origin: LogicalVolume;
   readonly snapshot: LogicalVolume;
   /** All of the host. */
@@ -37,7 +37,7 @@ interface Pair {
  * @throws RESTORE_FAILED when a snapshot is gone or has overflowed, RESTORE_TARGET_BUSY when a volume is open
  */
 export async function checkVolumes(
-  disks: readonly DiskSnapshot[],
+  disks: readonly VolumeSnapshot[],
   run: RunTool = runTool,
   waitMs = CLOSING_WAIT_MS,
 ): Promise<void> {
@@ -51,13 +51,13 @@ export async function checkVolumes(
   );
 }
 
-async function openAmong(disks: readonly DiskSnapshot[], run: RunTool): Promise<Pair | undefined> {
+async function openAmong(disks: readonly VolumeSnapshot[], run: RunTool): Promise<Pair | undefined> {
   return (await pairsOf(disks, run)).find(({ origin }) => origin.isOpen);
 }
 
 /** @throws RESTORE_FAILED with nothing written for want of room, or in the middle when a device fails */
 export async function writeBackVolumes(
-  disks: readonly DiskSnapshot[],
+  disks: readonly VolumeSnapshot[],
   run: RunTool = runTool,
 ): Promise<void> {
   const works: { readonly pair: Pair; readonly paths: Paths; readonly runs: DifferingRuns }[] = [];
@@ -87,17 +87,16 @@ export async function writeBackVolumes(
   }
 }
 
-async function pairsOf(disks: readonly DiskSnapshot[], run: RunTool): Promise<readonly Pair[]> {
-  const wanted = disks.filter(({ mode }) => mode === 'lvm');
-  if (wanted.length === 0) return [];
+async function pairsOf(disks: readonly VolumeSnapshot[], run: RunTool): Promise<readonly Pair[]> {
+  if (disks.length === 0) return [];
   const list = await listVolumes(run);
   if ('whyNot' in list) throw diskLost(`cannot ask for logical volumes: ${list.whyNot}`);
-  return wanted.map((disk) => pairOf(disk, list.volumes));
+  return disks.map((disk) => pairOf(disk, list.volumes));
 }
 
-function pairOf(disk: DiskSnapshot, volumes: readonly LogicalVolume[]): Pair {
+function pairOf(disk: VolumeSnapshot, volumes: readonly LogicalVolume[]): Pair {
   const { volume, snapshotName, path } = disk;
-  if (volume === undefined || ![volume.vgName, volume.name, snapshotName].every(isVolumeName))
+  if (![volume.vgName, volume.name, snapshotName].every(isVolumeName))
     throw diskLost(`the checkpoint does not say which logical volume the disk ${path} is`);
   const find = (name: string): LogicalVolume | undefined =>
     volumes.find((candidate) => candidate.vgName === volume.vgName && candidate.name === name);

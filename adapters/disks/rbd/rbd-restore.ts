@@ -1,11 +1,11 @@
 /** Putting images of Ceph RBD back to the snapshots of a checkpoint. The cluster does it (`rbd snap rollback`), and keeps all snapshots. */
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { DiskSnapshot, SnapshotImage } from '../../../src/hypervisor/disks.js';
 import { runTool, type RunTool } from '../run-tool.js';
 import { diskLost } from '../snapshot-errors.js';
 import { stillOpen } from '../still-open.js';
 import { isLocation, nameOfImage } from './image-names.js';
+import type { ImageSnapshot } from './rbd-record.js';
 import { imageFacts, rbd, rbdFailure, snapshotNames, watchers, type Answer } from './rbd-command.js';
 
 /** osd_client_watch_timeout is 30 s: for so long a client that was killed counts as one that has the image open. */
@@ -18,19 +18,19 @@ const ROLLBACK_LIMIT_MS = 12 * 3_600_000;
  * @throws RESTORE_FAILED when a snapshot is gone or the cluster does not answer, RESTORE_TARGET_BUSY when somebody has an image open
  */
 export async function checkImages(
-  disks: readonly DiskSnapshot[],
+  disks: readonly ImageSnapshot[],
   run: RunTool = runTool,
   waitMs = CLOSING_WAIT_MS,
 ): Promise<void> {
-  const wanted = imagesOf(disks);
-  for (const { image, snapshotName } of wanted) {
+  disks.forEach(refuseNames);
+  for (const { image, snapshotName } of disks) {
     const { id } = valueOf(await imageFacts(run, image));
     if (id !== image.id) throw diskLost(`${nameOfImage(image)} is another image than that of the checkpoint`);
     if (!valueOf(await snapshotNames(run, image)).includes(snapshotName))
       throw diskLost(`${nameOfImage(image)} has no snapshot ${snapshotName} any more`);
   }
   const open = await stillOpen(async () => {
-    for (const { image } of wanted) {
+    for (const { image } of disks) {
       const [address] = valueOf(await watchers(run, image));
       if (address !== undefined) return { image, address };
     }
@@ -45,8 +45,9 @@ export async function checkImages(
 }
 
 /** @throws RESTORE_FAILED, possibly in the middle */
-export async function rollBackImages(disks: readonly DiskSnapshot[], run: RunTool = runTool): Promise<void> {
-  for (const { image, snapshotName } of imagesOf(disks)) {
+export async function rollBackImages(disks: readonly ImageSnapshot[], run: RunTool = runTool): Promise<void> {
+  disks.forEach(refuseNames);
+  for (const { image, snapshotName } of disks) {
     const command = ['snap', 'rollback', '--no-progress', `--snap=${snapshotName}`];
     const failure = rbdFailure(image, 'snap rollback', await rbd(run, image, command, ROLLBACK_LIMIT_MS));
     if (failure === '') continue;
@@ -57,19 +58,10 @@ export async function rollBackImages(disks: readonly DiskSnapshot[], run: RunToo
   }
 }
 
-interface Wanted {
-  readonly image: SnapshotImage;
-  readonly snapshotName: string;
-}
-
-function imagesOf(disks: readonly DiskSnapshot[]): readonly Wanted[] {
-  return disks
-    .filter(({ mode }) => mode === 'rbd')
-    .map(({ image, snapshotName, path }) => {
-      if (image === undefined || !isLocation(image) || !/^cairn-[0-9a-z-]+$/.test(snapshotName))
-        throw diskLost(`the checkpoint does not say which image the disk ${path} is`);
-      return { image, snapshotName };
-    });
+/** What comes out of a repository must not become an option of `rbd`. */
+function refuseNames({ image, snapshotName, path }: ImageSnapshot): void {
+  if (isLocation(image) && /^cairn-[0-9a-z-]+$/.test(snapshotName)) return;
+  throw diskLost(`the checkpoint does not say which image the disk ${path} is`);
 }
 
 function valueOf<Value>(answer: Answer<Value>): Value {

@@ -11,7 +11,7 @@
 
 import { mkdtemp, rm } from 'node:fs/promises';
 import { createConnection, type Socket } from 'node:net';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 
 import { processStartTime } from '../../../src/host/process-identity.js';
 import { defaultRuntimeDir, openRuntimeDir } from '../../../src/host/runtime-dir.js';
@@ -26,18 +26,14 @@ import { agentPathIn } from '../run/guest-agent/agent-path.js';
 import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
 import type { QmpClient } from '../../qemu/qmp-client.js';
 import { restoredCommandLine } from './argv.js';
+import { disksOfStoppedQemu, removeStandIns, type DiskDrivers } from '../../disks/disk-drivers.js';
 import { formatCommandLine, type QemuOption } from '../../disks/qcow2/command-line.js';
-import {
-  checkSnapshots,
-  overlayExternal,
-  removeOverlays,
-  rollBack,
-} from '../../disks/qcow2/qcow2-restore.js';
 import { incomingCompleted } from './follow.js';
 import { recordedMachine, type RecordedMachine } from './machine.js';
 import { RestoredQemu } from './process.js';
 import { withoutOptionValues } from './redact.js';
 import { checkSocketsFree } from './sockets.js';
+import { withStandIns } from './stand-ins.js';
 import { restoreIntoTarget } from './target.js';
 import { deviceSections } from '../../qemu/stream/device-state.js';
 import { pushStream } from '../../qemu/stream/push.js';
@@ -52,10 +48,9 @@ const EXIT_WAIT_MS = 3000;
  *   INTERRUPTED
  */
 export async function restoreCheckpoint(
-  recorded: CheckpointSource,
+  source: CheckpointSource,
   request: RestoreRequest,
 ): Promise<RestoreResult> {
-  const source = withAbsoluteDisks(recorded);
   try {
     request.signal?.throwIfAborted();
     if (request.edits !== undefined) {
@@ -80,25 +75,6 @@ export async function restoreCheckpoint(
   }
 }
 
-/** Paths of disks are recorded as QEMU names them, which may be relative to its folder. Those of images of Ceph are no paths. */
-function withAbsoluteDisks(source: CheckpointSource): CheckpointSource {
-  const cwd = source.machine.cwd;
-  if (typeof cwd !== 'string') return source;
-  return {
-    checkpointId: source.checkpointId,
-    hypervisor: source.hypervisor,
-    machine: source.machine,
-    machineType: source.machineType,
-    layout: source.layout,
-    disks: source.disks.map((disk) =>
-      disk.mode === 'rbd' ? disk : { ...disk, path: resolve(cwd, disk.path) },
-    ),
-    frozen: source.frozen,
-    deviceState: () => source.deviceState(),
-    pages: (signal) => source.pages(signal),
-  };
-}
-
 async function restoreIntoNewQemu(
   source: CheckpointSource,
   sections: Uint8Array,
@@ -107,19 +83,21 @@ async function restoreIntoNewQemu(
   const machine = recordedMachine(source.machine);
   const commandLine = restoredCommandLine(machine, request);
   const disks = request.keepDisks ? [] : source.disks;
+  const drivers = disksOfStoppedQemu(source.machine);
   await checkSocketsFree(commandLine.options, machine.cwd, commandLine.qmpPath);
-  await checkSnapshots(disks);
-  const overlaid = await overlayExternal(disks, commandLine.options, machine.cwd, source.checkpointId);
+  await drivers.check(disks);
+  const standIns = drivers.standIns(disks, source.checkpointId);
+  const stoodIn = await withStandIns(standIns, commandLine.options, machine.cwd);
   try {
     const qemu = await RestoredQemu.start({
       program: request.program ?? machine.program,
-      argv: formatCommandLine(overlaid.options),
+      argv: formatCommandLine(stoodIn.options),
       cwd: machine.cwd,
       env: environment(machine, request),
       qmpPath: commandLine.qmpPath,
       logPath: request.logPath ?? `${commandLine.qmpPath}.log`,
     });
-    const load = { source, sections, request, options: overlaid.options };
+    const load = { source, sections, request, drivers, options: stoodIn.options };
     try {
       const { streamBytes, running } = await loadInto(qemu, load);
       const agentPath = request.guestAgent ?? agentPathIn(load.options, machine.cwd);
@@ -129,7 +107,7 @@ async function restoreIntoNewQemu(
       throw await afterFailure(qemu, error, load.options, request.signal?.aborted === true);
     }
   } catch (error) {
-    await removeOverlays(overlaid.overlays);
+    await removeStandIns(stoodIn.created);
     throw error;
   }
 }
@@ -138,6 +116,7 @@ interface Load {
   readonly source: CheckpointSource;
   readonly sections: Uint8Array;
   readonly request: RestoreRequest;
+  readonly drivers: DiskDrivers;
   readonly options: readonly QemuOption[];
 }
 
@@ -171,7 +150,8 @@ async function loadInto(
   }
 }
 
-async function sendStream(socketPath: string, { source, sections, request, options }: Load): Promise<number> {
+async function sendStream(socketPath: string, load: Load): Promise<number> {
+  const { source, sections, request, drivers, options } = load;
   const socket = await connect(socketPath);
   try {
     const stream = writeMigrationStream(
@@ -183,7 +163,7 @@ async function sendStream(socketPath: string, { source, sections, request, optio
       },
       {
         omitZeroPagesOf: freshMemory(options),
-        beforeDeviceState: () => ownStep(rollBack(request.keepDisks ? [] : source.disks)),
+        beforeDeviceState: () => ownStep(drivers.rollBack(request.keepDisks ? [] : source.disks)),
         onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
         ...(request.signal === undefined ? {} : { signal: request.signal }),
       },

@@ -5,11 +5,12 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { processStartTime } from '../../../src/host/process-identity.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
+import type { StandIn } from '../../../src/hypervisor/disk-driver.js';
 import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../../src/hypervisor/restore.js';
 import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
 import { descriptorOf, peerPid } from '../../qemu/peer-process.js';
 import { QmpClient } from '../../qemu/qmp-client.js';
-import { checkSnapshots, external, rollBack } from '../../disks/qcow2/qcow2-restore.js';
+import { disksOfStoppedQemu } from '../../disks/disk-drivers.js';
 import { incomingCompleted } from './follow.js';
 import { withRunState } from '../../qemu/stream/device-state.js';
 import { pushStream } from '../../qemu/stream/push.js';
@@ -35,8 +36,9 @@ export async function restoreIntoTarget(
 ): Promise<RestoreResult> {
   const address = parseAddress(target);
   const disks = request.keepDisks ? [] : source.disks;
-  refuseExternal(disks.length === 0 ? [] : external(disks).map(({ path }) => path));
-  await checkSnapshots(disks);
+  const drivers = disksOfStoppedQemu(source.machine);
+  refuseStandIns(drivers.standIns(disks, source.checkpointId));
+  await drivers.check(disks);
   const monitor =
     request.socketPath === undefined
       ? undefined
@@ -56,7 +58,7 @@ export async function restoreIntoTarget(
             pages: (signal) => source.pages(signal),
           },
           {
-            beforeDeviceState: () => rollBack(disks),
+            beforeDeviceState: () => drivers.rollBack(disks),
             onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
             ...(request.signal === undefined ? {} : { signal: request.signal }),
           },
@@ -100,8 +102,9 @@ export function parseAddress(target: string): Address {
   });
 }
 
-function refuseExternal(paths: readonly string[]): void {
-  if (paths.length === 0) return;
+function refuseStandIns(standIns: readonly StandIn[]): void {
+  if (standIns.length === 0) return;
+  const paths = standIns.map(({ path }) => path);
   throw new CheckpointError(
     'RESTORE_FAILED',
     `the waiting QEMU has its disks open already; the checkpoint's are ${paths.join(', ')}`,

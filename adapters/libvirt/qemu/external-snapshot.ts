@@ -11,8 +11,8 @@ import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
-import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/disks.js';
-import { planDiskSnapshots } from '../../disks/qcow2/qcow2-disks.js';
+import { EXTERNAL, type ExternalSnapshot } from '../../disks/qcow2/qcow2-records.js';
+import type { OverlaySnapshots } from '../../disks/qcow2/snapshot-takers.js';
 import { disksIn } from '../xml/domain-disks.js';
 import type { LibvirtDomain } from '../domain.js';
 import { escaped, unescaped } from '../xml/xml-text.js';
@@ -24,17 +24,19 @@ const FILE = /\bfile=(['"])(?<path>.*?)\1/g;
 /** The part of a domain that is needed here. */
 export type SnapshotTarget = Pick<LibvirtDomain, 'snapshotDisks' | 'xml'>;
 
+/** @param domainXml as it was read last */
+export function libvirtOverlays(domain: SnapshotTarget, domainXml: () => string): OverlaySnapshots {
+  return { take: (snapshots) => snapshotExternally(domain, domainXml(), snapshots) };
+}
+
 /** @throws DISK_SNAPSHOT_FAILED with nothing left behind but what the domain writes to, VM_GONE */
-export async function snapshotExternally(
+async function snapshotExternally(
   domain: SnapshotTarget,
   domainXml: string,
-  name: string,
-  disks: readonly VmDisk[],
-): Promise<readonly DiskSnapshot[]> {
-  const snapshots = await planDiskSnapshots(disks, name, 'external');
+  snapshots: readonly ExternalSnapshot[],
+): Promise<void> {
   try {
     await domain.snapshotDisks(snapshotXml(domainXml, snapshots));
-    return snapshots;
   } catch (error) {
     if (isCheckpointError(error, 'VM_GONE')) throw error;
     const possiblyPresent = await removeUnused(domain, snapshots);
@@ -43,7 +45,7 @@ export async function snapshotExternally(
       `snapshot of ${snapshots.map(({ path }) => path).join(', ')}: ${describeError(error)}`,
       {
         cause: error,
-        detail: { disks: disks.map(({ id }) => id), mode: 'external', possiblyPresent },
+        detail: { disks: snapshots.map(({ diskId }) => diskId), mode: EXTERNAL, possiblyPresent },
         ...(possiblyPresent.length === 0 ? {} : { hint: HINT }),
       },
     );
@@ -57,7 +59,7 @@ export async function snapshotExternally(
  */
 async function removeUnused(
   domain: SnapshotTarget,
-  snapshots: readonly DiskSnapshot[],
+  snapshots: readonly ExternalSnapshot[],
 ): Promise<readonly string[]> {
   const xml = await domain.xml().catch(() => undefined);
   const inUse = new Set([...(xml ?? '').matchAll(FILE)].map(({ groups }) => unescaped(groups!.path!)));
@@ -70,7 +72,7 @@ async function removeUnused(
 }
 
 /** @throws DISK_SNAPSHOT_FAILED for a disk that the domain does not have */
-export function snapshotXml(domainXml: string, snapshots: readonly DiskSnapshot[]): string {
+export function snapshotXml(domainXml: string, snapshots: readonly ExternalSnapshot[]): string {
   const disks = disksIn(domainXml);
   const unknown = snapshots.find(({ path }) => !disks.some((disk) => disk.path === path));
   if (unknown !== undefined) {

@@ -5,8 +5,8 @@
  */
 
 import { CheckpointError, describeError } from '../../../src/errors.js';
-import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
-import { putOverlayOn, removeOverlays } from '../../disks/qcow2/qcow2-restore.js';
+import type { StandIn } from '../../../src/hypervisor/disk-driver.js';
+import { removeStandIns } from '../../disks/disk-drivers.js';
 import { disksIn, withDisk } from '../xml/domain-disks.js';
 import type { LibvirtDomain } from '../domain.js';
 
@@ -17,28 +17,25 @@ export interface OverlaidDomain {
 }
 
 /** @throws RESTORE_FAILED with no overlay left behind */
-export async function overlayDisks(
-  xml: string,
-  frozen: readonly DiskSnapshot[],
-  checkpointId: string,
-): Promise<OverlaidDomain> {
+export async function overlayDisks(xml: string, standIns: readonly StandIn[]): Promise<OverlaidDomain> {
   const overlays = new Map<string, string>();
   let changed = xml;
   try {
-    for (const { path } of frozen) {
+    for (const standIn of standIns) {
+      const { path } = standIn;
       const disk = disksIn(changed).find((candidate) => candidate.path === path);
       if (disk === undefined) {
         throw new CheckpointError('RESTORE_FAILED', `no disk of the domain is ${path}`, {
           hint: 'put an overlay on it yourself, name it with --disk, and pass --keep-disks',
         });
       }
-      const overlay = await putOverlayOn(path, disk.format, checkpointId);
+      const overlay = await standIn.create(disk.format);
       overlays.set(disk.target, overlay);
       changed = withDisk(changed, disk.target, overlay, 'qcow2');
     }
     return { xml: changed, overlays };
   } catch (error) {
-    await removeOverlays([...overlays.values()]);
+    await removeStandIns(overlays.values());
     throw error;
   }
 }

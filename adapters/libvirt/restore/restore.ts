@@ -14,7 +14,7 @@ import { once } from 'node:events';
 import { defaultRuntimeDir, openRuntimeDir } from '../../../src/host/runtime-dir.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
 import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../../src/hypervisor/restore.js';
-import { checkSnapshots, external, removeOverlays, rollBack } from '../../disks/qcow2/qcow2-restore.js';
+import { disksOfStoppedQemu, removeStandIns, type DiskDrivers } from '../../disks/disk-drivers.js';
 import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import { asResult, thawRestored } from '../../kvm/run/guest-agent/thaw-restored.js';
 import { restoreCheckpoint as restoreOfKvm } from '../../kvm/restore/restore.js';
@@ -49,19 +49,20 @@ export async function restoreDomain(
   const uri = request.target === undefined ? recordedUri(source) : parseRestoreTarget(request.target);
   if (uri === undefined) return restoreOfKvm(source, request);
   refuseOptions(request);
-  const { xml: edited, disks } = await editDomain(source, request);
+  const drivers = disksOfStoppedQemu(source.machine);
+  const { xml: edited, disks } = await editDomain(source, request, drivers);
   const identity = identityIn(edited);
   const sections = deviceSections(await source.deviceState());
   const connection = await LibvirtConnection.open(uri);
   try {
     await refuseActive(connection, identity);
-    await checkSnapshots(disks);
-    const { xml, overlays } = await overlayDisks(edited, external(disks), source.checkpointId);
+    await drivers.check(disks);
+    const { xml, overlays } = await overlayDisks(edited, drivers.standIns(disks, source.checkpointId));
     let streamBytes: number;
     try {
-      streamBytes = await load({ source, disks, request, connection, xml, sections });
+      streamBytes = await load({ source, disks, drivers, request, connection, xml, sections });
     } catch (error) {
-      await removeOverlays([...overlays.values()]);
+      await removeStandIns(overlays.values());
       throw error;
     }
     const domain = await LibvirtDomain.find(connection, identity.uuid);
@@ -83,6 +84,7 @@ export async function restoreDomain(
 interface Load {
   readonly source: CheckpointSource;
   readonly disks: readonly DiskSnapshot[];
+  readonly drivers: DiskDrivers;
   readonly request: RestoreRequest;
   readonly connection: LibvirtConnection;
   readonly xml: string;
@@ -124,7 +126,7 @@ function settled<Value>(promise: Promise<Value>): Promise<Settled<Value>> {
 }
 
 async function send(path: string, work: Load, isOver: () => boolean): Promise<number> {
-  const { source, disks, request, xml, sections } = work;
+  const { source, disks, drivers, request, xml, sections } = work;
   const socket = await openForReader(path, isOver, request.signal);
   if (socket === undefined) return 0;
   try {
@@ -138,7 +140,7 @@ async function send(path: string, work: Load, isOver: () => boolean): Promise<nu
       {
         // Main memory of a new QEMU is all zero, unless it lies in a file that held something.
         omitZeroPagesOf: (regionId) => regionId === 'pc.ram' && !/<source\s+type=['"]file['"]/.test(xml),
-        beforeDeviceState: () => rollBack(disks),
+        beforeDeviceState: () => drivers.rollBack(disks),
         onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
         ...(request.signal === undefined ? {} : { signal: request.signal }),
       },

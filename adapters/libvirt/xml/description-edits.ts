@@ -7,6 +7,7 @@ import { isAbsolute } from 'node:path';
 import { CheckpointError } from '../../../src/errors.js';
 import type { CheckpointSource, DescriptionEdits, RestoreRequest } from '../../../src/hypervisor/restore.js';
 import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
+import type { DiskDrivers } from '../../disks/disk-drivers.js';
 import { disksIn, withDisk } from './domain-disks.js';
 import { editedXml, recordedXml, renamed, withNewMacs } from './domain-xml.js';
 
@@ -17,7 +18,11 @@ export interface EditedDomain {
 }
 
 /** @throws USAGE, VM_UNSUPPORTED when the checkpoint is not of a domain */
-export async function editDomain(source: CheckpointSource, request: RestoreRequest): Promise<EditedDomain> {
+export async function editDomain(
+  source: CheckpointSource,
+  request: RestoreRequest,
+  drivers: Pick<DiskDrivers, 'movedTo'>,
+): Promise<EditedDomain> {
   const { edits, setArgs, keepDisks } = request;
   let xml = recordedXml(source.machine);
   let disks = keepDisks ? [] : source.disks;
@@ -27,17 +32,9 @@ export async function editDomain(source: CheckpointSource, request: RestoreReque
   for (const [target, path] of (edits?.diskPaths ?? []).map(parseDiskPath)) {
     const before = disksIn(xml).find((disk) => disk.target === target)?.path;
     xml = withDisk(xml, target, path);
-    disks = disks.flatMap((disk) => (disk.path === before ? movedTo(path, disk) : [disk]));
+    disks = disks.flatMap((disk) => (disk.path === before ? (drivers.movedTo(disk, path) ?? []) : [disk]));
   }
   return { xml: await throughCommand(xml, edits), disks };
-}
-
-/** What the operator puts in the place of an image is taken for the same; what lies below it is still what was recorded. */
-function movedTo(path: string, disk: DiskSnapshot): readonly DiskSnapshot[] {
-  // The snapshot is of the volume or image that the operator does not want to be used.
-  if (disk.mode === 'lvm' || disk.mode === 'rbd') return [];
-  const below = disk.frozen?.filter((layer) => layer.path !== disk.path);
-  return [{ ...disk, path, ...(below === undefined ? {} : { frozen: below }) }];
 }
 
 function parseDiskPath(argument: string): readonly [target: string, path: string] {

@@ -1,8 +1,8 @@
 /** The disks of a domain, from its configuration. */
 
-import { CheckpointError } from '../../../src/errors.js';
 import type { VmDisk } from '../../../src/hypervisor/disks.js';
 import type { JsonObject } from '../../../src/types.js';
+import { RBD } from '../../disks/rbd/rbd-record.js';
 import { isSet, listOf, objectOf, textOf } from '../domain/xl.js';
 
 /** Xen has no call for snapshots: `qcow2-disks.ts` knows of those that QEMU can take, `adapters/disks/lvm` of logical volumes. */
@@ -16,16 +16,12 @@ export function disksOf(config: JsonObject): readonly VmDisk[] {
       writable: isSet(disk.readwrite) && !isSet(disk.is_cdrom),
       virtualSizeBytes: 0,
       snapshotModes: [],
-      ...(textOf(disk.pdev_path).startsWith('rbd:') ? { whyNoSnapshot: UNTESTED_IMAGES } : {}),
+      ...(textOf(disk.pdev_path).startsWith('rbd:') ? { whyNoSnapshot: UNTRIED_DRIVERS[RBD]! } : {}),
     };
   });
 }
 
-const UNTESTED_IMAGES = 'images of Ceph RBD were not tested with Xen';
-
-/** No checkpoint of a domain has such a snapshot: whoever meets one must not guess. */
-export function untestedImages(code: 'VM_UNSUPPORTED' | 'DISK_SNAPSHOT_FAILED'): CheckpointError {
-  return new CheckpointError(code, UNTESTED_IMAGES, {
-    hint: '`rbd snap rollback` and `rbd snap rm` do by hand what is to be done; --keep-disks restores without the disks',
-  });
-}
+/** Drivers that were not tried with Xen. No checkpoint of a domain has such a snapshot: whoever meets one must not guess. */
+export const UNTRIED_DRIVERS: Readonly<Record<string, string>> = {
+  [RBD]: 'images of Ceph RBD were not tested with Xen',
+};

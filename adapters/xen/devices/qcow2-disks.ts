@@ -14,11 +14,14 @@
  */
 
 import { CheckpointError, isCheckpointError } from '../../../src/errors.js';
-import type { DiskSnapshot, DiskSnapshotMode, VmDisk } from '../../../src/hypervisor/disks.js';
-import { dropDiskSnapshots, listDisks, snapshotDisks } from '../../disks/qcow2/qcow2-disks.js';
+import type { VmDisk } from '../../../src/hypervisor/disks.js';
+import { monitorImages } from '../../disks/qcow2/monitor-snapshots.js';
+import { INTERNAL, type InternalSnapshot } from '../../disks/qcow2/qcow2-records.js';
+import type { ImageSnapshots } from '../../disks/qcow2/snapshot-takers.js';
+import { listDisks } from '../../qemu/block-devices.js';
 import { connectMonitor, exchangeAt, monitorPath, type ExchangeWithMonitor } from './device-model.js';
 
-export class Qcow2Disks {
+export class Qcow2Disks implements ImageSnapshots {
   readonly #withMonitor: ExchangeWithMonitor;
 
   /** @param exchange of a guest with a device model: through the monitor that is held in its stop */
@@ -41,39 +44,33 @@ export class Qcow2Disks {
       const [image, ...more] = isCandidate(disk) ? imagesOf(disk, served) : [];
       if (image === undefined) return disk;
       if (more.length > 0) return { ...disk, whyNoSnapshot: OPEN_TWICE };
-      return { ...disk, virtualSizeBytes: image.virtualSizeBytes, snapshotModes: ['internal'] };
+      return { ...disk, virtualSizeBytes: image.virtualSizeBytes, snapshotModes: [INTERNAL] };
     });
   }
 
-  /** All or none, of the suspended guest. @throws DISK_SNAPSHOT_FAILED, see `Vm.snapshotDisks` */
-  async snapshot(
-    name: string,
-    disks: readonly VmDisk[],
-    mode: DiskSnapshotMode,
-  ): Promise<readonly DiskSnapshot[]> {
-    if (mode !== 'internal') throw refused(`no ${mode} snapshots on Xen`);
+  /** All or none, of the suspended guest. @throws DISK_SNAPSHOT_FAILED, see `VmDisks.snapshot` */
+  take(snapshots: readonly InternalSnapshot[]): Promise<void> {
     return this.#withMonitor(async (monitor) => {
       const served = await listDisks(monitor);
-      const images = disks.map((disk) => {
-        const [image, ...more] = imagesOf(disk, served);
-        if (image === undefined) throw refused(`no QEMU serves the disk ${disk.id} (${disk.path})`);
-        if (more.length > 0) throw refused(`disk ${disk.id} (${disk.path}): ${OPEN_TWICE}`);
-        return image;
+      const images = snapshots.map((snapshot) => {
+        const { diskId, path } = snapshot;
+        const [image, ...more] = imagesOf(snapshot, served);
+        if (image === undefined) throw refused(`no QEMU serves the disk ${diskId} (${path})`);
+        if (more.length > 0) throw refused(`disk ${diskId} (${path}): ${OPEN_TWICE}`);
+        return { ...snapshot, diskId: image.id };
       });
-      const taken = await snapshotDisks(monitor, name, images, mode);
-      return taken.map((snapshot, i) => ({ ...snapshot, diskId: disks[i]!.id, path: disks[i]!.path }));
+      await monitorImages(monitor).take(images);
     });
   }
 
-  /** @throws DISK_SNAPSHOT_FAILED naming what stays behind */
-  drop(snapshots: readonly DiskSnapshot[]): Promise<void> {
+  drop(snapshots: readonly InternalSnapshot[]): Promise<void> {
     return this.#withMonitor(async (monitor) => {
       const served = await listDisks(monitor);
       const renamed = snapshots.map((snapshot) => ({
         ...snapshot,
         diskId: imagesOf(snapshot, served)[0]?.id ?? snapshot.diskId,
       }));
-      await dropDiskSnapshots(monitor, renamed);
+      await monitorImages(monitor).drop(renamed);
     });
   }
 }
@@ -85,7 +82,7 @@ function isCandidate({ format, writable }: VmDisk): boolean {
 }
 
 function imagesOf({ path }: Pick<VmDisk, 'path'>, served: readonly VmDisk[]): readonly VmDisk[] {
-  return served.filter((image) => image.path === path && image.snapshotModes.includes('internal'));
+  return served.filter((image) => image.path === path && isCandidate(image));
 }
 
 function refused(why: string): CheckpointError {

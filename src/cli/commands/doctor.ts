@@ -1,9 +1,10 @@
 import type { Command } from 'commander';
 
 import { defaultRuntimeDir, openRuntimeDir } from '../../host/runtime-dir.js';
-import { planDisks } from '../../disks/disk-plan.js';
+import { AUTO_DISK_MODE, planDisks } from '../../disks/disk-plan.js';
 import { decideTracker } from '../../checkpoint/trust/tracker-choice.js';
 import { isCheckpointError } from '../../errors.js';
+import type { DiskDriverTraits, VmDisk } from '../../hypervisor/disks.js';
 import type { VmReport } from '../../hypervisor/vm.js';
 import { hypervisors } from '../../index.js';
 import { command, run, type SharedOptions } from '../command.js';
@@ -23,12 +24,12 @@ export function doctorCommand(): Command {
           const [report, layout, disks, runState] = [
             await vm.inspect(),
             await vm.memoryLayout(),
-            await vm.disks(),
+            await vm.disks.list(),
             await vm.runState(),
           ];
           const refused = report.hazards.filter((hazard) => hazard.effect === 'refuse');
           const chosen = chosenOf(address, report);
-          const diskProblem = diskProblemOf(disks);
+          const diskProblem = diskProblemOf(disks, vm.disks.drivers);
           reporter.summary(
             {
               vm: address,
@@ -78,9 +79,9 @@ function chosenOf(address: string, report: VmReport): string {
   }
 }
 
-function diskProblemOf(disks: Parameters<typeof planDisks>[0]): string {
+function diskProblemOf(disks: readonly VmDisk[], drivers: readonly DiskDriverTraits[]): string {
   try {
-    planDisks(disks, { memoryOnly: false, mode: 'auto', hookCoversDisks: false });
+    planDisks(disks, drivers, { memoryOnly: false, mode: AUTO_DISK_MODE, hookCoversDisks: false });
     return '';
   } catch (error) {
     if (isCheckpointError(error, 'DISK_NOT_COVERED')) return `${error.message}; ${error.hint ?? ''}`;

@@ -1,6 +1,7 @@
 import type { Command } from 'commander';
 
 import {
+  disksOfStopped,
   openDiskDropper,
   snapshotsOf,
   type DiskDropper,
@@ -141,9 +142,10 @@ async function forgetAll(
   let isWhole = true;
   for (const { source, choice } of work) {
     let disks: readonly LeftSnapshot[] = [];
+    const disksOf = disksOfStopped(hypervisors());
     const onForgotten = async (removed: readonly ForgottenCheckpoint[]): Promise<void> => {
       const gone = removed.flatMap(({ manifest }) => manifest ?? []);
-      disks = dropper === undefined ? snapshotsOf(gone) : await dropper.drop(gone);
+      disks = dropper === undefined ? snapshotsOf(gone, disksOf) : await dropper.drop(gone);
     };
     let result: ForgetResult;
     try {

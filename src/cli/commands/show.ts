@@ -1,5 +1,7 @@
 import type { Command } from 'commander';
 
+import { diskEntry } from '../../format/disk-entry.js';
+import type { JsonObject } from '../../types.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { formatBytes, formatMs, formatTable } from '../../text.js';
 import { statNumber } from '../manifest-stats.js';
@@ -21,7 +23,7 @@ export function showCommand(): Command {
         const manifest = await repository.find(checkpoint, options.name);
         const { identity, layout } = manifest;
         reporter.summary(
-          { checkpointId: manifest.id, ...manifest },
+          { checkpointId: manifest.id, ...manifest, disks: manifest.disks.map(diskEntry) },
           [
             `checkpoint ${manifest.id} (${manifest.kind}), parent ${manifest.parentId ?? 'none'}`,
             `  vm          ${manifest.vmName}, uuid ${identity.uuid || 'none'}, ${identity.hypervisor}, ${identity.machineType}`,
@@ -33,7 +35,8 @@ export function showCommand(): Command {
               ? []
               : [`  frozen      ${manifest.frozen.fileSystemCount} file systems`]),
             ...manifest.disks.map(
-              (disk) => `  disk        ${disk.diskId} ${disk.mode} ${disk.path} ${disk.snapshotName}`,
+              ({ diskId, driver, path, data }) =>
+                `  disk        ${diskId} ${driver} ${path} ${textsIn(data)}`,
             ),
             '',
             formatTable(
@@ -45,4 +48,11 @@ export function showCommand(): Command {
         return undefined;
       }),
     );
+}
+
+/** What the driver wrote down, as far as it is short: the name of the snapshot, or a path. */
+function textsIn(data: JsonObject): string {
+  return Object.values(data)
+    .flatMap((value) => (typeof value === 'string' && value !== '' ? [value] : []))
+    .join(' ');
 }

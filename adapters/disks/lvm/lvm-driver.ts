@@ -7,10 +7,15 @@
  */
 
 import { CheckpointError } from '../../../src/errors.js';
+import type { DiskDriver } from '../../../src/hypervisor/disk-driver.js';
 import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/disks.js';
+import { optionsFor, type DiskDriverKind } from '../disk-means.js';
 import { failureOf, runTool, type RunTool } from '../run-tool.js';
+import { quoted } from '../shell-quote.js';
 import { snapshotFailed } from '../snapshot-errors.js';
 import { deviceNumber, isVolumeName, listVolumes, type LogicalVolume } from './logical-volumes.js';
+import { LVM, volumeRecord, volumeSnapshot, type VolumeSnapshot } from './lvm-record.js';
+import { checkVolumes, writeBackVolumes } from './lvm-restore.js';
 import { resumeSuspended } from './suspended-devices.js';
 
 /** Kinds that this was tested with on a real device-mapper. */
@@ -19,11 +24,38 @@ const KINDS = ['linear', 'thin'];
 const SNAPSHOT_LIMIT_MS = 20_000;
 const REMOVE_LIMIT_MS = 30_000;
 /** Of thick snapshots. */
-export const DEFAULT_SNAPSHOT_SIZE = '20%ORIGIN';
+const DEFAULT_SNAPSHOT_SIZE = '20%ORIGIN';
 const SIZE = /^[0-9]{1,12}(\.[0-9]{1,6})?[bBsSkKmMgGtT]$/;
 const EXTENTS = /^[0-9]{1,3}%(ORIGIN|VG|FREE)$/;
 
-export class LvmDisks {
+const TRAITS = { name: LVM, medium: 'a logical volume', takenBy: 'storage', isRemovable: true } as const;
+
+export const lvmDriver: DiskDriverKind = {
+  ...TRAITS,
+  settings: [
+    {
+      flags: '--lvm-size <size>',
+      description: `room for the snapshot of each thick logical volume, as lvcreate has it (default: ${DEFAULT_SNAPSHOT_SIZE})`,
+      key: 'snapshotSize',
+    },
+  ],
+  open: (means) => {
+    const { snapshotSize } = optionsFor(means, LVM);
+    return new LvmDriver({ snapshotSize: typeof snapshotSize === 'string' ? snapshotSize : undefined });
+  },
+};
+
+export interface LvmOptions {
+  /** Of each snapshot of a thick volume, as `snapshotSizeArguments` takes it. Default `20%ORIGIN`. */
+  readonly snapshotSize?: string | undefined;
+}
+
+export class LvmDriver implements DiskDriver {
+  readonly name = TRAITS.name;
+  readonly medium = TRAITS.medium;
+  readonly takenBy = TRAITS.takenBy;
+  readonly isRemovable = TRAITS.isRemovable;
+  readonly #sizeArguments: readonly string[];
   readonly #run: RunTool;
   readonly #deviceOf: typeof deviceNumber;
   /** By path of the disk, as of the last `describe`. */
@@ -31,7 +63,9 @@ export class LvmDisks {
   /** Of the pool, by that of its thin volume. */
   readonly #poolUuids = new Map<string, string>();
 
-  constructor(run: RunTool = runTool, deviceOf = deviceNumber) {
+  /** @throws USAGE for a size that is none: not in the pause, where it would be found out otherwise */
+  constructor({ snapshotSize }: LvmOptions = {}, run: RunTool = runTool, deviceOf = deviceNumber) {
+    this.#sizeArguments = snapshotSizeArguments(snapshotSize ?? DEFAULT_SNAPSHOT_SIZE);
     this.#run = run;
     this.#deviceOf = deviceOf;
   }
@@ -57,7 +91,7 @@ export class LvmDisks {
       this.#volumes.set(disk.path, volume);
       const pool = list.volumes.find(({ vgName, name }) => vgName === volume.vgName && name === volume.pool);
       if (pool !== undefined) this.#poolUuids.set(volume.uuid, pool.uuid);
-      return { ...disk, snapshotModes: ['lvm'] };
+      return { ...disk, snapshotModes: [LVM] };
     });
   }
 
@@ -65,27 +99,23 @@ export class LvmDisks {
   plan(name: string, disks: readonly VmDisk[]): readonly DiskSnapshot[] {
     return disks.flatMap((disk) => {
       const volume = this.#volumes.get(disk.path);
-      return volume === undefined ? [] : [planned(name, disk, volume)];
+      return volume === undefined ? [] : [volumeRecord(planned(name, disk, volume))];
     });
   }
 
   /**
    * Snapshots of all, or none. The VM stands still.
    * @param disks of the last `describe`
-   * @param size of each snapshot of a thick volume, as `snapshotSizeArguments` takes it
    * @throws DISK_SNAPSHOT_FAILED with nothing left behind and nothing suspended, unless `detail.possiblyPresent` or the text say so
    */
-  async snapshot(
-    name: string,
-    disks: readonly VmDisk[],
-    size = DEFAULT_SNAPSHOT_SIZE,
-  ): Promise<readonly DiskSnapshot[]> {
-    const taken: DiskSnapshot[] = [];
+  async snapshot(name: string, disks: readonly VmDisk[]): Promise<readonly DiskSnapshot[]> {
+    const taken: VolumeSnapshot[] = [];
     for (const disk of disks) {
       const volume = this.#volumes.get(disk.path);
       if (volume === undefined) throw failed(`${disk.path} is not known as a logical volume`, []);
       const snapshot = planned(name, disk, volume);
-      const result = await this.#run('lvm', createArguments(snapshot, volume, size), SNAPSHOT_LIMIT_MS);
+      const create = createArguments(snapshot, volume, this.#sizeArguments);
+      const result = await this.#run('lvm', create, SNAPSHOT_LIMIT_MS);
       taken.push(snapshot);
       if (result.kind === 'done') continue;
       const left = result.kind === 'late' ? await this.#afterKill(volume) : [];
@@ -96,13 +126,26 @@ export class LvmDisks {
       );
       throw failed(why, await this.#remove(present));
     }
-    return taken;
+    return taken.map(volumeRecord);
   }
 
   /** @throws DISK_SNAPSHOT_FAILED naming what stays behind */
   async drop(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    const left = await this.#remove(snapshots);
+    const left = await this.#remove(snapshots.map(volumeSnapshot));
     if (left.length > 0) throw failed('snapshots cannot be removed', left);
+  }
+
+  remedy(record: DiskSnapshot): string {
+    const { volume, snapshotName } = volumeSnapshot(record);
+    return `lvremove ${quoted(`${volume.vgName}/${snapshotName}`)}`;
+  }
+
+  check(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    return checkVolumes(snapshots.map(volumeSnapshot), this.#run);
+  }
+
+  rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    return writeBackVolumes(snapshots.map(volumeSnapshot), this.#run);
   }
 
   async #afterKill(volume: LogicalVolume): Promise<readonly string[]> {
@@ -112,10 +155,9 @@ export class LvmDisks {
   }
 
   /** @returns what stays behind */
-  async #remove(snapshots: readonly DiskSnapshot[]): Promise<readonly string[]> {
+  async #remove(snapshots: readonly VolumeSnapshot[]): Promise<readonly string[]> {
     const left: string[] = [];
     for (const { volume, snapshotName } of snapshots) {
-      if (volume === undefined) continue;
       const target = `${volume.vgName}/${snapshotName}`;
       const result = await this.#run('lvm', ['lvremove', '--yes', '--quiet', target], REMOVE_LIMIT_MS);
       const isAbsent = result.kind === 'failed' && /failed to find logical volume/i.test(result.text);
@@ -148,21 +190,23 @@ function snapshotNameOf({ name }: LogicalVolume, checkpoint: string): string {
   return `${name}-cairn-${checkpoint}`;
 }
 
-function planned(name: string, disk: VmDisk, volume: LogicalVolume): DiskSnapshot {
+function planned(name: string, disk: VmDisk, volume: LogicalVolume): VolumeSnapshot {
   return {
     diskId: disk.id,
     path: disk.path,
-    mode: 'lvm',
     snapshotName: snapshotNameOf(volume, name),
-    overlayPath: '',
     volume: { vgName: volume.vgName, name: volume.name, uuid: volume.uuid },
   };
 }
 
-function createArguments(snapshot: DiskSnapshot, volume: LogicalVolume, size: string): readonly string[] {
+function createArguments(
+  snapshot: VolumeSnapshot,
+  volume: LogicalVolume,
+  sizeArguments: readonly string[],
+): readonly string[] {
   return [
     ...['lvcreate', '--yes', '--quiet', '--snapshot', '--permission', 'r', '--addtag', 'cairn'],
-    ...(volume.kind === 'thin' ? [] : snapshotSizeArguments(size)),
+    ...(volume.kind === 'thin' ? [] : sizeArguments),
     ...['--name', snapshot.snapshotName, `${volume.vgName}/${volume.name}`],
   ];
 }

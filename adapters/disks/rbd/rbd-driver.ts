@@ -13,11 +13,16 @@ import { realpath } from 'node:fs/promises';
 import { networkInterfaces } from 'node:os';
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { DiskSnapshot, SnapshotImage, VmDisk } from '../../../src/hypervisor/disks.js';
+import type { DiskDriver } from '../../../src/hypervisor/disk-driver.js';
+import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/disks.js';
+import type { DiskDriverKind } from '../disk-means.js';
 import { runTool, type RunTool } from '../run-tool.js';
+import { quoted } from '../shell-quote.js';
 import { snapshotFailed } from '../snapshot-errors.js';
 import { locationIn, nameOfImage, type RbdLocation } from './image-names.js';
 import { imageFacts, rbd, rbdFailure, watchers } from './rbd-command.js';
+import { imageRecord, imageSnapshot, RBD, type ImageSnapshot, type SnapshotImage } from './rbd-record.js';
+import { checkImages, rollBackImages } from './rbd-restore.js';
 
 /** The guest stands still. With the grace of `runTool` for a program that does not end at once, the two come to 21 s. */
 const SNAPSHOT_LIMIT_MS = 10_000;
@@ -35,7 +40,15 @@ interface Removal {
   readonly text: string;
 }
 
-export class RbdDisks {
+const TRAITS = { name: RBD, medium: 'Ceph RBD', takenBy: 'storage', isRemovable: true } as const;
+
+export const rbdDriver: DiskDriverKind = { ...TRAITS, open: () => new RbdDriver() };
+
+export class RbdDriver implements DiskDriver {
+  readonly name = TRAITS.name;
+  readonly medium = TRAITS.medium;
+  readonly takenBy = TRAITS.takenBy;
+  readonly isRemovable = TRAITS.isRemovable;
   readonly #run: RunTool;
   readonly #ownAddresses: () => readonly string[];
   /** By id of the disk, as of the last `describe`. */
@@ -63,7 +76,7 @@ export class RbdDisks {
    * @returns false when there is nothing to ask
    * @throws DISK_STALLED, within 18 s
    */
-  async checkAnswers(): Promise<boolean> {
+  async checkStorage(): Promise<boolean> {
     const answers = await Promise.all(this.#toAsk.map((image) => watchers(this.#run, image)));
     const failures = answers.flatMap((answer) => ('whyNot' in answer ? [answer.whyNot] : []));
     if (failures.length === 0) return answers.length > 0;
@@ -81,7 +94,7 @@ export class RbdDisks {
   plan(name: string, disks: readonly VmDisk[]): readonly DiskSnapshot[] {
     return disks.flatMap((disk) => {
       const image = this.#images.get(disk.id);
-      return image === undefined ? [] : [planned(name, disk, image)];
+      return image === undefined ? [] : [imageRecord(planned(name, disk, image))];
     });
   }
 
@@ -105,7 +118,7 @@ export class RbdDisks {
       return { ...none, path, whyNoSnapshot: notOpen(location) };
     this.#toAsk = [...this.#toAsk, location];
     this.#images.set(disk.id, { ...location, id: facts.value.id });
-    return { ...disk, path, snapshotModes: ['rbd'] };
+    return { ...disk, path, snapshotModes: [RBD] };
   }
 
   /** Whoever knows the cluster by another way than QEMU may find another image of the same name. */
@@ -134,7 +147,7 @@ export class RbdDisks {
       }),
     );
     const failures = results.map(({ failure }) => failure).filter((failure) => failure !== '');
-    if (failures.length === 0) return results.map(({ snapshot }) => snapshot);
+    if (failures.length === 0) return results.map(({ snapshot }) => imageRecord(snapshot));
     // One that failed may be there all the same, when the answer was lost.
     const ours = results.filter(({ failure }) => !failure.includes(PRESENT_BEFORE));
     const left = await Promise.all(
@@ -154,14 +167,27 @@ export class RbdDisks {
 
   /** @throws DISK_SNAPSHOT_FAILED naming what stays behind */
   async drop(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    const results = await Promise.all(snapshots.map((snapshot) => this.#remove(snapshot, REMOVE_LIMIT_MS)));
+    const wanted = snapshots.map(imageSnapshot);
+    const results = await Promise.all(wanted.map((snapshot) => this.#remove(snapshot, REMOVE_LIMIT_MS)));
     const left = results.map(({ text }) => text).filter((text) => text !== '');
     if (left.length > 0) throw failed('snapshots of a failed checkpoint cannot be removed', left);
   }
 
+  remedy(record: DiskSnapshot): string {
+    const { path, snapshotName } = imageSnapshot(record);
+    return `rbd snap rm ${quoted(`${path.replace(/^rbd:/, '')}@${snapshotName}`)}`;
+  }
+
+  check(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    return checkImages(snapshots.map(imageSnapshot), this.#run);
+  }
+
+  rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    return rollBackImages(snapshots.map(imageSnapshot), this.#run);
+  }
+
   /** @returns `text`: what stays behind, empty when it is not there (any more) */
-  async #remove({ image, snapshotName }: DiskSnapshot, limitMs: number): Promise<Removal> {
-    if (image === undefined) return { state: 'absent', text: '' };
+  async #remove({ image, snapshotName }: ImageSnapshot, limitMs: number): Promise<Removal> {
     const command = ['snap', 'rm', '--no-progress', `--snap=${snapshotName}`];
     const failure = rbdFailure(image, 'snap rm', await rbd(this.#run, image, command, limitMs));
     if (failure === '') return { state: 'removed', text: '' };
@@ -186,15 +212,8 @@ function notOpen({ conf }: RbdLocation): string {
   return `no client of this host has that image of ${cluster} open, so it may be another one than QEMU's`;
 }
 
-function planned(name: string, disk: VmDisk, image: SnapshotImage): DiskSnapshot {
-  return {
-    diskId: disk.id,
-    path: disk.path,
-    mode: 'rbd',
-    snapshotName: `cairn-${name}`,
-    overlayPath: '',
-    image,
-  };
+function planned(name: string, { id, path }: VmDisk, image: SnapshotImage): ImageSnapshot {
+  return { diskId: id, path, snapshotName: `cairn-${name}`, image };
 }
 
 function failed(why: string, possiblyPresent: readonly string[]): Error {

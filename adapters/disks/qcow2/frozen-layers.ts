@@ -11,26 +11,26 @@
 import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 
-import { CheckpointError, systemErrorCode } from '../../src/errors.js';
-import type { DiskSnapshot, FrozenLayer, VmDisk } from '../../src/hypervisor/disks.js';
+import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
+import type { VmDisk } from '../../../src/hypervisor/disks.js';
+import type { ExternalSnapshot, FrozenLayer } from './qcow2-records.js';
 
 /** Paths as the hypervisor writes them when they name something else than a file: `json:{...}`, `nbd://host/export`. */
 const NO_FILE = /^[A-Za-z][A-Za-z0-9+.-]*:/;
 
 /**
- * The same snapshots, the external ones with their frozen layers. Right after they were taken: what they froze is not written
+ * The same snapshots with their frozen layers. Right after they were taken: what they froze is not written
  * to from then on. Layers that are no files of this host (block devices, network) are left out: nothing here tells whether they changed.
  * @param disks as they were before the snapshot
  * @param cwd what relative paths of the hypervisor start from
  */
 export function withFrozenLayers(
-  snapshots: readonly DiskSnapshot[],
+  snapshots: readonly ExternalSnapshot[],
   disks: readonly VmDisk[],
   cwd: string,
-): Promise<readonly DiskSnapshot[]> {
+): Promise<readonly ExternalSnapshot[]> {
   return Promise.all(
     snapshots.map(async (snapshot) => {
-      if (snapshot.mode !== 'external') return snapshot;
       const below = disks.find(({ id }) => id === snapshot.diskId)?.backingPaths ?? [];
       const paths = [snapshot.path, ...below].filter((path) => path !== '' && !NO_FILE.test(path));
       const layers = await Promise.all(paths.map((path) => layerAt(resolve(cwd, path))));
@@ -40,7 +40,7 @@ export function withFrozenLayers(
 }
 
 /** @throws DISK_CHANGED when a frozen file was written to or is gone. Checkpoints that did not record them pass. */
-export async function checkFrozenLayers(snapshots: readonly DiskSnapshot[]): Promise<void> {
+export async function checkFrozenLayers(snapshots: readonly ExternalSnapshot[]): Promise<void> {
   for (const { diskId, frozen = [] } of snapshots) {
     for (const layer of frozen) await checkLayer(diskId, layer);
   }

@@ -1,0 +1,9 @@
+/** The fields that a driver wrote into a checkpoint, to be read with care: they come out of a repository. */
+
+import { JsonFields } from '../../src/records/json-fields.js';
+import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
+
+/** Of every field that is not as it must be, the reader says REPO_DAMAGED, with the manifest, the disk and the field. */
+export function fieldsOf({ recordedIn, diskId, driver, data }: DiskSnapshot): JsonFields {
+  return new JsonFields(recordedIn ?? 'the record of a disk snapshot', data, `disks[${diskId}, ${driver}].`);
+}

@@ -1,0 +1,44 @@
+/** The disks of a QEMU as its monitor lists them. Source: query-block of the QMP reference. */
+
+import type { VmDisk } from '../../src/hypervisor/disks.js';
+import type { Json, JsonObject } from '../../src/types.js';
+import type { Monitor } from './monitor.js';
+import { asArray, asNumber, asObject, asText } from './qmp-json.js';
+
+/** Disks with a medium, in the order in which QEMU lists them, with no snapshot modes yet. @throws VM_GONE */
+export async function listDisks(monitor: Monitor): Promise<readonly VmDisk[]> {
+  return disksOf(await monitor.execute('query-block'));
+}
+
+/** The reply of query-block as disks. */
+export function disksOf(reply: Json): readonly VmDisk[] {
+  return asArray(reply).flatMap((device) => {
+    const inserted = asObject(device.inserted);
+    const image = asObject(inserted.image);
+    // -drive names the device, -blockdev the node.
+    const id = asText(device.device) || asText(inserted['node-name']);
+    if (id === '' || inserted.drv === undefined) return [];
+    return {
+      id,
+      path: asText(image.filename) || asText(inserted.file),
+      format: asText(inserted.drv),
+      writable: inserted.ro !== true,
+      virtualSizeBytes: asNumber(image['virtual-size']),
+      snapshotModes: [],
+      backingPaths: backingPathsOf(image),
+    };
+  });
+}
+
+/** ImageInfo of qapi/block-core.json: each image holds the one below it. */
+function backingPathsOf(image: JsonObject): readonly string[] {
+  const paths: string[] = [];
+  for (
+    let below = asObject(image['backing-image']);
+    below.filename !== undefined;
+    below = asObject(below['backing-image'])
+  ) {
+    paths.push(asText(below.filename));
+  }
+  return paths;
+}
