@@ -1,15 +1,26 @@
-import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { createHash } from 'node:crypto';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from '@jest/globals';
 
+import { MAX_PATCH_RECORDS } from '../../src/format/frame-limits.js';
+import { layOut } from '../../src/hypervisor/memory-layout.js';
 import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify/verify.js';
 import { FileBackend } from '../../src/storage/file.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
-import { readBack, seeded } from '../unit/repository-model.js';
+import { IDENTITY, ModelVm, readBack, seeded } from '../unit/repository-model.js';
 import { makeRepository } from './make-repository.js';
 import { verifyRepository, type VerifiedCheckpoint } from './verifier.js';
 
@@ -47,6 +58,31 @@ describe('a repository written by this version', () => {
   it('is what the document says', async () => {
     const written = await makeRepository(join(top, 'new'));
     expect(verifyRepository(join(top, 'new', 'repo'))).toEqual(written);
+  });
+
+  it('is what the document says with a patch frame of as many pages as there may be', async () => {
+    const repository = await Repository.init(new FileBackend(join(top, 'patches')));
+    const chain = await repository.openChainWriter('web1', IDENTITY);
+    const vm = new ModelVm(layOut([{ id: 'pc.ram', sizeBytes: MAX_PATCH_RECORDS * PAGE_SIZE_BYTES }]), 5);
+    const random = seeded(6);
+    for (const at of vm.memory.keys()) vm.memory[at] = random(256);
+    await vm.checkpoint(chain);
+    vm.memory.copyWithin(700, 0);
+    await vm.checkpoint(chain);
+    await chain.close();
+    const [, second] = verifyRepository(join(top, 'patches'));
+    expect(second!.regions).toEqual({ 'pc.ram': sha256(vm.memory) });
+  });
+
+  it('is what the document says when writers were cut off in it', () => {
+    const repo = join(top, 'cut-off');
+    cpSync(join(FIXTURE, 'repo'), repo, { recursive: true });
+    mkdirSync(join(repo, 'vms/begun'));
+    const folders = readdirSync(repo, { recursive: true, withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map(({ parentPath, name }) => join(parentPath, name));
+    for (const folder of [repo, ...folders]) writeFileSync(join(folder, '~0-0-0-1-2-abc'), 'unfinished');
+    expect(verifyRepository(repo)).toEqual(expected);
   });
 });
 

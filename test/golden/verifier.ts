@@ -4,7 +4,7 @@
  */
 
 import { createHash } from 'node:crypto';
-import { readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { decompress, decompressWithPrefix } from '../../src/ffi/zstd.js';
@@ -73,9 +73,21 @@ export function verifyRepository(folder: string): readonly VerifiedCheckpoint[] 
     config.format === 'cairn-repository' && config.version === 1 && config.requires.length === 0,
     'config',
   );
-  return readdirSync(join(folder, 'vms'))
-    .sort()
-    .flatMap((chain) => new Chain(folder, config.id, chain).verify());
+  return (
+    namesIn(join(folder, 'vms'))
+      // A writer that was cut off before its first object leaves the folder of a chain that is none.
+      .filter((chain) => namesIn(join(folder, 'vms', chain)).length > 0)
+      .flatMap((chain) => new Chain(folder, config.id, chain).verify())
+  );
+}
+
+/** Sorted, without unfinished files. None where there is no such folder: an object makes its folder. */
+function namesIn(folder: string): readonly string[] {
+  return existsSync(folder)
+    ? readdirSync(folder)
+        .filter((name) => !name.startsWith('~'))
+        .sort()
+    : [];
 }
 
 class Chain {
@@ -98,9 +110,7 @@ class Chain {
   verify(): VerifiedCheckpoint[] {
     const vm = sealed(this.folder, `${this.#prefix}/vm`) as { name: string };
     must(vm.name.length > 0, 'vm');
-    return readdirSync(join(this.folder, this.#prefix, 'checkpoints'))
-      .sort()
-      .map((name) => this.#checkpoint(name));
+    return namesIn(join(this.folder, this.#prefix, 'checkpoints')).map((name) => this.#checkpoint(name));
   }
 
   #checkpoint(name: string): VerifiedCheckpoint {
@@ -268,7 +278,7 @@ class Chain {
     const sourceCount = bytes.readUInt16LE(24);
     const columnsEnd = 64 + bytes.readUInt32LE(28);
     must(bytes[5] === 1 && bytes.readUInt16LE(26) === 0, 'patch header');
-    must(count >= 1 && count <= 128 && sourceCount <= 512, 'patch counts');
+    must(count >= 1 && count <= 256 && sourceCount <= 512, 'patch counts');
     must(bytes.readUInt32LE(8) === bytes.length - 64, 'patch stored length');
     must(bytes.readUInt32LE(12) === count * (PAGE + 4) + sourceCount * 8, 'patch raw length');
     const columns = entropy(1, bytes.subarray(64, columnsEnd), count * 4 + sourceCount * 8);
