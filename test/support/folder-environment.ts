@@ -1,29 +1,28 @@
 /**
- * The environment of every test file. What a file and its child processes put into temporary folders lies in one folder, which goes
- * when the file is through, however it ended.
+ * The environment of every test file. What a file and its child processes put into temporary folders, and into Cairn's runtime folder when they name
+ * none, lies in one folder, which goes when the file is through, however it ended.
  */
 
 import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 
 import { TestEnvironment } from 'jest-environment-node';
 
-/** `os.tmpdir` reads it each time it is asked. */
-const VARIABLE = 'TMPDIR';
-
 export default class FolderEnvironment extends TestEnvironment {
   readonly #folder: string;
-  readonly #before: string | undefined;
+  readonly #before: ReadonlyMap<string, string | undefined>;
 
   constructor(...[config, context]: ConstructorParameters<typeof TestEnvironment>) {
-    const before = process.env[VARIABLE];
     // Sockets lie in it, whose paths may have 107 bytes at most: so its name is short. The folder of a run belongs to test files alone.
     const prefix = process.env.CAIRN_TEST_RUN === undefined ? 'ct-' : '';
     const folder = mkdtempSync(`${tmpdir()}/${prefix}`);
     // The QEMUs of libvirt run as another user, and have files in folders below it.
     chmodSync(folder, 0o711);
-    // Before the environment copies the variables.
-    process.env[VARIABLE] = folder;
+    const variables = { TMPDIR: folder, CAIRN_RUNTIME_DIR: join(folder, 'runtime') };
+    const before = new Map(Object.keys(variables).map((name) => [name, process.env[name]]));
+    // `os.tmpdir` reads the process's own variable each time it is asked, so both it and the copy that the environment makes need them.
+    Object.assign(process.env, variables);
     super(config, context);
     this.#folder = folder;
     this.#before = before;
@@ -31,8 +30,10 @@ export default class FolderEnvironment extends TestEnvironment {
 
   override async teardown(): Promise<void> {
     await super.teardown();
-    if (this.#before === undefined) Reflect.deleteProperty(process.env, VARIABLE);
-    else process.env[VARIABLE] = this.#before;
+    for (const [name, value] of this.#before) {
+      if (value === undefined) Reflect.deleteProperty(process.env, name);
+      else process.env[name] = value;
+    }
     rmSync(this.#folder, { recursive: true, force: true, maxRetries: 10 });
   }
 }
