@@ -1,5 +1,5 @@
 /**
- * The numbered places at which a checkpoint may be cut off. A test sets CAIRN_FAULT_POINT to a number and the
+ * Numbers the places at which a checkpoint may be cut off. A test sets CAIRN_FAULT_POINT to a number and the
  * process kills itself with SIGKILL when it gets there: what a crash, the OOM killer or a power cut would do,
  * made repeatable. Costs one comparison when the variable is not set.
  */

@@ -5,7 +5,7 @@ import type { StorageBackend } from './backend.js';
 import { FileBackend } from './file.js';
 
 /**
- * Takes Takes `PATH` or `file:PATH`. A path that looks like an address can be written ./a:b or file:a:b.
+ * Takes `PATH` or `file:PATH`. A path that looks like an address can be written ./a:b or file:a:b.
  * @throws STORAGE_ADDRESS
  */
 export function openBackend(address: string): StorageBackend {

@@ -11,18 +11,18 @@ export interface LogicalVolume {
   readonly sizeBytes: number;
   /** linear, striped, thin, snapshot and so on. */
   readonly kind: string;
-  /** Of a thin volume. */
+  /** The pool of a thin volume. */
   readonly pool: string;
-  /** Of a snapshot. */
+  /** The volume that a snapshot was taken of. */
   readonly origin: string;
-  /** Of a snapshot or a pool: how full it is; 0 for others, and for a snapshot that is not active. */
+  /** How full a snapshot or a pool is; 0 for others, and for a snapshot that is not active. */
   readonly dataPercent: number;
-  /** Of a snapshot or a pool: what it takes up for the first write to any part of it; 0 for others. */
+  /** What a snapshot or a pool takes up for the first write to any part of it; 0 for others. */
   readonly chunkBytes: number;
-  /** Of a thick snapshot that overflowed, or lost its storage. */
+  /** Whether a thick snapshot has overflowed, or lost its storage. */
   readonly isInvalid: boolean;
   readonly isOpen: boolean;
-  /** Of other hosts as well. */
+  /** Whether the volume group is one of other hosts as well. */
   readonly isShared: boolean;
   /** `major:minor` while it is active, else empty. */
   readonly device: string;
@@ -85,7 +85,7 @@ function volumeOf(row: Row): LogicalVolume {
     origin: text('origin'),
     dataPercent: Number(text('data_percent')) || 0,
     chunkBytes: Number(text('chunk_size')) || 0,
-    // Also of a snapshot that cannot be used: state I or S of lv_attr (lvs(8)).
+    // A snapshot that cannot be used counts too: state I or S of lv_attr (lvs(8)).
     isInvalid: text('lv_snapshot_invalid') === 'snapshot invalid' || /^....[IS]/.test(text('lv_attr')),
     isOpen: text('lv_device_open') === 'open',
     isShared: /^.....[cs]/.test(text('vg_attr')),

@@ -1,6 +1,7 @@
 /**
- * Whether what a restore overwrites can be taken up: by the pool of a thin volume, which makes new chunks of what its snapshots share, and by
- * the other snapshots of a thick one, into which what was there is saved first. One that has no room overflows, and is lost.
+ * Whether what a restore overwrites can be taken up: by the pool of a thin volume, which makes new chunks of
+ * what its snapshots share, and by the other snapshots of a thick one, into which what was there is saved
+ * first. One that has no room overflows, and is lost.
  */
 
 import { open } from 'node:fs/promises';
@@ -59,7 +60,7 @@ function chunksOf(runs: DifferingRuns, volume: LogicalVolume): ReadonlySet<numbe
   return chunks;
 }
 
-/** Those of the chunks that are overwritten in which the snapshot has something else than the volume now. */
+/** Counts the overwritten chunks in which the snapshot has something else than the volume now. */
 async function savedChunks(
   runs: DifferingRuns,
   origin: LogicalVolume,

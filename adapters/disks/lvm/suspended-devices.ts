@@ -1,6 +1,7 @@
 /**
- * lvcreate suspends the volume while it puts a snapshot below it. Killed in that moment it leaves it suspended: whoever writes to it hangs
- * for good. Sources: Documentation/ABI/testing/sysfs-block-dm, dmsetup(8); ids of devices: "LVM-" + id of the group + id of the volume.
+ * lvcreate suspends the volume while it puts a snapshot below it. Killed in that moment it leaves it
+ * suspended: whoever writes to it hangs for good. Sources: Documentation/ABI/testing/sysfs-block-dm,
+ * dmsetup(8); ids of devices: "LVM-" + id of the group + id of the volume.
  */
 
 import { readdir, readFile } from 'node:fs/promises';
@@ -31,7 +32,7 @@ export async function resumeSuspended(
     suspended.push({ name: await read('name'), isInner: of.inner !== undefined });
   }
   const left: string[] = [];
-  // From the inside out.
+  // Devices are resumed from the inside out.
   for (const { name } of suspended.sort((a, b) => Number(b.isInner) - Number(a.isInner))) {
     const failure = failureOf('dmsetup', await run('dmsetup', ['resume', name], RESUME_LIMIT_MS));
     if (failure !== '') left.push(`${name}: ${failure}`);

@@ -1,14 +1,14 @@
 /**
- * A QEMU command line as a list of options, so that single ones can be found, changed and left out. Only the options are
- * taken apart; what is not touched comes out as it went in.
+ * A QEMU command line as a list of options, so that single ones can be found, changed and left out. Only the
+ * options are taken apart; what is not touched comes out as it went in.
  *
  * Source: qemu-options.hx of QEMU 7.2 and 10.0 (which options take a value).
  */
 
 export interface QemuOption {
-  /** Without dashes, `machine` for -M; empty for a disk image that stands alone. */
+  /** Name of the option without dashes, `machine` for -M; empty for a disk image that stands alone. */
   readonly name: string;
-  /** As written, with its dashes; empty for a disk image that stands alone. */
+  /** The option as written, with its dashes; empty for a disk image that stands alone. */
   readonly spelling: string;
   /** Undefined for an option that takes none. */
   readonly value: string | undefined;
@@ -82,13 +82,17 @@ export function option(name: string, value?: string): QemuOption {
   return { name: ALIASES[name] ?? name, spelling: `-${name}`, value };
 }
 
-/** The `key=value` parts of an option's value. A comma inside a value is written twice. Parts keep their escapes. */
+/**
+ * The `key=value` parts of an option's value. A comma inside a value is written twice. Parts keep their
+ * escapes.
+ */
 export function splitValue(value: string): string[] {
   return value.match(/(?:[^,]|,,)+/g) ?? [];
 }
 
 /**
- * The value of `key`, unescaped; the last one wins, as in QEMU. `implied` is the key of a first part that has none.
+ * The value of `key`, unescaped; the last one wins, as in QEMU. `implied` is the key of a first part that has
+ * none.
  */
 export function valueOf(value: string, key: string, implied?: string): string | undefined {
   const found = splitValue(value).filter((part, i) => keyOf(part, i, implied) === key);

@@ -139,8 +139,8 @@ function withNested(
 }
 
 /**
- * The overlay names its backing file itself. A backing node that the command line gave the former image would be taken in
- * place of that image, whose changes would be lost.
+ * The overlay names its backing file itself. A backing node that the command line gave the former image would
+ * be taken in place of that image, whose changes would be lost.
  */
 function asQcow2(node: BlockNode, path: string): BlockNode {
   const driver = node.get('driver');

@@ -1,4 +1,7 @@
-/** How QEMU names a disk of its `rbd` block driver (BlockdevOptionsRbd of qapi/block-core.json), and how Cairn does. */
+/**
+ * How QEMU names a disk of its `rbd` block driver (BlockdevOptionsRbd of qapi/block-core.json), and how Cairn
+ * does.
+ */
 
 import { isAbsolute } from 'node:path';
 
@@ -11,13 +14,16 @@ export interface RbdLocation {
   readonly name: string;
   /** Absolute path of a ceph.conf. */
   readonly conf: string;
-  /** Without `client.`. */
+  /** Name of the user without `client.`. */
   readonly user: string;
   /** `host:port`, with commas between. */
   readonly monitors: string;
 }
 
-/** An option that starts with a dash, or a name of several parts, is none of ours. What a repository holds is checked as well. */
+/**
+ * An option that starts with a dash, or a name of several parts, is none of ours. What a repository holds is
+ * checked as well.
+ */
 const NAME = /^[^-/@\s\0][^/@\s\0]*$/;
 
 /**
@@ -71,14 +77,17 @@ function parsed(filename: string): JsonObject | undefined {
   }
 }
 
-/** The node that reads and writes the image, below formats and filters. What lies under an overlay (`backing`) is not the disk. */
+/**
+ * The node that reads and writes the image, below formats and filters. What lies under an overlay (`backing`)
+ * is not the disk.
+ */
 function rbdNode(node: JsonObject): JsonObject | undefined {
   if (text(node, 'driver') === 'rbd') return node;
   const file = asObject(node.file);
   return file === undefined ? undefined : rbdNode(file);
 }
 
-/** As a list, or flattened into server.0.host and so on. */
+/** Reads the monitors, which come as a list, or flattened into server.0.host and so on. */
 function monitorsOf(node: JsonObject): string {
   const list = Array.isArray(node.server) ? node.server.map(asObject) : [];
   for (let i = 0; text(node, `server.${i}.host`) !== ''; i++)

@@ -1,6 +1,6 @@
 /**
- * Questions to a Ceph cluster and commands to it, by the program `rbd` (rbd(8)) of ceph-common. A process of its own, and not librbd inside of
- * this one or QEMU: one that hangs can be killed.
+ * Questions to a Ceph cluster and commands to it, by the program `rbd` (rbd(8)) of ceph-common. A process of
+ * its own, and not librbd inside of this one or QEMU: one that hangs can be killed.
  */
 
 import { failureOf, type RunTool, type ToolResult } from '../run-tool.js';
@@ -43,7 +43,7 @@ export function rbdFailure(image: RbdLocation, step: string, result: ToolResult)
 }
 
 export interface ImageFacts {
-  /** Of this image alone, whatever its name; another image of that name has another one. */
+  /** Id of this image alone, whatever its name; another image of that name has another one. */
   readonly id: string;
 }
 
@@ -57,7 +57,10 @@ export function snapshotNames(run: RunTool, image: RbdLocation): Promise<Answer<
   );
 }
 
-/** Addresses (`IP:0/NONCE`) of the clients that have the image open for writing, one that has died up to 30 s ago included. */
+/**
+ * Addresses (`IP:0/NONCE`) of the clients that have the image open for writing, one that has died up to 30 s
+ * ago included.
+ */
 export function watchers(run: RunTool, image: RbdLocation): Promise<Answer<readonly string[]>> {
   return ask(run, image, ['status'], (reply) =>
     ((reply as { watchers?: readonly { address?: string }[] }).watchers ?? []).map(

@@ -24,7 +24,10 @@ export interface Mapping {
 export type Backing =
   /** Private and anonymous: a page that is not there reads as zero. */
   | 'anonymous'
-  /** tmpfs or memfd, shared: a page that is not mapped may still have contents in the file; reading a hole allocates it. */
+  /**
+   * tmpfs or memfd, shared: a page that is not mapped may still have contents in the file; reading a hole
+   * allocates it.
+   */
   | 'shared-memory'
   /** Huge pages of hugetlbfs: holes cannot be told from the outside. */
   | 'hugetlb'

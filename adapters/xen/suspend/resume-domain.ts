@@ -33,7 +33,7 @@ export function resumeDomain(domain: XenDomain): boolean {
 }
 
 /**
- * Wakes a domain. Wakes a domain. Its device model goes on first: a guest that runs without it would find its
+ * Wakes a domain. Its device model goes on first: a guest that runs without it would find its
  * devices gone. One that has ended cannot be waited for.
  * @returns as `resumeDomain`
  * @throws VM_NOT_RESUMED, VM_GONE, and what the resume of the device model throws, with the domain left as it

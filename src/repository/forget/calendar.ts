@@ -85,8 +85,8 @@ export function parseDuration(text: string): Duration {
 }
 
 /**
- * The moment that lies The moment that lies `duration` before `timeMs`. A month before the 31st is the last
- * day of a shorter month.
+ * The moment that lies `duration` before `timeMs`. A month before the 31st is the last day of a shorter
+ * month.
  */
 export function before(timeMs: number, { months, ms }: Duration): number {
   const at = new Date(timeMs);

@@ -1,8 +1,9 @@
 /**
- * What is known of the userfaultfd that tracks a QEMU process: kept in a file of the runtime folder, so that the next
- * process takes the same uninterrupted record over, and checked against /proc before it is believed.
+ * What is known of the userfaultfd that tracks a QEMU process: kept in a file of the runtime folder, so that
+ * the next process takes the same uninterrupted record over, and checked against /proc before it is believed.
  *
- * A userfaultfd has an inode of its own: descriptor number and inode together name one, as long as the process lives.
+ * A userfaultfd has an inode of its own: descriptor number and inode together name one, as long as the
+ * process lives.
  */
 
 import { randomBytes } from 'node:crypto';
@@ -73,16 +74,16 @@ export function removeArming(path: string): void {
 }
 
 /**
- * The userfaultfds of a process that write-protect asynchronously. QEMU's own, for postcopy and background snapshots,
- * do not: they wait for each fault.
+ * The userfaultfds of a process that write-protect asynchronously. QEMU's own, for postcopy and background
+ * snapshots, do not: they wait for each fault.
  */
 export function writeTrackingDescriptors(pid: number): readonly RemoteDescriptor[] {
   return userfaultfds(pid).filter(({ features }) => (features & FEATURE_WP_ASYNC) !== 0n);
 }
 
 /**
- * Userfaultfds that nobody has chosen features for: what a Cairn leaves that dies right after it had QEMU open one. QEMU chooses those
- * of its own at once, so one that stays like this for a while is nobody's.
+ * Userfaultfds that nobody has chosen features for: what a Cairn leaves that dies right after it had QEMU
+ * open one. QEMU chooses those of its own at once, so one that stays like this for a while is nobody's.
  */
 export function unusedDescriptors(pid: number): readonly RemoteDescriptor[] {
   return userfaultfds(pid).filter(({ features }) => features === 0n);

@@ -1,4 +1,7 @@
-/** Instructions that every C library on x86-64 has, looked for in what a process has mapped. Nothing is ever written to code. */
+/**
+ * Instructions that every C library on x86-64 has, looked for in what a process has mapped. Nothing is ever
+ * written to code.
+ */
 
 import { CheckpointError } from '../../../../../src/errors.js';
 import { readMaps, type Mapping } from '../../../memory/process-maps.js';

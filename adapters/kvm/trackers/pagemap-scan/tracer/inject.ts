@@ -1,5 +1,6 @@
 /**
- * One system call inside another process, by ptrace(2), in such a way that the tracer may die between any two of its steps.
+ * One system call inside another process, by ptrace(2), in such a way that the tracer may die between any two
+ * of its steps.
  *
  *     SEIZE, INTERRUPT    a thread that waits in a system call stops, without a signal
  *     GETREGS ...         its state is read
@@ -8,10 +9,11 @@
  *     SYSCALL, SYSCALL    the thread goes into the call and comes out of it
  *     DETACH              it returns into rt_sigreturn, and is where it was
  *
- * Before the switch the thread is as it was found, and interrupted calls are made again by the kernel. After it the thread needs nobody
- * any more to make the call and come back, and is as it would be in a signal handler. Nothing that has to be put back is ever changed: no
- * code, no signal mask, no single step. What a dead tracer leaves is that the call was made, or was not. No thread waits longer
- * than `STOP_LIMIT_MS` for an answer; what has not stopped by then is let go by the end of this process (`tracer-main.ts`).
+ * Before the switch the thread is as it was found, and interrupted calls are made again by the kernel. After
+ * it the thread needs nobody any more to make the call and come back, and is as it would be in a signal
+ * handler. Nothing that has to be put back is ever changed: no code, no signal mask, no single step. What a
+ * dead tracer leaves is that the call was made, or was not. No thread waits longer than `STOP_LIMIT_MS` for
+ * an answer; what has not stopped by then is let go by the end of this process (`tracer-main.ts`).
  */
 
 import { CheckpointError } from '../../../../../src/errors.js';
@@ -30,7 +32,10 @@ const ATTEMPTS = 10;
 const PAUSE_BETWEEN_MS = 20;
 /** Stops on the way to the result: signals, and the system calls of their handlers. */
 const MAX_STOPS = 64;
-/** A frame takes 3 KiB. It is kept away from the end of a stack; the smallest one in QEMU is that of a coroutine, 1 MiB. */
+/**
+ * A frame takes 3 KiB. It is kept away from the end of a stack; the smallest one in QEMU is that of a
+ * coroutine, 1 MiB.
+ */
 const STACK_ROOM_BYTES = 16 << 10;
 
 export interface InjectedCall {
@@ -57,8 +62,8 @@ interface Prepared {
 type Refusal = string;
 
 /**
- * @throws VM_GONE, VM_PERMISSION, TRACKER_UNAVAILABLE when no thread is in a state in which this is safe. After
- *   a failure this process has to end: that is what lets go of a thread that does not answer.
+ * @throws VM_GONE, VM_PERMISSION, TRACKER_UNAVAILABLE when no thread is in a state in which this is safe.
+ *   After a failure this process has to end: that is what lets go of a thread that does not answer.
  */
 export async function inject(pid: number, call: InjectedCall): Promise<InjectResult> {
   const code = await findCallCode(pid);
@@ -122,7 +127,8 @@ function prepare(
     return 'is not behind a syscall instruction';
   const registers = resumed(found);
   if (registers === undefined) return 'waits with a time limit';
-  // A handler that ran before the call is made again would not end it, as it has to where the mask is the call's own.
+  // A handler that ran before the call is made again would not end it, as it has to where the mask is the
+  // call's own.
   if (tracee.readSignalMask() !== signalMask) return 'waits for signals';
   const extendedState = tracee.readExtendedState();
   if (extendedState === undefined) return 'does not show its vector registers';
@@ -172,7 +178,9 @@ function runCall(pid: number, tracee: Tracee, { found, calling }: Prepared): num
   return takeBack('is stopped over and over');
 }
 
-/** Whether a frame fits below the stack pointer, within memory of the thread's own that is not QEMU's heap. */
+/**
+ * Whether a frame fits below the stack pointer, within memory of the thread's own that is not QEMU's heap.
+ */
 function hasRoom(maps: readonly Mapping[], stackPointer: number): boolean {
   return maps.some(
     ({ start, end, writable, shared, inode, name }) =>

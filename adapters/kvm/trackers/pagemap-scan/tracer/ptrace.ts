@@ -1,14 +1,18 @@
 /**
- * The ptrace(2) calls of the tracer, each of them numbered: a test sets CAIRN_TRACER_FAULT_POINT to N and the tracer kills itself with
- * SIGKILL after its Nth call, so that each state in which a dead tracer can leave QEMU is one that a test has seen.
+ * The ptrace(2) calls of the tracer, each of them numbered: a test sets CAIRN_TRACER_FAULT_POINT to N and the
+ * tracer kills itself with SIGKILL after its Nth call, so that each state in which a dead tracer can leave
+ * QEMU is one that a test has seen.
  *
- * What the kernel does when a tracer dies (kernel/ptrace.c, `exit_ptrace`, and kernel/signal.c, `ptrace_stop`): it detaches, and the
- * thread runs on with the registers it has. Two things survive the tracer, and are the reason for two rules here:
+ * What the kernel does when a tracer dies (kernel/ptrace.c, `exit_ptrace`, and kernel/signal.c,
+ * `ptrace_stop`): it detaches, and the thread runs on with the registers it has. Two things survive the
+ * tracer, and are the reason for two rules here:
  *
- * - A stop that nobody has waited for keeps its code, a stop that was waited for has lost it. A signal in a signal stop would be lost
- *   with a tracer that dies after waitpid(2). So `nextStop` looks with WNOWAIT and leaves the code there: the signal is then delivered.
- * - After a stop at a system call, the kernel sends the code that is left as a signal. With PTRACE_O_TRACESYSGOOD the code is SIGTRAP + 128,
- *   which is no signal, and nothing is sent; without the option it is SIGTRAP, which kills. The option comes with PTRACE_SEIZE itself.
+ * - A stop that nobody has waited for keeps its code, a stop that was waited for has lost it. A signal in a
+ *   signal stop would be lost with a tracer that dies after waitpid(2). So `nextStop` looks with WNOWAIT and
+ *   leaves the code there: the signal is then delivered.
+ * - After a stop at a system call, the kernel sends the code that is left as a signal. With
+ *   PTRACE_O_TRACESYSGOOD the code is SIGTRAP + 128, which is no signal, and nothing is sent; without the
+ *   option it is SIGTRAP, which kills. The option comes with PTRACE_SEIZE itself.
  */
 
 import { addressOf, errnoName, libc } from '../../../../../src/ffi/libc.js';
@@ -74,7 +78,10 @@ export const REG_COUNT = 27;
 /** More than any processor of today has: 11 008 bytes with AMX. */
 const MAX_XSTATE_BYTES = 1 << 15;
 
-/** An interrupted thread stops at once. One that has not after this long is frozen, or in the depths of a disk driver. */
+/**
+ * An interrupted thread stops at once. One that has not after this long is frozen, or in the depths of a disk
+ * driver.
+ */
 const STOP_LIMIT_MS = 2000;
 
 export type Stop =
@@ -112,15 +119,16 @@ function countCall(): void {
 }
 
 /**
- * Registers are handed to the kernel out of one page that stays in memory: the kernel copies them one by one, and a page that had
- * to be read back from swap on the way would let a kill cut the copy in the middle.
+ * Registers are handed to the kernel out of one page that stays in memory: the kernel copies them one by one,
+ * and a page that had to be read back from swap on the way would let a kill cut the copy in the middle.
  */
 const lockedPage = (() => {
   const bytes = new ArrayBuffer(2 * PAGE_SIZE_BYTES);
   const start = Number(addressOf(new Uint8Array(bytes)));
   const offset = Math.ceil(start / PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES - start;
   const registers = new BigUint64Array(bytes, offset, REG_COUNT);
-  // Where the limit of locked memory is 0 the page stays an ordinary one, which was written to a moment before.
+  // Where the limit of locked memory is 0 the page stays an ordinary one, which was written to a moment
+  // before.
   libc().syscall(SYS_MLOCK, addressOf(registers), PAGE_SIZE_BYTES);
   return registers;
 })();
@@ -159,7 +167,10 @@ export function readSignalMask(thread: number): bigint | undefined {
   return ptrace(PTRACE_GETSIGMASK, thread, SIGNAL_SET_BYTES, addressOf(mask)) === '' ? mask[0] : undefined;
 }
 
-/** Writes where the process itself may write. @returns false when that is not so everywhere; a part may be written then */
+/**
+ * Writes where the process itself may write.
+ * @returns false when that is not so everywhere; a part may be written then
+ */
 export function writeMemory(pid: number, address: bigint, bytes: Uint8Array): boolean {
   const local = BigUint64Array.of(addressOf(bytes), BigInt(bytes.length));
   const remote = BigUint64Array.of(address, BigInt(bytes.length));

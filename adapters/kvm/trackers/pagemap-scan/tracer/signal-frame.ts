@@ -1,6 +1,7 @@
 /**
- * The frame that the kernel writes to a thread's stack before it runs a signal handler, here written by the tracer: with it the
- * kernel itself, by rt_sigreturn(2), puts a thread back into the state it was interrupted in. Nobody else is needed for that.
+ * The frame that the kernel writes to a thread's stack before it runs a signal handler, here written by the
+ * tracer: with it the kernel itself, by rt_sigreturn(2), puts a thread back into the state it was interrupted
+ * in. Nobody else is needed for that.
  *
  *     rsp of the thread ->  +---------------------+  its own data is above
  *                           | red zone, 128 bytes |  may hold data of the function that runs
@@ -12,7 +13,8 @@
  *     rsp of the call  ->   | return address      |  of `mov $15, %rax; syscall`: rt_sigreturn
  *                           +---------------------+  handlers of signals that come in meanwhile go below
  *
- * Sources: arch/x86/include/uapi/asm/{sigcontext,ucontext}.h, arch/x86/include/asm/sigframe.h, arch/x86/kernel/{signal_64,fpu/signal}.c.
+ * Sources: arch/x86/include/uapi/asm/{sigcontext,ucontext}.h, arch/x86/include/asm/sigframe.h,
+ * arch/x86/kernel/{signal_64,fpu/signal}.c.
  */
 
 import { REG } from './ptrace.js';
@@ -38,8 +40,9 @@ const SAVED = [
 /** UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS: what the kernel sets for 64-bit code. */
 const FLAGS = 7n;
 /**
- * Flags of an alternate signal stack that cannot be: rt_sigreturn sets the alternate stack to what the frame says, and ignores that
- * it was refused (EINVAL). So the thread keeps the one it has, which nobody can read from outside.
+ * Flags of an alternate signal stack that cannot be: rt_sigreturn sets the alternate stack to what the frame
+ * says, and ignores that it was refused (EINVAL). So the thread keeps the one it has, which nobody can read
+ * from outside.
  */
 const KEEP_ALTERNATE_STACK = 0x7f;
 
@@ -49,7 +52,10 @@ const FEATURES_IN_USE_AT = 512;
 const MIN_XSTATE_BYTES = 512 + 64;
 const FP_XSTATE_MAGIC1 = 0x46505853;
 const FP_XSTATE_MAGIC2 = 0x46505845;
-/** AMX's tiles: the last 8 KiB of what ptrace shows, and no part of a frame unless the thread has asked for the tiles. */
+/**
+ * AMX's tiles: the last 8 KiB of what ptrace shows, and no part of a frame unless the thread has asked for
+ * the tiles.
+ */
 const TILES = 1n << 18n;
 const TILES_BYTES = 8192;
 
@@ -76,9 +82,10 @@ export interface FrameParts {
 }
 
 /**
- * What the thread goes on with when nobody meddles: a call that the stop has interrupted is made once more, as the kernel does it
- * when no handler runs.
- * @returns undefined for a call that only the kernel itself can continue (nanosleep, poll with a time limit): rt_sigreturn would end it
+ * What the thread goes on with when nobody meddles: a call that the stop has interrupted is made once more,
+ * as the kernel does it when no handler runs.
+ * @returns undefined for a call that only the kernel itself can continue (nanosleep, poll with a time limit):
+ *   rt_sigreturn would end it
  */
 export function resumed(registers: BigUint64Array): BigUint64Array | undefined {
   const result = BigInt.asIntN(64, registers[REG.rax]!);
@@ -118,7 +125,10 @@ export function buildSignalFrame({
   return { address, bytes };
 }
 
-/** What ptrace shows, made into what rt_sigreturn takes: the kernel's note of size and features, and the mark at the end. */
+/**
+ * What ptrace shows, made into what rt_sigreturn takes: the kernel's note of size and features, and the mark
+ * at the end.
+ */
 function vectorRegisters(extendedState: Uint8Array): Uint8Array | undefined {
   if (extendedState.length < MIN_XSTATE_BYTES) return undefined;
   const shown = new DataView(extendedState.buffer, extendedState.byteOffset, extendedState.length);

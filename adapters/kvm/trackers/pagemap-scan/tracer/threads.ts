@@ -1,4 +1,7 @@
-/** Threads of a process that wait in a system call, those that can be interrupted with the least effect first. Reads /proc only. */
+/**
+ * Threads of a process that wait in a system call, those that can be interrupted with the least effect first.
+ * Reads /proc only.
+ */
 
 import { readdirSync, readFileSync } from 'node:fs';
 
@@ -7,7 +10,10 @@ import { CheckpointError } from '../../../../../src/errors.js';
 export interface WaitingThread {
   readonly id: number;
   readonly stackPointer: number;
-  /** The mask in force; another one than outside of the call when the call has brought one for its own length (sigsuspend). */
+  /**
+   * The mask in force; another one than outside of the call when the call has brought one for its own length
+   * (sigsuspend).
+   */
   readonly signalMask: bigint;
   /** Its return addresses are kept a second time, on a shadow stack (CET). */
   readonly hasShadowStack: boolean;
@@ -20,8 +26,8 @@ export interface Waiting {
 }
 
 /**
- * Calls that nobody notices an interruption of, from the best on: futex of an idle worker, ppoll and read of a loop. An ioctl is last: it
- * may be KVM_RUN, where it costs the guest an exit.
+ * Calls that nobody notices an interruption of, from the best on: futex of an idle worker, ppoll and read of
+ * a loop. An ioctl is last: it may be KVM_RUN, where it costs the guest an exit.
  */
 const BEST_CALLS = [202, 271, 0];
 const SYS_IOCTL = 16;

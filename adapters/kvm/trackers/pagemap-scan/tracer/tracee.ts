@@ -1,4 +1,7 @@
-/** A thread that this process traces, and whether it stands still: only then it can be read, changed and let go of. */
+/**
+ * A thread that this process traces, and whether it stands still: only then it can be read, changed and let
+ * go of.
+ */
 
 import { CheckpointError } from '../../../../../src/errors.js';
 import * as raw from './ptrace.js';
@@ -39,7 +42,10 @@ export class Tracee {
     return undefined;
   }
 
-  /** Goes on to the next entry or exit of a system call, or whatever stops it before. @returns as `interrupt` */
+  /**
+   * Goes on to the next entry or exit of a system call, or whatever stops it before.
+   * @returns as `interrupt`
+   */
   runToSyscall(): raw.Stop['kind'] | undefined {
     this.#isStopped = false;
     if (raw.runToSyscall(this.#thread, this.#takeSignal()) !== '') return 'ended';

@@ -1,6 +1,7 @@
 /**
- * The tracer: a process of its own for one system call inside QEMU (`inject.ts`). Its end lets go of whatever it still traces, so that
- * a thread which does not answer, or a Cairn that hangs, leaves nothing of QEMU in a tracing stop.
+ * The tracer: a process of its own for one system call inside QEMU (`inject.ts`). Its end lets go of whatever
+ * it still traces, so that a thread which does not answer, or a Cairn that hangs, leaves nothing of QEMU in a
+ * tracing stop.
  *
  *     argv    process id of QEMU, and the call as JSON: RemoteCall of `tracer.ts`
  *     stdout  one line of JSON: InjectResult, or the error
@@ -31,7 +32,8 @@ function run(qemu: number, { number, args, descriptor }: RemoteCall): Promise<In
   const injected: InjectedCall = { number, args };
   if (descriptor === undefined) return inject(qemu, injected);
   const before = (): void => {
-    // The number may have been given to another file only if QEMU closed ours; it stands still while this looks.
+    // The number may have been given to another file only if QEMU closed ours; it stands still while this
+    // looks.
     if (inodeOf(qemu, descriptor.number) === descriptor.inode) return;
     throw new CheckpointError(
       'TRACKER_FAILED',

@@ -8,7 +8,10 @@ import { CheckpointError } from '../../../../../src/errors.js';
 import type { InjectResult } from './inject.js';
 
 const PROGRAM = fileURLToPath(new URL('./tracer-main.js', import.meta.url));
-/** Starting Node.js takes some 50 ms, far more on a machine that swaps; the tracer gives up by itself long before. */
+/**
+ * Starting Node.js takes some 50 ms, far more on a machine that swaps; the tracer gives up by itself long
+ * before.
+ */
 const LIMIT_MS = 60_000;
 
 export interface RemoteCall {
@@ -21,12 +24,14 @@ export interface RemoteCall {
 /**
  * Has a thread of QEMU make a system call.
  * @returns what the call returned: a negative errno when it failed
- * @throws VM_GONE, VM_PERMISSION, TRACKER_FAILED, TRACKER_UNAVAILABLE when no thread is in a state in which this is safe
+ * @throws VM_GONE, VM_PERMISSION, TRACKER_FAILED, TRACKER_UNAVAILABLE when no thread is in a state in which
+ *   this is safe
  */
 export async function callInQemu(pid: number, call: RemoteCall): Promise<number> {
   const { CAIRN_TRACER_FAULT_POINT: faultPoint } = process.env;
   const { stdout } = await execa(process.execPath, [PROGRAM, String(pid), JSON.stringify(call)], {
-    // A session of its own: it finishes what it has begun when a terminal stops or ends Cairn's process group.
+    // A session of its own: it finishes what it has begun when a terminal stops or ends Cairn's process
+    // group.
     detached: true,
     cleanup: false,
     reject: false,

@@ -1,6 +1,7 @@
 /**
- * Code that runs for the first time takes several times as long as later, and a thread of QEMU stands still for all of it. So what runs
- * in that time is run before, on a thread that does not exist and on memory of this process.
+ * Code that runs for the first time takes several times as long as later, and a thread of QEMU stands still
+ * for all of it. So what runs in that time is run before, on a thread that does not exist and on memory of
+ * this process.
  */
 
 import { addressOf } from '../../../../../src/ffi/libc.js';
