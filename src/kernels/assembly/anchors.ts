@@ -1,7 +1,9 @@
 /**
- * Anchors of a page's content: places that the content itself chooses, so that equal content has the same ones wherever it lies.
+ * Anchors of a page's content: places that the content itself chooses, so that equal content has the same
+ * ones wherever it lies.
  *
- * Nearly all positions are no anchors. They are tested sixteen at a time: four vectors of four words, a byte apart.
+ * Nearly all positions are no anchors. They are tested sixteen at a time: four vectors of four words, a byte
+ * apart.
  */
 import { PAGE_SIZE } from './constants';
 

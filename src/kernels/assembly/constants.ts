@@ -1,4 +1,7 @@
-/** Values shared with the TypeScript side: `types.ts`, `kernels/codec-ids.ts`, `kernels/decode-result.ts`, `kernels/kernels.ts`. */
+/**
+ * Values shared with the TypeScript side: `types.ts`, `kernels/codec-ids.ts`, `kernels/decode-result.ts`,
+ * `kernels/kernels.ts`.
+ */
 
 export const PAGE_SIZE: u32 = 4096;
 
@@ -11,9 +14,10 @@ export const BASE_NONE: u32 = 0;
 export const BASE_ZERO_PAGE: u32 = 1;
 
 /**
- * Runs at most this many equal bytes apart become one. A gap kept as a gap costs two control bytes (its own varint and
- * the next run's length), a gap merged costs its length in data: at 2 it is even, and fewer runs encode and decode
- * faster. (One byte is lost when a merge by 2 takes the length past 127; not worth a second test.)
+ * Runs at most this many equal bytes apart become one. A gap kept as a gap costs two control bytes (its own
+ * varint and the next run's length), a gap merged costs its length in data: at 2 it is even, and fewer runs
+ * encode and decode faster. (One byte is lost when a merge by 2 takes the length past 127; not worth a second
+ * test.)
  */
 export const MERGE_GAP: u32 = 2;
 

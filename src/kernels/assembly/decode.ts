@@ -1,7 +1,7 @@
 /**
- * Page decoder. The record comes from a repository that may be damaged or hostile: nothing in it is believed before it
- * has been compared with what is left of the page and of the streams. Writes go to [page, page + 4096) only, reads to
- * the two streams only, and every step of the loop consumes at least two control bytes.
+ * Page decoder. The record comes from a repository that may be damaged or hostile: nothing in it is believed
+ * before it has been compared with what is left of the page and of the streams. Writes go to [page, page +
+ * 4096) only, reads to the two streams only, and every step of the loop consumes at least two control bytes.
  */
 import {
   CODEC_RAW,
@@ -119,7 +119,10 @@ function decodeRuns(control: usize, controlLength: u32, data: usize, dataLength:
   return d == dataLength ? DECODE_OK : DATA_LEFT_OVER;
 }
 
-/** Applies one record to `page`. @returns DECODE_OK or an error number; after an error the page is to be discarded. */
+/**
+ * Applies one record to `page`.
+ * @returns DECODE_OK or an error number; after an error the page is to be discarded.
+ */
 export function decodeInto(
   codec: u32,
   control: usize,
@@ -146,7 +149,8 @@ function decodeOther(codec: u32, controlLength: u32, data: usize, dataLength: u3
 }
 
 /**
- * Applies records one after the other, each to its own page; several may name the same page. See `Kernels.decodePages`.
+ * Applies records one after the other, each to its own page; several may name the same page. See
+ * `Kernels.decodePages`.
  * @returns DECODE_OK, or number of the record << 8 | error number
  */
 export function decodePages(

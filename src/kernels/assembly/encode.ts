@@ -1,8 +1,9 @@
 /**
  * Page encoder: a batch of pages against their bases. Format: docs/format.md, page records.
  *
- * Differences are found 64 bytes at a time as a 64-bit mask, short gaps in it are closed, and runs are taken off from the low
- * end with carry arithmetic: m + (lowest bit of m) ends the lowest run of ones with a carry, whose place is the run's end.
+ * Differences are found 64 bytes at a time as a 64-bit mask, short gaps in it are closed, and runs are taken
+ * off from the low end with carry arithmetic: m + (lowest bit of m) ends the lowest run of ones with a carry,
+ * whose place is the run's end.
  */
 import {
   BASE_NONE,
@@ -32,8 +33,8 @@ function differenceMask(page: usize, base: usize, againstZero: bool): u64 {
 }
 
 /**
- * Whether 64 bytes are equal. All offsets are immediates of the loads: as sums they would each cost an addition. Larger steps
- * are no faster over equal bytes and cost a second look at each difference.
+ * Whether 64 bytes are equal. All offsets are immediates of the loads: as sums they would each cost an
+ * addition. Larger steps are no faster over equal bytes and cost a second look at each difference.
  */
 // @ts-ignore: decorator
 @inline
@@ -63,8 +64,9 @@ function copyPage(dst: usize, src: usize): void {
 }
 
 /**
- * Appends the bytes [start, end) of the page to the data stream. Copies in steps of 16 and so writes up to 15 bytes past
- * the run, which the next run overwrites (the caller leaves slack after the stream); never reads past the page.
+ * Appends the bytes [start, end) of the page to the data stream. Copies in steps of 16 and so writes up to 15
+ * bytes past the run, which the next run overwrites (the caller leaves slack after the stream); never reads
+ * past the page.
  */
 // @ts-ignore: decorator
 @inline
@@ -134,7 +136,8 @@ function encodeRuns(page: usize, base: usize, againstZero: bool, control: usize,
   let end: u32 = start;
   while (true) {
     if (updateBase) copy64(base + o, page + o);
-    // Gaps that would be merged are filled in all at once; a branch for each would be mispredicted half of the time.
+    // Gaps that would be merged are filled in all at once; a branch for each would be mispredicted half of
+    // the time.
     let filled = mask | ((mask << 1) & ((mask >> 1) | (mask >> 2))) | ((mask << 2) & (mask >> 1));
     const s: u32 = o + <u32>ctz(filled);
     let carried = filled + (filled & (0 - filled));
@@ -188,8 +191,8 @@ function encodeAgainstZero(page: usize, control: usize, data: usize): u64 {
 }
 
 /**
- * Encodes `pageCount` pages. See `Kernels.encodePages` for the arguments; `result` receives two u32, the lengths of the
- * control and the data stream.
+ * Encodes `pageCount` pages. See `Kernels.encodePages` for the arguments; `result` receives two u32, the
+ * lengths of the control and the data stream.
  */
 export function encodePages(
   pageCount: u32,

@@ -1,18 +1,19 @@
 /**
  * Dirty bitmap to page runs.
  *
- * The scan looks for edges, not for bits: in `w ^ (w << 1 | last bit of the word before)` a bit is set where a run
- * starts and where it ends, so a run of any length costs two steps, and words of all zeros inside no run and of all
- * ones inside a run are both simply 0. Edges are written as they come, a run's start and its end in turns, and turned into
- * (start, count) when all are known; so a run may go on from one call into the next.
+ * The scan looks for edges, not for bits: in `w ^ (w << 1 | last bit of the word before)` a bit is set where
+ * a run starts and where it ends, so a run of any length costs two steps, and words of all zeros inside no
+ * run and of all ones inside a run are both simply 0. Edges are written as they come, a run's start and its
+ * end in turns, and turned into (start, count) when all are known; so a run may go on from one call into the
+ * next.
  */
 
 /** Bytes that the loops look at in one step: 16 words, eight vectors. */
 const STEP_BYTES: usize = 128;
 
 /**
- * Writes the positions of all bits in `edges`; returns how many there are. The first four are written without asking
- * whether they exist: for the usual one or two runs a word, this saves a mispredicted branch.
+ * Writes the positions of all bits in `edges`; returns how many there are. The first four are written without
+ * asking whether they exist: for the usual one or two runs a word, this saves a mispredicted branch.
  */
 // @ts-ignore: decorator
 @inline
@@ -73,8 +74,9 @@ function isOnesStep(p: usize): bool {
 }
 
 /**
- * See `Kernels.scanEdges`. A list of the steps with edges, made first and without branches, was tried to save the mispredicted
- * end of each skip: it reads an empty bitmap a quarter slower and gains nothing on scattered ones.
+ * See `Kernels.scanEdges`. A list of the steps with edges, made first and without branches, was tried to save
+ * the mispredicted end of each skip: it reads an empty bitmap a quarter slower and gains nothing on scattered
+ * ones.
  */
 export function scanEdges(bitmap: usize, wordCount: u32, firstBit: u32, out: usize): u32 {
   const end = bitmap + (<usize>wordCount << 3);
