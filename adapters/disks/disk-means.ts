@@ -1,6 +1,7 @@
 /**
- * What disk drivers are given by whoever opens them. Where hypervisors differ (who takes a snapshot inside of an image, who tells that an
- * image is in use), the difference comes in here; no driver asks which hypervisor it works for.
+ * What disk drivers are given by whoever opens them. Where hypervisors differ (who takes a snapshot inside of
+ * an image, who tells that an image is in use), the difference comes in here; no driver asks which hypervisor
+ * it works for.
  */
 
 import type { JsonObject } from '../../src/types.js';
@@ -35,7 +36,7 @@ export interface DiskSetting {
   /** Such as `--lvm-size <size>`. */
   readonly flags: string;
   readonly description: string;
-  /** Its name among the driver's own options. */
+  /** The option's name among the driver's own options. */
   readonly key: string;
 }
 

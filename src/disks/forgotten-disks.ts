@@ -1,6 +1,6 @@
 /**
- * Disk snapshots of checkpoints that are forgotten. Most can be removed. Some are what the disk stands on by now: what is to be done about
- * those is the operator's, and said.
+ * Disk snapshots of checkpoints that are forgotten. Most can be removed. Some are what the disk stands on by
+ * now: what is to be done about those is the operator's, and said.
  */
 
 import { CheckpointError, describeError } from '../errors.js';
@@ -52,7 +52,10 @@ export function snapshotsOf(
   );
 }
 
-/** Removes those snapshots of these checkpoints that can be removed. Never throws. @returns what stays behind */
+/**
+ * Removes those snapshots of these checkpoints that can be removed. Never throws.
+ * @returns what stays behind
+ */
 export async function dropSnapshots(
   manifests: readonly Manifest[],
   disksOf: DisksOfManifest,
@@ -88,7 +91,8 @@ export interface DiskDropper {
 }
 
 /**
- * To be opened before anything is forgotten: what cannot be reached is better known then.
+ * Opens what drops the snapshots. It is called before anything is forgotten: what cannot be reached is better
+ * known then.
  * @param vmAddress of the running VM; undefined: it does not run
  * @throws what attaching throws, VM_LOCKED
  */

@@ -1,6 +1,7 @@
 /**
- * Putting a disk back may write to a file that a later checkpoint of the chain needs as it is. That checkpoint would lose its disk, and nobody
- * would know before it is needed: such a restore is refused before anything is touched.
+ * Putting a disk back may write to a file that a later checkpoint of the chain needs as it is. That
+ * checkpoint would lose its disk, and nobody would know before it is needed: such a restore is refused before
+ * anything is touched.
  */
 
 import { CheckpointError, isCheckpointError } from '../errors.js';
@@ -9,14 +10,17 @@ import type { RestoreRequest } from '../hypervisor/restore.js';
 import type { Repository } from '../repository/repository.js';
 import type { DisksOfManifest } from './forgotten-disks.js';
 
-/** @throws DISK_CHANGED naming the file and the checkpoint that needs it; REPO_DAMAGED for what `manifest` says of its disks */
+/**
+ * @throws DISK_CHANGED naming the file and the checkpoint that needs it; REPO_DAMAGED for what `manifest`
+ *   says of its disks
+ */
 export async function refuseRollbackOfNeeded(
   repository: Pick<Repository, 'checkpoints'>,
   manifest: Manifest,
   request: RestoreRequest,
   disksOf: DisksOfManifest,
 ): Promise<void> {
-  // With --disk the images are others than those that were recorded.
+  // With --disk the restored VM has other images than those that were recorded.
   if (request.keepDisks || manifest.disks.length === 0 || (request.edits?.diskPaths.length ?? 0) > 0) return;
   const disks = disksOf(manifest);
   const overwritten = manifest.disks.flatMap((snapshot) => disks.overwrites(snapshot) ?? []);

@@ -1,6 +1,6 @@
 /**
- * A disk snapshot as JSON: the fields of the core and those of the driver, in one object (docs/format.md, disks). In manifests, in records
- * of this host, and in what commands print.
+ * A disk snapshot as JSON: the fields of the core and those of the driver, in one object (docs/format.md,
+ * disks). In manifests, in records of this host, and in what commands print.
  */
 
 import { diskFeature, type DiskSnapshot } from '../hypervisor/disks.js';
@@ -9,7 +9,10 @@ import type { JsonFields } from '../records/json-fields.js';
 
 const DRIVER = /^[a-z0-9][a-z0-9-]{0,30}$/;
 const DISK_FEATURE = /^[a-z0-9][a-z0-9-]*-snapshot$/;
-/** Of all fields of the driver. A chain of a hundred images, each with the longest path that Linux has, is within it. */
+/**
+ * Of all fields of the driver. A chain of a hundred images, each with the longest path that Linux has, is
+ * within it.
+ */
 const MAX_DATA_BYTES = 1 << 20;
 /** QEMU describes a disk on a network by JSON. */
 const MAX_TEXT_LENGTH = 1 << 16;

@@ -1,4 +1,7 @@
-/** Version law of docs/format.md: one number for the repository, and names of features that a reader must know. */
+/**
+ * Version law of docs/format.md: one number for the repository, and names of features that a reader must
+ * know.
+ */
 
 import { CheckpointError } from '../errors.js';
 

@@ -15,18 +15,28 @@ export interface Hypervisor {
   readonly schemes: readonly string[];
   /** Formats of `exportTo`. */
   readonly exportFormats: readonly string[];
-  /** Attaches to a VM without changing its state. @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, VM_UNSUPPORTED */
+  /**
+   * Attaches to a VM without changing its state.
+   * @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, VM_UNSUPPORTED
+   */
   attach(address: string, options: AttachOptions): Promise<Vm>;
   /** @throws RESTORE_TARGET_BUSY, RESTORE_FAILED, VM_UNSUPPORTED, STREAM_MALFORMED */
   restore(source: CheckpointSource, request: RestoreRequest): Promise<RestoreResult>;
-  /** Disk snapshots of a VM that does not run. Absent where no VM has any. @param machine `Vm.machine` as it was recorded */
+  /**
+   * Disk snapshots of a VM that does not run. Absent where no VM has any.
+   * @param machine `Vm.machine` as it was recorded
+   */
   recordedDisks?(machine: JsonObject): RecordedDisks;
   /** Formats of `importFrom`; none when it is not there. */
   readonly importFormats?: readonly string[];
-  /** Reads a machine from a file. @throws STREAM_MALFORMED, VM_UNSUPPORTED for one that Cairn could not restore */
+  /**
+   * Reads a machine from a file.
+   * @throws STREAM_MALFORMED, VM_UNSUPPORTED for one that Cairn could not restore
+   */
   importFrom?(request: ImportRequest): Promise<ImportedMachine>;
   /**
-   * Takes a running machine from the stream in which the hypervisor's own tools replicate it. Returns when its first whole state is there.
+   * Takes a running machine from the stream in which the hypervisor's own tools replicate it. Returns when
+   * its first whole state is there.
    * @throws STREAM_MALFORMED, VM_UNSUPPORTED for one whose states could not be restored, VM_UNREACHABLE
    */
   receive?(request: ReceiveRequest): Promise<ReceivedMachine>;

@@ -25,7 +25,7 @@ export function damaged(
   });
 }
 
-/** One object that cannot be read as what it should be. */
+/** An object that cannot be read as what it should be. */
 export interface DamagedObject {
   readonly key: string;
   /** Names the object, and the place in it where known. */

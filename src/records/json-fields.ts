@@ -1,4 +1,7 @@
-/** Reads fields of a JSON record that is not trusted. Every failure is REPO_DAMAGED and names object and field. */
+/**
+ * Reads fields of a JSON record that is not trusted. Every failure is REPO_DAMAGED and names object and
+ * field.
+ */
 
 import type { Json, JsonObject } from '../types.js';
 import { damaged } from './damage.js';

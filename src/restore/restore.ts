@@ -1,4 +1,6 @@
-/** Bringing a VM back, and giving a checkpoint to other tools: the hypervisor that it came from does the work. */
+/**
+ * Bringing a VM back, and giving a checkpoint to other tools: the hypervisor that it came from does the work.
+ */
 
 import { open, rm, type FileHandle } from 'node:fs/promises';
 import { finished } from 'node:stream/promises';
@@ -18,8 +20,8 @@ export interface RestoreOptions {
 }
 
 /**
- * @throws REPO_DAMAGED before anything runs from damaged data, RESTORE_TARGET_BUSY, RESTORE_FAILED, VM_UNSUPPORTED; DISK_CHANGED with
- *   nothing touched
+ * @throws REPO_DAMAGED before anything runs from damaged data, RESTORE_TARGET_BUSY, RESTORE_FAILED,
+ *   VM_UNSUPPORTED; DISK_CHANGED with nothing touched
  */
 export async function restoreCheckpoint(
   options: RestoreOptions,
@@ -34,8 +36,8 @@ export async function restoreCheckpoint(
 /**
  * Writes a checkpoint to a new file, 0600: it holds guest memory. A failed export leaves no file.
  * @returns bytes written
- * @throws EXPORT_EXISTS, USAGE for a format this hypervisor does not have or a folder that is not there, REPO_DAMAGED,
- *   STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO
+ * @throws EXPORT_EXISTS, USAGE for a format this hypervisor does not have or a folder that is not there,
+ *   REPO_DAMAGED, STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO
  */
 export async function exportCheckpoint(
   options: RestoreOptions,

@@ -1,4 +1,6 @@
-/** What a checkpoint records of a snapshot of a logical volume (docs/format.md, disks), read back with care. */
+/**
+ * What a checkpoint records of a snapshot of a logical volume (docs/format.md, disks), read back with care.
+ */
 
 import { diskFeature, type DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import { fieldsOf } from '../record-fields.js';
@@ -7,9 +9,9 @@ export const LVM = 'lvm';
 
 export interface VolumeSnapshot {
   readonly diskId: string;
-  /** Of the device, as the hypervisor names it. */
+  /** Path of the device, as the hypervisor names it. */
   readonly path: string;
-  /** In the volume group of `volume`. */
+  /** Name of the snapshot in the volume group of `volume`. */
   readonly snapshotName: string;
   readonly volume: SnapshotVolume;
 }
@@ -17,7 +19,7 @@ export interface VolumeSnapshot {
 export interface SnapshotVolume {
   readonly vgName: string;
   readonly name: string;
-  /** As lvm2 writes it. */
+  /** The uuid as lvm2 writes it. */
   readonly uuid: string;
 }
 

@@ -1,11 +1,13 @@
 /**
  * Putting logical volumes back to the snapshots of a checkpoint.
  *
- * What differs is copied from the snapshot to the volume, 4 KiB by 4 KiB, instead of merging the snapshot: it stays, and with it all others
- * of the volume. For a thick snapshot that costs no room in it, since what differs was written after it and so lies in it already; other
- * snapshots of the volume have to take up what is overwritten, so their room is looked at before the first write.
+ * What differs is copied from the snapshot to the volume, 4 KiB by 4 KiB, instead of merging the snapshot: it
+ * stays, and with it all others of the volume. For a thick snapshot that costs no room in it, since what
+ * differs was written after it and so lies in it already; other snapshots of the volume have to take up what
+ * is overwritten, so their room is looked at before the first write.
  *
- * A restore that is killed in the middle leaves the volume half way. The same restore, taken again, finishes it.
+ * A restore that is killed in the middle leaves the volume half way. The same restore, taken again, finishes
+ * it.
  */
 
 import { open, type FileHandle } from 'node:fs/promises';
@@ -20,7 +22,10 @@ import type { VolumeSnapshot } from './lvm-record.js';
 import { pathOf, withoutRoom } from './room.js';
 
 const ACTIVATE_LIMIT_MS = 30_000;
-/** A QEMU that was killed keeps its disks until the last of its threads has ended; udev opens what is new to look at it. */
+/**
+ * A QEMU that was killed keeps its disks until the last of its threads has ended; udev opens what is new to
+ * look at it.
+ */
 const CLOSING_WAIT_MS = 5000;
 const READ_BYTES = 1 << 20;
 

@@ -1,11 +1,13 @@
 /**
- * The files that an external snapshot freezes: the image at the checkpoint and everything below it. Nobody may write to them while
- * a checkpoint needs them, and nothing keeps an operator from it: `qemu-img commit`, `virsh blockcommit` and `qemu-img rebase`
- * do. A restore would then start from disks of another time without a sign of it.
+ * The files that an external snapshot freezes: the image at the checkpoint and everything below it. Nobody
+ * may write to them while a checkpoint needs them, and nothing keeps an operator from it: `qemu-img commit`,
+ * `virsh blockcommit` and `qemu-img rebase` do. A restore would then start from disks of another time without
+ * a sign of it.
  *
- * What tells is size and time of the last write. Not the inode: a copy that keeps its times (`cp -p`, `rsync -a`) holds the same. Not the
- * time of the last change of the inode: libvirt gives images another owner whenever a domain starts or stops. Whoever only reads the
- * image (QEMU as the backing of an overlay, `qemu-img info`, a restore) changes neither.
+ * What tells is size and time of the last write. Not the inode: a copy that keeps its times (`cp -p`, `rsync
+ * -a`) holds the same. Not the time of the last change of the inode: libvirt gives images another owner
+ * whenever a domain starts or stops. Whoever only reads the image (QEMU as the backing of an overlay,
+ * `qemu-img info`, a restore) changes neither.
  */
 
 import { stat } from 'node:fs/promises';
@@ -15,12 +17,16 @@ import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
 import type { VmDisk } from '../../../src/hypervisor/disks.js';
 import type { ExternalSnapshot, FrozenLayer } from './qcow2-records.js';
 
-/** Paths as the hypervisor writes them when they name something else than a file: `json:{...}`, `nbd://host/export`. */
+/**
+ * Paths as the hypervisor writes them when they name something else than a file: `json:{...}`,
+ * `nbd://host/export`.
+ */
 const NO_FILE = /^[A-Za-z][A-Za-z0-9+.-]*:/;
 
 /**
- * The same snapshots with their frozen layers. Right after they were taken: what they froze is not written
- * to from then on. Layers that are no files of this host (block devices, network) are left out: nothing here tells whether they changed.
+ * The same snapshots with their frozen layers. Right after they were taken: what they froze is not written to
+ * from then on. Layers that are no files of this host (block devices, network) are left out: nothing here
+ * tells whether they changed.
  * @param disks as they were before the snapshot
  * @param cwd what relative paths of the hypervisor start from
  */
@@ -39,7 +45,10 @@ export function withFrozenLayers(
   );
 }
 
-/** @throws DISK_CHANGED when a frozen file was written to or is gone. Checkpoints that did not record them pass. */
+/**
+ * @throws DISK_CHANGED when a frozen file was written to or is gone. Checkpoints that did not record them
+ *   pass.
+ */
 export async function checkFrozenLayers(snapshots: readonly ExternalSnapshot[]): Promise<void> {
   for (const { diskId, frozen = [] } of snapshots) {
     for (const layer of frozen) await checkLayer(diskId, layer);
@@ -65,7 +74,10 @@ async function checkLayer(diskId: string, layer: FrozenLayer): Promise<void> {
   );
 }
 
-/** Undefined when there is no file. Also when it cannot be looked at: in a pause that must not fail the checkpoint. */
+/**
+ * Undefined when there is no file. Also when it cannot be looked at: in a pause that must not fail the
+ * checkpoint.
+ */
 async function layerAt(path: string): Promise<FrozenLayer | undefined> {
   try {
     const found = await stat(path, { bigint: true });

@@ -27,8 +27,8 @@ export async function refuseOpenForWriting(path: string): Promise<void> {
 }
 
 /**
- * QEMU locks byte 100+n of an image for each permission that it uses and 200+n for each that it does not share; n = 1 is
- * writing (block/file-posix.c). /proc/locks: `1: OFDLCK ADVISORY READ -1 fe:00:4711 201 201`.
+ * QEMU locks byte 100+n of an image for each permission that it uses and 200+n for each that it does not
+ * share; n = 1 is writing (block/file-posix.c). /proc/locks: `1: OFDLCK ADVISORY READ -1 fe:00:4711 201 201`.
  */
 const WRITE_LOCK_BYTES = new Set(['101', '201']);
 

@@ -1,7 +1,8 @@
 /**
- * Snapshots inside of qcow2 images. The VM goes on writing to its image; a restore rolls the image back, which writes to it, so it does
- * that only when all memory has been read and verified. A QEMU that waits for its stream has the image open by then, inactive as in any
- * incoming migration: it holds no locks against that, and reads the metadata anew when the stream ends.
+ * Snapshots inside of qcow2 images. The VM goes on writing to its image; a restore rolls the image back,
+ * which writes to it, so it does that only when all memory has been read and verified. A QEMU that waits for
+ * its stream has the image open by then, inactive as in any incoming migration: it holds no locks against
+ * that, and reads the metadata anew when the stream ends.
  */
 
 import { resolve } from 'node:path';
@@ -16,9 +17,10 @@ import { applySnapshot, imageInfo } from './qemu-img.js';
 import { INTERNAL, internalRecord, internalSnapshot, type InternalSnapshot } from './qcow2-records.js';
 
 /**
- * Up to this virtual size the snapshot is internal by itself. An internal qcow2 snapshot copies the L1 table and raises the
- * refcount of every mapped cluster inside the pause: 2 to 6 ms for a 4 GiB image, 26 ms for a fully mapped one of 20 GiB, 144 ms for
- * 100 GiB. An external one costs the same few milliseconds at any size but leaves a chain of files to look after.
+ * Up to this virtual size the snapshot is internal by itself. An internal qcow2 snapshot copies the L1 table
+ * and raises the refcount of every mapped cluster inside the pause: 2 to 6 ms for a 4 GiB image, 26 ms for a
+ * fully mapped one of 20 GiB, 144 ms for 100 GiB. An external one costs the same few milliseconds at any size
+ * but leaves a chain of files to look after.
  */
 export const INTERNAL_LIMIT_BYTES = 16 * 2 ** 30;
 

@@ -1,6 +1,7 @@
 /**
- * Snapshots of qcow2 images by the monitor of the QEMU that has them open: one `transaction`, so that either all disks are of the same
- * instant or none has a snapshot. Sources: transaction, blockdev-snapshot-* of the QMP reference.
+ * Snapshots of qcow2 images by the monitor of the QEMU that has them open: one `transaction`, so that either
+ * all disks are of the same instant or none has a snapshot. Sources: transaction, blockdev-snapshot-* of the
+ * QMP reference.
  */
 
 import { rm } from 'node:fs/promises';
@@ -15,7 +16,7 @@ import type { ImageSnapshots, OverlaySnapshots } from './snapshot-takers.js';
 
 /** A snapshot of a full 400 GiB image took 2.9 s. */
 const TRANSACTION_TIMEOUT_MS = 60_000;
-/** Of node names in QEMU. */
+/** Greatest length of a node name in QEMU. */
 const MAX_NODE_NAME = 31;
 
 export function monitorImages(monitor: Monitor): ImageSnapshots {
@@ -63,8 +64,9 @@ interface Transaction {
 }
 
 /**
- * @throws DISK_SNAPSHOT_FAILED with nothing taken when QEMU refused. Without its answer (a timeout, VM_GONE) the snapshots
- *   may be there, and the VM may already write to the overlays: `detail.possiblyPresent` names them
+ * @throws DISK_SNAPSHOT_FAILED with nothing taken when QEMU refused. Without its answer (a timeout, VM_GONE)
+ *   the snapshots may be there, and the VM may already write to the overlays: `detail.possiblyPresent` names
+ *   them
  */
 async function transaction(monitor: Monitor, { mode, diskIds, actions, names }: Transaction): Promise<void> {
   try {
@@ -128,7 +130,10 @@ function overlayAction({ diskId, overlayPath }: ExternalSnapshot, isDevice: bool
   };
 }
 
-/** A node name that differs from overlay to overlay: the end of the file's name, which holds the checkpoint's id. */
+/**
+ * A node name that differs from overlay to overlay: the end of the file's name, which holds the checkpoint's
+ * id.
+ */
 function overlayNode(overlayPath: string): string {
   const readable = basename(overlayPath, '.qcow2').replace(/[^A-Za-z0-9_-]/g, '-');
   return `c${readable.slice(-(MAX_NODE_NAME - 1))}`;

@@ -7,7 +7,10 @@ import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
 import { createOverlay } from './qemu-img.js';
 import type { ExternalSnapshot } from './qcow2-records.js';
 
-/** What a running VM writes to after a checkpoint. Named after the image that the chain began with: names do not grow from overlay to overlay. */
+/**
+ * What a running VM writes to after a checkpoint. Named after the image that the chain began with: names do
+ * not grow from overlay to overlay.
+ */
 export function overlayPathFor(path: string, checkpointId: string): string {
   const stem = basename(path, extname(path)).replace(/(\.cairn-[^.]+)+$/, '');
   return join(dirname(path), `${stem}.cairn-${checkpointId}.qcow2`);
@@ -23,7 +26,11 @@ export async function refuseExisting(snapshots: readonly ExternalSnapshot[]): Pr
   });
 }
 
-/** A new overlay, owned as the frozen image is. @returns its path. @throws RESTORE_FAILED with none left behind */
+/**
+ * A new overlay, owned as the frozen image is.
+ * @returns its path.
+ * @throws RESTORE_FAILED with none left behind
+ */
 export async function putOverlayOn(frozen: string, format: string, checkpointId: string): Promise<string> {
   const overlay = await reserveOverlay(frozen, checkpointId.slice(0, 8));
   try {
@@ -50,7 +57,10 @@ async function reserveOverlay(path: string, id: string): Promise<string> {
   }
 }
 
-/** For a QEMU that gives up root (-runas). Without the right to, the overlay stays ours. */
+/**
+ * Gives the overlay to the owner of the image, for a QEMU that gives up root (-runas). Without the right to,
+ * the overlay stays ours.
+ */
 async function sameOwner(overlay: string, path: string): Promise<void> {
   const { uid, gid } = await stat(path);
   await chown(overlay, uid, gid).catch(() => undefined);

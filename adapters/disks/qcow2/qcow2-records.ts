@@ -17,7 +17,10 @@ export interface ExternalSnapshot {
   readonly diskId: string;
   readonly path: string;
   readonly overlayPath: string;
-  /** `path` and what lies below it, as they were then. Absent in checkpoints of versions that did not record it. */
+  /**
+   * `path` and what lies below it, as they were then. Absent in checkpoints of versions that did not record
+   * it.
+   */
   readonly frozen?: readonly FrozenLayer[];
 }
 

@@ -1,4 +1,7 @@
-/** What a checkpoint records of a snapshot of an image of Ceph RBD (docs/format.md, disks), read back with care. */
+/**
+ * What a checkpoint records of a snapshot of an image of Ceph RBD (docs/format.md, disks), read back with
+ * care.
+ */
 
 import { diskFeature, type DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import { fieldsOf } from '../record-fields.js';
@@ -10,7 +13,7 @@ export interface ImageSnapshot {
   readonly diskId: string;
   /** `rbd:POOL/[NAMESPACE/]IMAGE` */
   readonly path: string;
-  /** In the image. */
+  /** Name of the snapshot in the image. */
   readonly snapshotName: string;
   readonly image: SnapshotImage;
 }

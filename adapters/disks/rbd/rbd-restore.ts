@@ -1,4 +1,7 @@
-/** Putting images of Ceph RBD back to the snapshots of a checkpoint. The cluster does it (`rbd snap rollback`), and keeps all snapshots. */
+/**
+ * Putting images of Ceph RBD back to the snapshots of a checkpoint. The cluster does it (`rbd snap
+ * rollback`), and keeps all snapshots.
+ */
 
 import { CheckpointError } from '../../../src/errors.js';
 import { runTool, type RunTool } from '../run-tool.js';
@@ -8,14 +11,18 @@ import { isLocation, nameOfImage } from './image-names.js';
 import type { ImageSnapshot } from './rbd-record.js';
 import { imageFacts, rbd, rbdFailure, snapshotNames, watchers, type Answer } from './rbd-command.js';
 
-/** osd_client_watch_timeout is 30 s: for so long a client that was killed counts as one that has the image open. */
+/**
+ * osd_client_watch_timeout is 30 s: for so long a client that was killed counts as one that has the image
+ * open.
+ */
 const CLOSING_WAIT_MS = 35_000;
-/** It goes through all objects of the image. */
+/** A rollback goes through all objects of the image. */
 const ROLLBACK_LIMIT_MS = 12 * 3_600_000;
 
 /**
  * Whether all can be put back, before anything is touched.
- * @throws RESTORE_FAILED when a snapshot is gone or the cluster does not answer, RESTORE_TARGET_BUSY when somebody has an image open
+ * @throws RESTORE_FAILED when a snapshot is gone or the cluster does not answer, RESTORE_TARGET_BUSY when
+ *   somebody has an image open
  */
 export async function checkImages(
   disks: readonly ImageSnapshot[],

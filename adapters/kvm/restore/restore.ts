@@ -1,12 +1,13 @@
 /**
- * Bringing a QEMU VM back: an unmodified QEMU is started with the recorded command line and -incoming, and gets a complete
- * migration stream made from the checkpoint.
+ * Bringing a QEMU VM back: an unmodified QEMU is started with the recorded command line and -incoming, and
+ * gets a complete migration stream made from the checkpoint.
  *
  *     recorded command line --edits--> new QEMU, waiting ---QMP: migrate-incoming---> private socket
  *     pages, verified as they are read --> stream --------------------------------------^
  *
- * Invariant: a VM runs only when the whole checkpoint has been read, verified and loaded. On any failure before that the
- * new QEMU is killed; a QEMU that loses its stream (Cairn killed in the middle) ends by itself.
+ * Invariant: a VM runs only when the whole checkpoint has been read, verified and loaded. On any failure
+ * before that the new QEMU is killed; a QEMU that loses its stream (Cairn killed in the middle) ends by
+ * itself.
  */
 
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -43,9 +44,9 @@ import { writeMigrationStream } from '../../qemu/stream/writer.js';
 const EXIT_WAIT_MS = 3000;
 
 /**
- * @throws RESTORE_TARGET_BUSY when a socket or a disk of the VM is in use, VM_UNSUPPORTED when the command line cannot be
- *   started again, USAGE for wrong edits, STREAM_MALFORMED, REPO_DAMAGED and RESTORE_FAILED with nothing left running,
- *   INTERRUPTED
+ * @throws RESTORE_TARGET_BUSY when a socket or a disk of the VM is in use, VM_UNSUPPORTED when the command
+ *   line cannot be started again, USAGE for wrong edits, STREAM_MALFORMED, REPO_DAMAGED and RESTORE_FAILED
+ *   with nothing left running, INTERRUPTED
  */
 export async function restoreCheckpoint(
   source: CheckpointSource,
@@ -188,8 +189,8 @@ function connect(path: string): Promise<Socket> {
 }
 
 /**
- * Main memory of a new QEMU is all zero: QEMU skips loading ROM images at reset while it waits for a stream. Memory in a
- * file keeps what the file held.
+ * Main memory of a new QEMU is all zero: QEMU skips loading ROM images at reset while it waits for a stream.
+ * Memory in a file keeps what the file held.
  */
 function freshMemory(options: readonly QemuOption[]): (regionId: string) => boolean {
   const isFileBacked = options.some(

@@ -1,6 +1,7 @@
 /**
- * New images in the place of those that a checkpoint must not have written to, in the command line of the restored VM. A disk is found by
- * path; where its image is itself an overlay of an earlier checkpoint, by the path of the image it goes back to.
+ * New images in the place of those that a checkpoint must not have written to, in the command line of the
+ * restored VM. A disk is found by path; where its image is itself an overlay of an earlier checkpoint, by the
+ * path of the image it goes back to.
  */
 
 import { realpath } from 'node:fs/promises';
@@ -45,7 +46,8 @@ async function findReference(
   image: string,
   references: readonly DiskReference[],
 ): Promise<{ readonly reference: DiskReference; readonly format: string }> {
-  // An image that the command line does not name was made by a snapshot, which makes qcow2: no guessing from content.
+  // An image that the command line does not name was made by a snapshot, which makes qcow2: no guessing from
+  // content.
   for (let path: string | undefined = image, depth = 0; path !== undefined && depth < 256; depth++) {
     const reference = await referenceTo(path, references);
     if (reference !== undefined) {

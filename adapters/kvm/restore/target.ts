@@ -24,8 +24,8 @@ const EXIT_GRACE_MS = 200;
 type Address = { readonly path: string } | { readonly host: string; readonly port: number };
 
 /**
- * Without `request.socketPath` a failure in the very last step (a device that does not take its state) shows only as the
- * end of the process, and not at all over tcp:. With it, the result is what QEMU says.
+ * Without `request.socketPath` a failure in the very last step (a device that does not take its state) shows
+ * only as the end of the process, and not at all over tcp:. With it, the result is what QEMU says.
  * @throws USAGE, RESTORE_FAILED, REPO_DAMAGED; the waiting QEMU never runs then, and most versions exit
  */
 export async function restoreIntoTarget(
@@ -153,7 +153,7 @@ class Receiver {
     socket.resume();
   }
 
-  /** Before any guest memory is sent to what is no waiting QEMU. @throws RESTORE_FAILED */
+  /** Makes sure that no guest memory is sent to what is no waiting QEMU. @throws RESTORE_FAILED */
   async isSilent(target: string): Promise<void> {
     if (!(await Promise.race([this.#spoke, delay(GREETING_WAIT_MS, false)]))) return;
     throw new CheckpointError('RESTORE_FAILED', `${target} answers instead of waiting for a stream`, {

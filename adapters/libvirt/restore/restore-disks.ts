@@ -1,7 +1,7 @@
 /**
- * The disks of a checkpoint whose snapshots are external, for a restore through libvirt: the frozen image is never written,
- * a new overlay on it takes its place in the domain, and in the definition that libvirt keeps of it, since that one names
- * what the domain wrote to after the checkpoint.
+ * The disks of a checkpoint whose snapshots are external, for a restore through libvirt: the frozen image is
+ * never written, a new overlay on it takes its place in the domain, and in the definition that libvirt keeps
+ * of it, since that one names what the domain wrote to after the checkpoint.
  */
 
 import { CheckpointError, describeError } from '../../../src/errors.js';

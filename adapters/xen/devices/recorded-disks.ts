@@ -1,6 +1,6 @@
 /**
- * Disk snapshots of domains that do not run. Those in qcow2 images are not removed: the QEMU of a domain opens images without locks, so that
- * nobody can tell whether one is in use.
+ * Disk snapshots of domains that do not run. Those in qcow2 images are not removed: the QEMU of a domain
+ * opens images without locks, so that nobody can tell whether one is in use.
  */
 
 import { CheckpointError } from '../../../src/errors.js';

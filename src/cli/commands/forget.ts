@@ -131,7 +131,7 @@ async function byId(
   });
 }
 
-/** One summary a chain. @returns the exit code */
+/** Reports one summary for each chain. @returns the exit code */
 async function forgetAll(
   work: readonly Work[],
   dryRun: boolean,
@@ -156,7 +156,7 @@ async function forgetAll(
         onProgress: (done, total) => reporter.progress({ task: 'forget', done, total, unit: 'bytes' }),
       });
     } catch (error) {
-      // Their checkpoints are gone: nothing else would name them any more.
+      // The checkpoints of these snapshots are gone: nothing else would name the snapshots any more.
       for (const { remedy } of disks) reporter.warning(`a disk snapshot stays: ${remedy}`);
       throw error;
     }
