@@ -1,4 +1,4 @@
-/** From the address `qmp:/path/to.sock` to an attached VM. */
+/** Attaches to the VM of an address `qmp:/path/to.sock`. */
 
 import { resolve } from 'node:path';
 

@@ -1,4 +1,4 @@
-/** From the address `xen:NAME` to an attached VM. */
+/** Attaches to the VM of an address `xen:NAME`. */
 
 import { readFileSync } from 'node:fs';
 

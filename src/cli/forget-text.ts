@@ -7,10 +7,10 @@ import { diskEntry } from '../format/disk-entry.js';
 import type { Manifest } from '../format/manifest.js';
 
 export interface ForgetReport extends ForgetResult {
-  /** Of the VM. */
+  /** Name of the VM. */
   readonly name: string;
   readonly dryRun: boolean;
-  /** Of the checkpoints removed: what is still there. */
+  /** Disk snapshots of the removed checkpoints that are still there. */
   readonly disks: readonly LeftSnapshot[];
 }
 

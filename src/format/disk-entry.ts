@@ -10,8 +10,8 @@ import type { JsonFields } from '../records/json-fields.js';
 const DRIVER = /^[a-z0-9][a-z0-9-]{0,30}$/;
 const DISK_FEATURE = /^[a-z0-9][a-z0-9-]*-snapshot$/;
 /**
- * Of all fields of the driver. A chain of a hundred images, each with the longest path that Linux has, is
- * within it.
+ * Most bytes of all fields of the driver. A chain of a hundred images, each with the longest path that Linux
+ * has, is within it.
  */
 const MAX_DATA_BYTES = 1 << 20;
 /** QEMU describes a disk on a network by JSON. */

@@ -7,7 +7,7 @@ import { CheckpointError } from '../errors.js';
 
 export const FORMAT_NAME = 'cairn-repository';
 export const FORMAT_VERSION = 1;
-/** Of a manifest with `frozen`: the guest has to be thawed after a restore. */
+/** A manifest with `frozen` requires this feature: the guest has to be thawed after a restore. */
 export const FROZEN_GUEST_FEATURE = 'frozen-guest';
 /** Features of version 1 that a record may demand. */
 const KNOWN_FEATURES: readonly string[] = [FROZEN_GUEST_FEATURE];

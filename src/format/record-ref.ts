@@ -62,7 +62,7 @@ export function isRecordRef(ref: number): boolean {
   );
 }
 
-/** For messages. */
+/** Names a record in messages. */
 export function describeRef(ref: RecordRef): string {
   return `pack ${packOfRef(ref)} frame ${frameOfRef(ref)} record ${recordOfRef(ref)}`;
 }

@@ -28,7 +28,7 @@ const REGISTERS_AT = UCONTEXT_AT + 40;
 const SEGMENTS_AT = REGISTERS_AT + 18 * 8;
 const XSTATE_POINTER_AT = REGISTERS_AT + 184;
 const SIGNAL_MASK_AT = UCONTEXT_AT + 296;
-/** With a ucontext of 304 bytes and a siginfo of 128. */
+/** Length of the frame, with a ucontext of 304 bytes and a siginfo of 128. */
 const FRAME_BYTES = UCONTEXT_AT + 304 + 128;
 
 /** The order of struct sigcontext, up to the segment registers. */
@@ -46,7 +46,9 @@ const FLAGS = 7n;
  */
 const KEEP_ALTERNATE_STACK = 0x7f;
 
-/** Of the legacy area: the mask of features that ptrace shows, where a frame has struct _fpx_sw_bytes. */
+/**
+ * Place in the legacy area of the mask of features that ptrace shows, where a frame has struct _fpx_sw_bytes.
+ */
 const SOFTWARE_BYTES_AT = 464;
 const FEATURES_IN_USE_AT = 512;
 const MIN_XSTATE_BYTES = 512 + 64;
@@ -72,10 +74,10 @@ export interface SignalFrame {
 }
 
 export interface FrameParts {
-  /** To be put back: `resumed` of those that the thread was found with. */
+  /** Registers to be put back: `resumed` of those that the thread was found with. */
   readonly registers: BigUint64Array;
   readonly signalMask: bigint;
-  /** From PTRACE_GETREGSET with NT_X86_XSTATE. */
+  /** What PTRACE_GETREGSET with NT_X86_XSTATE gave. */
   readonly extendedState: Uint8Array;
   /** Address of code that calls rt_sigreturn. */
   readonly returnAddress: bigint;
