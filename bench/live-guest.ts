@@ -4,10 +4,11 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 
 import {
-  CheckpointSession,
   openBackend,
+  openSession,
   Repository,
   hypervisors,
+  type CheckpointSession,
   type SessionOptions,
 } from '../src/index.js';
 import { PAGE_SIZE_BYTES } from '../src/types.js';
@@ -44,10 +45,8 @@ export class LiveGuest {
     });
     await machine.guest(`lab fill ${options.fillMib}`, 900_000);
     const repo = join(machine.dir, 'repo');
-    const session = await CheckpointSession.open({
+    const session = await openSession(hypervisors(), machine.address, {
       repository: await Repository.init(openBackend(repo)),
-      hypervisors: hypervisors(),
-      vm: machine.address,
       ...options.session,
     });
     return new LiveGuest(machine, session, repo);
@@ -66,11 +65,11 @@ export class LiveGuest {
     const { vm } = this.session;
     let started = 0;
     let ended = 0;
-    await vm.pause(() => (started = performance.now()));
-    await vm.saveDeviceState();
-    await vm.resume(() => (ended = performance.now()));
+    await vm.runState.pause(() => (started = performance.now()));
+    await vm.deviceState.save();
+    await vm.runState.resume(() => (ended = performance.now()));
     const stopped = ended - started;
-    await vm.takeDeviceState();
+    await vm.deviceState.take();
     const copyFrom = performance.now();
     from.copy(to, 0, 0, pageCount * PAGE_SIZE_BYTES);
     return stopped + performance.now() - copyFrom;

@@ -17,6 +17,7 @@ export function diskDriverKinds(): readonly DiskDriverKind[] {
   return DISK_DRIVERS;
 }
 
+export { openSession, type OpenSessionOptions } from './checkpoint/open-session.js';
 export { CheckpointSession, type CheckpointOptions, type SessionOptions } from './checkpoint/session.js';
 export type { PhaseTimes } from './checkpoint/pause/captured.js';
 export type { CheckpointProgress } from './checkpoint/progress.js';

@@ -2,18 +2,18 @@
  * A domain of libvirt as the core sees it: a QEMU like any other, whose monitor, pauses and identity go through libvirt.
  */
 
-import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
-import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
+import type { VmDeviceState } from '../../src/hypervisor/device-state.js';
+import type { VmFreezer } from '../../src/hypervisor/freezer.js';
 import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
-import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
 import type { VmDisk, VmDisks } from '../../src/hypervisor/disks.js';
-import type { RunState, Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
+import type { VmMemory } from '../../src/hypervisor/memory.js';
+import type { VmRunState } from '../../src/hypervisor/run-state.js';
+import type { Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { JsonObject } from '../../src/types.js';
 import { DriverDisks, folderOf } from '../disks/disk-drivers.js';
 import { monitorImages } from '../disks/qcow2/monitor-snapshots.js';
 import { KvmVm } from '../kvm/kvm-vm.js';
-import { QMP_STREAM_KIND } from '../kvm/trackers/qmp-stream/support.js';
 import { listDisks } from '../qemu/block-devices.js';
 import type { Monitor } from '../qemu/monitor.js';
 import { sweepRuntimeDir } from '../qemu/runtime-files.js';
@@ -88,10 +88,12 @@ export class LibvirtVm implements Vm {
   readonly address: string;
   readonly identity: VmIdentity;
   readonly disks: VmDisks;
+  readonly memory: VmMemory;
+  readonly runState: VmRunState;
+  readonly deviceState: VmDeviceState;
+  readonly freezer: VmFreezer;
   readonly #parts: Parts;
   #xml: string;
-  /** The tracker in use has the domain stopped by a migration, or asks for the pause in the middle of one. */
-  #isStreamed = false;
 
   constructor(parts: Parts) {
     const { qemu, domain, monitor } = parts;
@@ -102,6 +104,14 @@ export class LibvirtVm implements Vm {
       name: domain.name,
       uuid: domain.uuid,
     };
+    this.memory = qemu.memory;
+    this.runState = {
+      read: () => qemu.runState.read(),
+      pause: (stopping) => this.#pause(stopping),
+      resume: (running) => qemu.runState.resume(running),
+    };
+    this.deviceState = qemu.deviceState;
+    this.freezer = qemu.freezer;
     this.#parts = parts;
     this.#xml = parts.xml;
     this.disks = new DriverDisks({
@@ -125,60 +135,21 @@ export class LibvirtVm implements Vm {
     return { ...qemu.machine, domainXml: this.#xml, libvirtUri: domain.connection.uri };
   }
 
-  memoryLayout(): Promise<MemoryLayout> {
-    return this.#parts.qemu.memoryLayout();
-  }
-
-  guestReader(): GuestReaderDescription {
-    return this.#parts.qemu.guestReader();
-  }
-
   inspect(): Promise<VmReport> {
     return this.#parts.qemu.inspect();
-  }
-
-  tracker(kind: string): DirtyTracker {
-    this.#isStreamed = kind === QMP_STREAM_KIND;
-    return this.#parts.qemu.tracker(kind);
-  }
-
-  runState(): Promise<RunState> {
-    return this.#parts.qemu.runState();
-  }
-
-  async pause(stopping?: () => void): Promise<boolean> {
-    const { qemu, domain, waitJobMs, signal } = this.#parts;
-    if (!this.#isStreamed) {
-      await domain.awaitNoJob(waitJobMs, signal);
-      // Devices come and go with hotplug. Read before the pause; libvirt takes some milliseconds for it.
-      this.#xml = await domain.xml();
-    }
-    return qemu.pause(stopping);
-  }
-
-  resume(running?: () => void): Promise<void> {
-    return this.#parts.qemu.resume(running);
-  }
-
-  saveDeviceState(): Promise<void> {
-    return this.#parts.qemu.saveDeviceState();
-  }
-
-  takeDeviceState(): Promise<Uint8Array> {
-    return this.#parts.qemu.takeDeviceState();
-  }
-
-  freeze(limitMs: number): Promise<number> {
-    return this.#parts.qemu.freeze(limitMs);
-  }
-
-  thaw(): Promise<void> {
-    return this.#parts.qemu.thaw();
   }
 
   /** The connection to libvirt ends with it. */
   close(): Promise<void> {
     return this.#parts.qemu.close();
+  }
+
+  async #pause(stopping: (() => void) | undefined): Promise<boolean> {
+    const { qemu, domain, waitJobMs, signal } = this.#parts;
+    await domain.awaitNoJob(waitJobMs, signal);
+    // Devices come and go with hotplug. Read before the pause; libvirt takes some milliseconds for it.
+    this.#xml = await domain.xml();
+    return qemu.runState.pause(stopping);
   }
 }
 

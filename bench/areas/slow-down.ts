@@ -13,7 +13,7 @@ import { performance } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { defaultRuntimeDir } from '../../src/host/runtime-dir.js';
-import { CheckpointSession, hypervisors, openBackend, Repository } from '../../src/index.js';
+import { hypervisors, openBackend, openSession, Repository } from '../../src/index.js';
 import { LabMachine } from '../../test/lab/machine.js';
 import { againstPeer, alone, median, type BenchContext, type BenchRow } from '../rows.js';
 import { operationsCommand, startWorkloadGuest, workloadCache, WORKLOADS } from '../trace/workload-guest.js';
@@ -171,8 +171,8 @@ async function harvested(machine: LabMachine, load: Load): Promise<number> {
     .forAddress(machine.address)
     .attach(machine.address, { runtimeDir: mkdtempSync(join(machine.dir, 'run-')) });
   try {
-    await vm.memoryLayout();
-    const tracker = vm.tracker('pagemap-scan');
+    await vm.memory.layout();
+    const tracker = vm.memory.tracker('pagemap-scan');
     await tracker.start();
     tracker.collect();
     const operations = await rate(machine, load, ALONE_MS, HARVEST_EVERY_MS, () => {
@@ -194,10 +194,8 @@ async function checkpointed(
   say: (what: string) => void,
 ): Promise<void> {
   say('base');
-  const session = await CheckpointSession.open({
+  const session = await openSession(hypervisors(), machine.address, {
     repository: await Repository.init(openBackend(mkdtempSync(join(machine.dir, 'repo-')))),
-    hypervisors: hypervisors(),
-    vm: machine.address,
     memoryOnly: true,
   });
   try {
@@ -225,8 +223,8 @@ async function checkpointed(
     const vm = await hypervisors().forAddress(machine.address).attach(machine.address, {
       runtimeDir: defaultRuntimeDir(),
     });
-    await vm.memoryLayout();
-    const tracker = vm.tracker('pagemap-scan');
+    await vm.memory.layout();
+    const tracker = vm.memory.tracker('pagemap-scan');
     await tracker.start();
     await tracker.stop();
     await vm.close();

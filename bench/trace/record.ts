@@ -22,7 +22,7 @@ export async function recordTrace(request: TraceRequest): Promise<number> {
   const runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-trace-'));
   const vm = await hypervisors().forAddress(request.address).attach(request.address, { runtimeDir });
   try {
-    const layout = await vm.memoryLayout();
+    const layout = await vm.memory.layout();
     const { tracker } = await chooseTracker(vm, 'auto');
     try {
       const writer = new TraceWriter(request.path, {

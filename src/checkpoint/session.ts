@@ -1,79 +1,37 @@
 /**
- * A VM attached for checkpoints: everything that a row of checkpoints shares. One-shot commands take one checkpoint and
- * close it; a watcher keeps it open, and with it the previous versions and the page map.
+ * A VM under checkpoints: everything that a row of checkpoints shares. One-shot commands take one checkpoint and
+ * close it; a watcher keeps it open, and with it the previous versions and the page map. One checkpoint is an `Attempt`.
  */
 
 import { performance } from 'node:perf_hooks';
 
+import { SnapshotRecord } from '../disks/begun-snapshots.js';
+import { disksOfRunning, dropSnapshots, snapshotsOf, type LeftSnapshot } from '../disks/forgotten-disks.js';
 import { CheckpointError, describeError, isCheckpointError } from '../errors.js';
-import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
-import type { DiskDriverOptions } from '../hypervisor/hypervisor.js';
-import type { HypervisorRegistry } from '../hypervisor/registry.js';
+import type { Manifest } from '../format/manifest.js';
+import { collectGarbage, letHeapGrow, returnMemory } from '../host/garbage.js';
+import { defaultRuntimeDir, openRuntimeDir } from '../host/runtime-dir.js';
+import { VmLock } from '../host/vm-lock.js';
 import { sameLayout } from '../hypervisor/memory-layout.js';
 import type { Vm, VmReport } from '../hypervisor/vm.js';
-import { Calendar } from '../repository/forget/calendar.js';
 import type { ChainWriter } from '../repository/chain-writer.js';
-import type { CheckpointWriter } from '../repository/write/checkpoint-writer.js';
+import { Calendar } from '../repository/forget/calendar.js';
 import type { ForgetOptions, ForgetResult, ForgottenCheckpoint } from '../repository/forget/forget.js';
 import type { KeepPolicy } from '../repository/forget/keep-policy.js';
-import type { Manifest } from '../format/manifest.js';
-import type { Repository } from '../repository/repository.js';
-import type { JsonObject } from '../types.js';
-import { SnapshotRecord } from '../disks/begun-snapshots.js';
+import { Attempt, type AttemptDeps, type Committed } from './attempt.js';
+import { fingerprint, openSource, type PageSource } from './pages/page-source.js';
+import type { SessionOptions } from './session-options.js';
+import { CommandHook, type Hook, type HookContext } from './pause/hooks.js';
+import { StopPolicy } from './pause/stop-policy.js';
+import type { CheckpointProgress } from './progress.js';
+import type { CheckpointSummary } from './summary.js';
 import { chainNameOf } from './trust/chain-name.js';
 import { loadState, readEarly, type ChainState, type EarlyMap } from './trust/chain-state.js';
-import { CheckpointCycle } from './cycle.js';
-import { AUTO_DISK_MODE, planDisks, type DiskMode } from '../disks/disk-plan.js';
-import { faultPoint, type FaultPoint } from './fault-points.js';
-import { disksOfRunning, dropSnapshots, snapshotsOf, type LeftSnapshot } from '../disks/forgotten-disks.js';
-import { CommandHook, type Hook, type HookContext } from './pause/hooks.js';
-import { collectGarbage, letHeapGrow, returnMemory } from '../host/garbage.js';
 import { Ledger } from './trust/ledger.js';
-import { DEFAULT_COMPRESSION_LEVEL } from './pages/open-pool.js';
-import { fingerprint, openSource, type PageSource } from './pages/page-source.js';
-import { PageWriter } from './pages/page-writer.js';
-import type { CheckpointProgress } from './progress.js';
-import { defaultRuntimeDir, openRuntimeDir } from '../host/runtime-dir.js';
-import { decideScope, type Scope } from './trust/scope.js';
-import { StopPolicy } from './pause/stop-policy.js';
-import { summaryFigures, type CheckpointSummary, type SummaryFigures } from './summary.js';
+import type { Scope } from './trust/scope.js';
 import { escapeFrom } from './trust/tracker-choice.js';
-import { VmLock } from '../host/vm-lock.js';
 
-export interface SessionOptions {
-  readonly repository: Repository;
-  readonly hypervisors: HypervisorRegistry;
-  /** Such as qmp:/run/web1.qmp. */
-  readonly vm: string;
-  /** Name of the chain in the repository; default: the VM's own name, else its UUID. */
-  readonly name?: string | undefined;
-  /** `auto`, or the kind to insist on. */
-  readonly tracker?: string | undefined;
-  /** Budget for previous versions of pages. Default 256 MiB. */
-  readonly cacheBytes?: number | undefined;
-  /** Default: one a core, at most 4. */
-  readonly workers?: number | undefined;
-  /** zstd level, 0 = off. Default 3. */
-  readonly compressionLevel?: number | undefined;
-  /** Default 10. */
-  readonly maxPauseMs?: number | undefined;
-  readonly memoryOnly?: boolean | undefined;
-  readonly diskMode?: DiskMode | undefined;
-  /** See `AttachOptions.diskOptions`. */
-  readonly diskOptions?: DiskDriverOptions | undefined;
-  /** Shell command, see `hooks.ts`. */
-  readonly hook?: string | undefined;
-  /** See `AttachOptions.waitJobMs`. */
-  readonly waitJobMs?: number | undefined;
-  /** Freeze the guest's file systems for the pause by its agent, which gets this time for it; undefined: do not. */
-  readonly freezeLimitMs?: number | undefined;
-  /** See `AttachOptions.guestAgent`. */
-  readonly guestAgent?: string | undefined;
-  /** Keep the records of a long chain together, at some cost in time and space every few checkpoints; default true. */
-  readonly regroup?: boolean | undefined;
-  readonly runtimeDir?: string | undefined;
-  readonly signal?: AbortSignal | undefined;
-}
+export type { SessionOptions } from './session-options.js';
 
 export interface CheckpointOptions {
   /** Start a new base although there is a parent. */
@@ -83,13 +41,6 @@ export interface CheckpointOptions {
 
 export const DEFAULT_MAX_PAUSE_MS = 10;
 const MAX_ROUNDS = 12;
-
-const FAULT_POINT_OF_WRITER: Readonly<Record<string, FaultPoint>> = {
-  'before-pack': 'packWritten',
-  'pack-durable': 'packDurable',
-  'index-durable': 'indexDurable',
-  'after-manifest': 'manifestDurable',
-};
 
 export class CheckpointSession {
   readonly vm: Vm;
@@ -126,22 +77,16 @@ export class CheckpointSession {
   }
 
   /**
-   * Attaches, takes both locks (of the running VM and of its chain), arms or takes over the tracker.
-   * @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, VM_LOCKED, REPO_LOCKED, CHAIN_WRONG_VM, TRACKER_UNAVAILABLE
+   * Takes both locks (of the running VM and of its chain), arms or takes over the tracker.
+   * @param vm the session's from here on: it closes the VM in `close`, and also when this fails. Its tracker goes before it, and nobody
+   *   else may have one on it
+   * @throws VM_LOCKED, REPO_LOCKED, CHAIN_WRONG_VM, TRACKER_UNAVAILABLE, what the VM throws
    */
-  static async open(options: SessionOptions): Promise<CheckpointSession> {
-    letHeapGrow();
-    const runtimeDir = await openRuntimeDir(options.runtimeDir ?? defaultRuntimeDir());
-    const cleanUp: (() => Promise<void> | void)[] = [];
+  static async open(vm: Vm, options: SessionOptions): Promise<CheckpointSession> {
+    const cleanUp: (() => Promise<void> | void)[] = [() => vm.close()];
     try {
-      const vm = await options.hypervisors.forAddress(options.vm).attach(options.vm, {
-        runtimeDir,
-        waitJobMs: options.waitJobMs,
-        guestAgent: options.guestAgent,
-        diskOptions: options.diskOptions,
-        signal: options.signal,
-      });
-      cleanUp.push(() => vm.close());
+      letHeapGrow();
+      const runtimeDir = await openRuntimeDir(options.runtimeDir ?? defaultRuntimeDir());
       const lock = await VmLock.take(vm.identity);
       cleanUp.push(() => lock.release());
       const vmName = options.name ?? chainNameOf(vm);
@@ -168,126 +113,28 @@ export class CheckpointSession {
   }
 
   /** Takes one checkpoint. After a failure the session is good for another try. */
-  async checkpoint(options: CheckpointOptions = {}): Promise<CheckpointSummary> {
-    const started = performance.now();
-    const { repository } = this.#options;
+  async checkpoint({
+    forceBase = false,
+    onProgress = () => undefined,
+  }: CheckpointOptions = {}): Promise<CheckpointSummary> {
+    const startedMs = performance.now();
     await this.#followMemory();
-    const { tracker, layout, pool } = this.#source;
-    this.#checkFreeze(tracker);
-    const [disks, ledger] = await Promise.all([this.vm.disks.list(), this.#ledger.read()]);
-    const diskPlan = planDisks(disks, this.vm.disks.drivers, {
-      memoryOnly: this.#options.memoryOnly ?? false,
-      mode: this.#options.diskMode ?? AUTO_DISK_MODE,
-      hookCoversDisks: this.#hook !== undefined,
-    });
-    const parent = this.#chain.latest;
-    // Asked once: to ask may begin a new record, and what is decided must be about the one that the ledger names.
-    const { token } = tracker;
-    const scope = decideScope({
-      forceBase: options.forceBase ?? false,
-      parent,
-      layout,
-      ledger: this.#state?.carried === true && ledger !== undefined ? { ...ledger, state: 'clean' } : ledger,
-      tracker: { kind: tracker.kind, token },
-      trackerReason: this.trackerReason,
-      repositoryId: repository.id,
-      chain: this.vmName,
-    });
-    const owner = {
-      token,
-      repositoryId: repository.id,
-      chain: this.vmName,
-      checkpointId: parent?.id ?? '',
-    };
-    const state = await this.#stateFor(scope, parent);
-    const writer = await this.#chain.begin({
-      kind: scope.kind === 'base' ? 'base' : 'incremental',
-      parent: scope.kind === 'base' ? null : parent,
-      layout,
-      map: state.map,
-      level: this.#options.compressionLevel ?? DEFAULT_COMPRESSION_LEVEL,
-      regroupFrom: (this.#options.regroup ?? true) ? state.reader : undefined,
-      onPoint: (point) => {
-        const name = FAULT_POINT_OF_WRITER[point];
-        if (name !== undefined) faultPoint(name);
-      },
-    });
-    const context: HookContext = {
-      checkpointId: writer.id,
-      vmAddress: this.#options.vm,
-      vmName: this.vmName,
-      repository: repository.backend.properties.location,
-    };
-    const onProgress = options.onProgress ?? (() => undefined);
-    const pages = new PageWriter({
-      pool,
-      writer,
-      map: state.map,
-      reader: state.reader,
-      signal: this.#options.signal,
-    });
-    const cycle = new CheckpointCycle(layout, scope, {
-      vm: this.vm,
-      tracker,
-      pool,
-      pages,
-      markZero: (zero) => writer.markZero(zero),
-      policy: this.#policy,
-      hook: this.#hook,
-      hookContext: context,
-      freezeLimitMs: this.#options.freezeLimitMs,
-      checkUnchanged: () => this.#checkUnchanged(),
-      signal: this.#options.signal,
-      onProgress,
-    });
-    let figures: SummaryFigures;
-    let manifest: Manifest;
+    const attempt = await Attempt.prepare(this.#lent(), { forceBase, onProgress, startedMs });
+    let committed: Committed;
     try {
-      await this.#ledger.write({ ...owner, state: 'owed' });
-      await this.#begun.add(writer.id, diskPlan);
-      const captured = await cycle.run(diskPlan);
-      onProgress({ phase: 'commit', round: captured.rounds, donePages: 0, totalPages: 0 });
-      // The index of all pages is about to be made, out of several arrays of their number.
-      if (scope.kind !== 'dirty') returnMemory();
-      await writer.setDeviceState(captured.deviceState);
-      figures = summaryFigures({
-        scope,
-        captured,
-        totals: pages.totals,
-        tracker: tracker.kind,
-        layout,
-        vmName: this.vmName,
-      });
-      manifest = await writer.commit({
-        identity: this.vm.identity,
-        machine: this.vm.machine,
-        disks: captured.disks,
-        frozen: captured.frozen,
-        runState: captured.runState,
-        allowed: captured.unchanged,
-        stats: { ...figures, totalMs: performance.now() - started } as unknown as JsonObject,
-      });
+      committed = await attempt.commit();
     } catch (error) {
-      await this.#giveBack(cycle, writer, scope, error);
-      await this.#runQuietly('failed', context);
+      if (!(await attempt.giveBack(error))) this.#sourceIsStale = true;
+      await this.#runQuietly('failed', attempt.hookContext);
       throw error;
     }
     // From here on the checkpoint is there, whatever happens: nothing below may fail it.
-    const warnings = [...figures.warnings, ...writer.warnings];
-    state.carried = false;
-    state.parentId = manifest.id;
-    try {
-      await this.#ledger.write({ ...owner, state: 'clean', checkpointId: manifest.id });
-    } catch (error) {
-      warnings.push(
-        `the next checkpoint will compare all pages, because the ledger could not be written: ${describeError(error)}`,
-      );
-    }
-    faultPoint('ledgerWritten');
-    warnings.push(...(await this.#begun.settle((id) => this.#isCommitted(id))));
-    const totalMs = performance.now() - started;
-    await this.#runQuietly('committed', context);
-    const hasTakenMuch = scope.kind !== 'dirty' || writer.regrouped.pages > 0;
+    const { manifest, figures } = committed;
+    const warnings = [...figures.warnings, ...(await attempt.settle(manifest))];
+    const totalMs = performance.now() - startedMs;
+    await this.#runQuietly('committed', attempt.hookContext);
+    const { storedBytes, regrouped } = attempt.writer;
+    const hasTakenMuch = attempt.hasReadAll || regrouped.pages > 0;
     this.#collection = setImmediate(() => (hasTakenMuch ? returnMemory() : collectGarbage()));
     return {
       ...figures,
@@ -295,10 +142,10 @@ export class CheckpointSession {
       checkpointId: manifest.id,
       parentId: manifest.parentId,
       totalMs,
-      storedBytes: writer.storedBytes,
-      regroupedPages: writer.regrouped.pages,
-      regroupedBytes: writer.regrouped.storedBytes,
-      regroupMs: writer.regrouped.ms,
+      storedBytes,
+      regroupedPages: regrouped.pages,
+      regroupedBytes: regrouped.storedBytes,
+      regroupMs: regrouped.ms,
     };
   }
 
@@ -335,29 +182,29 @@ export class CheckpointSession {
     ]);
   }
 
-  /** @throws VM_UNSUPPORTED before anything is done */
-  #checkFreeze(tracker: DirtyTracker): void {
-    if (this.#options.freezeLimitMs === undefined) return;
-    if (this.vm.freeze === undefined || this.vm.thaw === undefined) {
-      throw new CheckpointError(
-        'VM_UNSUPPORTED',
-        `there is no guest agent to freeze ${this.#options.vm} with`,
-        {
-          hint: 'freeze in a --hook, phase before-pause, and thaw in phases resumed and failed',
-        },
-      );
-    }
-    if (tracker.picture === undefined) return;
-    // The guest would be frozen for as long as all its memory takes to be sent.
-    throw new CheckpointError('VM_UNSUPPORTED', `--freeze cannot be used with the tracker ${tracker.kind}`, {
-      hint: 'use another tracker, or leave --freeze away',
-    });
+  #lent(): AttemptDeps {
+    return {
+      vm: this.vm,
+      vmName: this.vmName,
+      repository: this.#options.repository,
+      chain: this.#chain,
+      ledger: this.#ledger,
+      begun: this.#begun,
+      policy: this.#policy,
+      hook: this.#hook,
+      source: this.#source,
+      settings: this.#options,
+      isCarried: this.#state?.carried ?? false,
+      stateFor: (scope, parent) => this.#stateFor(scope, parent),
+      checkUnchanged: () => this.#checkUnchanged(),
+    };
   }
 
   /** After hotplug, or when the tracker lost its record: readers and tracker follow what the VM is now. */
   async #followMemory(): Promise<void> {
-    const isSame = (await fingerprint(this.vm)) === this.#source.fingerprint;
-    if (isSame && !this.#sourceIsStale) return;
+    const isSame = async (): Promise<boolean> =>
+      (await fingerprint(this.vm, this.#source.tracker)) === this.#source.fingerprint;
+    if (!this.#sourceIsStale && (await isSame())) return;
     const before = this.#source;
     // Two trackers of one kind may share the record in the kernel: the old handle goes first. It stays usable to be closed twice.
     before.tracker.close();
@@ -393,7 +240,7 @@ export class CheckpointSession {
   async #memoryNow(): Promise<{ fingerprint: string; report: VmReport } | undefined> {
     try {
       const report = await this.vm.inspect();
-      return { report, fingerprint: await fingerprint(this.vm) };
+      return { report, fingerprint: await fingerprint(this.vm, this.#source.tracker) };
     } catch (error) {
       if (isCheckpointError(error, 'VM_GONE')) return undefined;
       throw error;
@@ -411,42 +258,6 @@ export class CheckpointSession {
     this.#early = undefined;
     this.#state = await loadState(this.#chain, from, layout, early);
     return this.#state;
-  }
-
-  /** Whether there is a manifest, readable or not. */
-  async #isCommitted(checkpointId: string): Promise<boolean> {
-    try {
-      await this.#options.repository.locate(checkpointId, this.vmName);
-      return true;
-    } catch (error) {
-      if (isCheckpointError(error, 'CHECKPOINT_NOT_FOUND')) return false;
-      throw error;
-    }
-  }
-
-  /** Failure: the harvested bits go back, and nothing that may be ahead of the repository is kept. */
-  async #giveBack(
-    cycle: CheckpointCycle,
-    writer: CheckpointWriter,
-    scope: Scope,
-    cause: unknown,
-  ): Promise<void> {
-    const { tracker, pool } = this.#source;
-    if (isCheckpointError(cause, 'TRACKER_OFF')) this.#sourceIsStale = true;
-    else {
-      try {
-        tracker.putBack(cycle.harvested);
-      } catch {
-        // A new tracker compares all pages; the writer must be aborted whatever becomes of this one.
-        this.#sourceIsStale = true;
-      }
-    }
-    const isAbsent = await writer.abort();
-    await pool.forget().catch(() => undefined);
-    // A manifest that may be there after all needs its disk snapshots.
-    if (isAbsent) await this.#begun.dropFailed(writer.id, cycle.snapshots, cause);
-    // What was put back is known to this process only: the ledger keeps saying "owed" to every other one.
-    if (this.#state !== undefined) this.#state.carried = scope.kind === 'dirty';
   }
 
   async #runQuietly(phase: 'committed' | 'failed', context: HookContext): Promise<void> {

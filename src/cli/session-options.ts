@@ -2,7 +2,7 @@
 
 import { type Command, Option } from 'commander';
 
-import type { SessionOptions } from '../checkpoint/session.js';
+import type { OpenSessionOptions } from '../checkpoint/open-session.js';
 import { AUTO_DISK_MODE, type DiskMode } from '../disks/disk-plan.js';
 import type { DiskDriverOptions } from '../hypervisor/hypervisor.js';
 import { diskDriverKinds } from '../index.js';
@@ -101,7 +101,7 @@ export function diskOptionsOf(options: object): DiskDriverOptions {
 
 export function sessionSettings(
   options: SessionCliOptions,
-): Omit<SessionOptions, 'repository' | 'hypervisors' | 'vm' | 'signal'> {
+): Omit<OpenSessionOptions, 'repository' | 'signal'> {
   return {
     name: options.name,
     tracker: options.tracker,
@@ -111,11 +111,13 @@ export function sessionSettings(
     compressionLevel: options.compression,
     memoryOnly: options.memoryOnly,
     diskMode: options.disks,
-    diskOptions: diskOptionsOf(options),
     hook: options.hook,
-    waitJobMs: options.waitJob === undefined ? undefined : options.waitJob * 1000,
     freezeLimitMs: freezeLimitMs(options.freeze),
-    guestAgent: options.guestAgent,
+    attach: {
+      waitJobMs: options.waitJob === undefined ? undefined : options.waitJob * 1000,
+      guestAgent: options.guestAgent,
+      diskOptions: diskOptionsOf(options),
+    },
   };
 }
 

@@ -4,7 +4,8 @@
  */
 
 import type { DiskSnapshot } from '../hypervisor/disks.js';
-import type { FrozenGuest, VmIdentity } from '../hypervisor/vm.js';
+import type { FrozenGuest } from '../hypervisor/freezer.js';
+import type { VmIdentity } from '../hypervisor/vm.js';
 import { layOut, type MemoryLayout } from '../hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../types.js';
 import { ChainKeys, idOfKey, seqOfKey } from './chain-keys.js';

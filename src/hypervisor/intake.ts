@@ -9,7 +9,7 @@ export interface ImportedMachine {
   readonly identity: Omit<VmIdentity, 'instance'>;
   /** As `Vm.machine`. */
   readonly machine: JsonObject;
-  /** As `Vm.takeDeviceState`. */
+  /** As `VmDeviceState.take`. */
   readonly deviceState: Uint8Array;
 }
 
@@ -60,6 +60,6 @@ export interface ReceivedState {
   readonly pageCount: number;
   /** How long the machine stood still to send the last of them; undefined when that cannot be told from the stream. */
   readonly pauseMs: number | undefined;
-  /** Puts the pages that came, and gives the rest of the state, as `Vm.takeDeviceState`. What fails here may be done again. */
+  /** Puts the pages that came, and gives the rest of the state, as `VmDeviceState.take`. What fails here may be done again. */
   apply(memory: MemorySink): Promise<Uint8Array>;
 }

@@ -3,7 +3,7 @@
 import type { JsonObject } from '../types.js';
 import type { DiskSnapshot } from './disks.js';
 import type { MemoryLayout } from './memory-layout.js';
-import type { FrozenGuest } from './vm.js';
+import type { FrozenGuest } from './freezer.js';
 
 /** Pages in ascending order. `bytes` is null for a run of zero pages, otherwise pageCount x 4096 bytes valid until the next chunk. */
 export interface PageChunk {
@@ -21,7 +21,7 @@ export interface CheckpointSource {
   readonly machineType: string;
   readonly layout: MemoryLayout;
   readonly disks: readonly DiskSnapshot[];
-  /** Set when the guest's file systems were frozen, and so are in this memory; see `Vm.freeze`. */
+  /** Set when the guest's file systems were frozen, and so are in this memory; see `VmFreezer.freeze`. */
   readonly frozen?: FrozenGuest | undefined;
   deviceState(): Promise<Uint8Array>;
   /** All pages of all regions, region by region. @throws REPO_DAMAGED */

@@ -1,10 +1,15 @@
-/** The contract of an attached virtual machine. Implemented by the adapters, driven by `checkpoint/`. */
+/**
+ * The contract of an attached virtual machine. Implemented by the adapters, driven by `checkpoint/`. Each part of it that can be
+ * replaced on its own is an object of its own: a manager such as libvirt hands on those of its QEMU and brings what it does itself.
+ */
 
 import type { JsonObject } from '../types.js';
 import type { VmDisks } from './disks.js';
-import type { DirtyTracker, TrackerReport } from './dirty-tracker.js';
-import type { GuestReaderDescription } from './guest-reader.js';
-import type { MemoryLayout } from './memory-layout.js';
+import type { VmDeviceState } from './device-state.js';
+import type { TrackerReport } from './dirty-tracker.js';
+import type { VmFreezer } from './freezer.js';
+import type { VmMemory } from './memory.js';
+import type { VmRunState } from './run-state.js';
 
 /** Who the VM is. What is known of these decides which chain of a repository it belongs to. */
 export interface VmIdentity {
@@ -21,13 +26,6 @@ export interface VmIdentity {
    */
   readonly instance: string;
 }
-
-/** Of a guest whose file systems were frozen in the pause. */
-export interface FrozenGuest {
-  readonly fileSystemCount: number;
-}
-
-export type RunState = 'running' | 'paused' | 'other';
 
 /** What VM and host allow, found out before anything is paused. */
 export interface VmReport {
@@ -50,49 +48,14 @@ export interface Vm {
   /** Everything the adapter needs to start the machine again. JSON that the core stores and never reads. */
   readonly machine: JsonObject;
 
-  /** The present regions. Asks the hypervisor anew each time: blocks come and go with hotplug. @throws VM_GONE */
-  memoryLayout(): Promise<MemoryLayout>;
-  /** How a worker reads this VM's memory, for the layout last returned. */
-  guestReader(): GuestReaderDescription;
+  readonly memory: VmMemory;
+  readonly runState: VmRunState;
+  readonly deviceState: VmDeviceState;
+  /** Absent where there are no agents in guests. */
+  readonly freezer?: VmFreezer;
 
   /** What a checkpoint of this VM can rely on. Changes nothing. */
   inspect(): Promise<VmReport>;
-  /** A tracker of that kind for the present layout, not started yet. @throws TRACKER_UNAVAILABLE for a kind it does not know or cannot use */
-  tracker(kind: string): DirtyTracker;
-
-  runState(): Promise<RunState>;
-  /**
-   * Stops the vCPUs and waits for device I/O in flight.
-   * @param stopping called right before the VM is asked to stop; up to then it has run all the time
-   * @returns true when the VM was running and this call stopped it, false when it was paused already
-   * @throws VM_STATE when it is neither, with nothing changed; VM_GONE; QMP_TIMEOUT, after which it may stand still
-   */
-  pause(stopping?: () => void): Promise<boolean>;
-  /**
-   * Undoes `pause`: does nothing to a VM that this object did not stop.
-   * @param running called as soon as the hypervisor says that the VM runs again, which is proven after that
-   * @throws VM_NOT_RESUMED when the VM does not run afterwards; VM_STATE when somebody else has resumed it before, so that
-   * what was read in the pause is not of one moment: it runs, or stands still for their reasons; VM_GONE
-   */
-  resume(running?: () => void): Promise<void>;
-  /**
-   * Has the hypervisor write the device state of the paused VM aside, so that `takeDeviceState` can pick it up once the
-   * VM runs again. May write to guest memory: harvest after it, not before. Under way when this returns.
-   */
-  saveDeviceState(): Promise<void>;
-  /** The bytes of the last `saveDeviceState`; caller owns them, the aside copy is gone. */
-  takeDeviceState(): Promise<Uint8Array>;
-
-  /**
-   * Has the agent in the guest write out and freeze its file systems, until `thaw`. Should this process die before that, they are
-   * thawed all the same. Absent where there are no agents.
-   * @param limitMs for the agent's answer
-   * @returns how many were frozen, at least one
-   * @throws GUEST_AGENT, VM_STATE, VM_UNSUPPORTED with nothing frozen; GUEST_FROZEN
-   */
-  freeze?(limitMs: number): Promise<number>;
-  /** Of a VM that runs. @throws GUEST_FROZEN */
-  thaw?(): Promise<void>;
 
   readonly disks: VmDisks;
 

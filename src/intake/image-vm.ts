@@ -4,55 +4,73 @@ import { randomBytes } from 'node:crypto';
 
 import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
 import { CheckpointError } from '../errors.js';
-import type { DirtyTracker, Harvest, TrackerReport } from '../hypervisor/dirty-tracker.js';
-import type { GuestReaderDescription } from '../hypervisor/guest-reader.js';
+import type { VmDeviceState } from '../hypervisor/device-state.js';
+import {
+  COMPARES_ALL,
+  type DirtyTracker,
+  type Harvest,
+  type TrackerReport,
+} from '../hypervisor/dirty-tracker.js';
 import type { ImportedMachine } from '../hypervisor/intake.js';
-import type { MemoryLayout } from '../hypervisor/memory-layout.js';
-import type { RunState, Vm, VmIdentity, VmReport } from '../hypervisor/vm.js';
+import type { VmMemory } from '../hypervisor/memory.js';
+import type { RunState, VmRunState } from '../hypervisor/run-state.js';
+import type { Vm, VmIdentity, VmReport } from '../hypervisor/vm.js';
 import type { JsonObject } from '../types.js';
 import type { MemoryFile } from './memory-file.js';
 import { NO_DISKS } from './no-disks.js';
 
 /** Everything is read once, in bounded memory: what the engine does with a tracker of this name. */
 const KIND = 'compare';
-const REPORT: TrackerReport = { kind: KIND, usable: true, reason: 'all pages of the file are read' };
+const REPORT: TrackerReport = {
+  kind: KIND,
+  usable: true,
+  immuneTo: 'all',
+  reason: 'all pages of the file are read',
+};
 
 export class ImageVm implements Vm {
   readonly address: string;
   readonly identity: VmIdentity;
   readonly machine: JsonObject;
   readonly disks = NO_DISKS;
-  readonly #memory: MemoryFile;
-  readonly #deviceState: Uint8Array;
-  /** As the engine wants it: a VM that is paused by it, and resumed. */
-  #isPaused = false;
+  readonly memory: VmMemory;
+  readonly runState: VmRunState = new ImageRunState();
+  readonly deviceState: VmDeviceState;
 
   constructor(address: string, image: ImportedMachine, memory: MemoryFile) {
     this.address = address;
     this.identity = { ...image.identity, instance: `import:${randomBytes(8).toString('hex')}` };
     this.machine = image.machine;
-    this.#memory = memory;
-    this.#deviceState = image.deviceState;
-  }
-
-  memoryLayout(): Promise<MemoryLayout> {
-    return Promise.resolve(this.#memory.layout);
-  }
-
-  guestReader(): GuestReaderDescription {
-    return this.#memory.reader();
+    this.memory = memoryOf(memory, KIND, () => new ImageTracker(memory));
+    this.deviceState = { save: () => Promise.resolve(), take: () => Promise.resolve(image.deviceState) };
   }
 
   inspect(): Promise<VmReport> {
     return Promise.resolve({ trackers: [REPORT], hazards: [] });
   }
 
-  tracker(kind: string): DirtyTracker {
-    if (kind === KIND) return new ImageTracker(this.#memory);
-    throw new CheckpointError('TRACKER_UNAVAILABLE', `there is no tracker called "${kind}"`);
+  close(): Promise<void> {
+    return Promise.resolve();
   }
+}
 
-  runState(): Promise<RunState> {
+/** Memory that lies in a file. @param open makes the only tracker there is, of the kind given */
+export function memoryOf(memory: MemoryFile, trackerKind: string, open: () => DirtyTracker): VmMemory {
+  return {
+    layout: () => Promise.resolve(memory.layout),
+    reader: () => memory.reader(),
+    tracker: (kind) => {
+      if (kind === trackerKind) return open();
+      throw new CheckpointError('TRACKER_UNAVAILABLE', `there is no tracker called "${kind}"`);
+    },
+  };
+}
+
+/** As the engine wants it: a VM that is paused by it, and resumed. */
+export class ImageRunState implements VmRunState {
+  #isPaused = false;
+
+  read(): Promise<RunState> {
     return Promise.resolve(this.#isPaused ? 'paused' : 'running');
   }
 
@@ -65,23 +83,12 @@ export class ImageVm implements Vm {
     this.#isPaused = false;
     return Promise.resolve();
   }
-
-  saveDeviceState(): Promise<void> {
-    return Promise.resolve();
-  }
-
-  takeDeviceState(): Promise<Uint8Array> {
-    return Promise.resolve(this.#deviceState);
-  }
-
-  close(): Promise<void> {
-    return Promise.resolve();
-  }
 }
 
 /** All pages, each time. */
 class ImageTracker implements DirtyTracker {
   readonly kind = KIND;
+  readonly traits = COMPARES_ALL;
   readonly token = `image:${randomBytes(12).toString('hex')}`;
   readonly #memory: MemoryFile;
 
@@ -91,6 +98,10 @@ class ImageTracker implements DirtyTracker {
 
   start(): Promise<void> {
     return Promise.resolve();
+  }
+
+  beginCheckpoint(): Promise<string> {
+    return Promise.resolve(this.token);
   }
 
   collect(): Harvest {

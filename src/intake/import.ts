@@ -11,8 +11,7 @@ import { tmpdir } from 'node:os';
 import { CheckpointSession, type SessionOptions } from '../checkpoint/session.js';
 import type { CheckpointSummary } from '../checkpoint/summary.js';
 import { CheckpointError, systemErrorCode } from '../errors.js';
-import { HypervisorRegistry } from '../hypervisor/registry.js';
-import { type Hypervisor } from '../hypervisor/hypervisor.js';
+import type { HypervisorRegistry } from '../hypervisor/registry.js';
 import type { Repository } from '../repository/repository.js';
 import { ImageVm } from './image-vm.js';
 import { MemoryFile } from './memory-file.js';
@@ -53,7 +52,7 @@ export async function importCheckpoint(options: ImportOptions): Promise<Checkpoi
     });
     if (memory === undefined) throw new CheckpointError('STREAM_MALFORMED', `${path} has no memory in it`);
     const vm = new ImageVm(`import:${resolve(path)}`, image, memory);
-    const session = await openImageSession(hypervisor, vm, work, options);
+    const session = await openImageSession(vm, work, options);
     try {
       return await session.checkpoint();
     } finally {
@@ -65,12 +64,8 @@ export async function importCheckpoint(options: ImportOptions): Promise<Checkpoi
   }
 }
 
-/**
- * A session on a machine whose memory is unpacked in `work`, and whose address is `SCHEME:...`.
- * @throws see `CheckpointSession.open`
- */
+/** A session on a machine whose memory is unpacked in `work`. @throws see `CheckpointSession.open` */
 export async function openImageSession(
-  hypervisor: Hypervisor,
   vm: ImageVm,
   work: string,
   options: Pick<SessionOptions, 'repository' | 'name' | 'compressionLevel' | 'workers' | 'signal'>,
@@ -78,10 +73,8 @@ export async function openImageSession(
   const { repository, name, compressionLevel, workers, signal } = options;
   const runtimeDir = join(work, 'runtime');
   await mkdir(runtimeDir, { mode: 0o700 });
-  return CheckpointSession.open({
+  return CheckpointSession.open(vm, {
     repository,
-    hypervisors: new HypervisorRegistry([servingOnly(hypervisor, vm)]),
-    vm: vm.address,
     name,
     compressionLevel,
     workers,
@@ -89,18 +82,6 @@ export async function openImageSession(
     runtimeDir,
     signal,
   });
-}
-
-/** The hypervisor of the machine, with it as its only VM. */
-function servingOnly(hypervisor: Hypervisor, vm: ImageVm): Hypervisor {
-  return {
-    name: hypervisor.name,
-    schemes: [vm.address.slice(0, vm.address.indexOf(':'))],
-    exportFormats: [],
-    attach: () => Promise.resolve(vm),
-    restore: (source, request) => hypervisor.restore(source, request),
-    exportTo: (source, format, sink, signal) => hypervisor.exportTo(source, format, sink, signal),
-  };
 }
 
 async function* chunksOf(path: string, signal: AbortSignal | undefined): AsyncGenerator<Uint8Array> {

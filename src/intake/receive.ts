@@ -85,7 +85,7 @@ export async function receiveCheckpoints(options: ReceiveOptions): Promise<Recei
       memory = new MemoryFile(received.layout, join(workDir, 'memory'));
       const vm = new StreamVm(`receive:${received.identity.name}`, received, memory);
       // A checkpoint under way is finished when the signal comes.
-      const session = await openImageSession(hypervisor, vm, workDir, { ...options, signal: undefined });
+      const session = await openImageSession(vm, workDir, { ...options, signal: undefined });
       try {
         return await takeEach(options, session, vm, () => received.nextState());
       } finally {

@@ -7,14 +7,23 @@ import { randomBytes } from 'node:crypto';
 import { performance } from 'node:perf_hooks';
 
 import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
-import { CheckpointError } from '../errors.js';
-import type { DirtyTracker, Harvest, MemoryPicture } from '../hypervisor/dirty-tracker.js';
+import type { VmDeviceState } from '../hypervisor/device-state.js';
+import {
+  TRACKS_WRITES,
+  type DirtyTracker,
+  type Harvest,
+  type MemoryPicture,
+  type TrackerTraits,
+} from '../hypervisor/dirty-tracker.js';
+import type { GuestReaderDescription } from '../hypervisor/guest-reader.js';
 import type { ReceivedMachine, ReceivedState } from '../hypervisor/intake.js';
+import type { VmMemory } from '../hypervisor/memory.js';
 import type { VmReport } from '../hypervisor/vm.js';
-import { ImageVm } from './image-vm.js';
+import { ImageRunState, ImageVm, memoryOf } from './image-vm.js';
 import type { MemoryFile } from './memory-file.js';
 
 export class StreamVm extends ImageVm {
+  override readonly memory: VmMemory;
   readonly #received: ReceivedMachine;
   readonly #tracker: StreamTracker;
 
@@ -22,7 +31,9 @@ export class StreamVm extends ImageVm {
     const { identity, machine } = received;
     super(address, { identity, machine, deviceState: new Uint8Array(0) }, memory);
     this.#received = received;
-    this.#tracker = new StreamTracker(received, memory);
+    const tracker = new StreamTracker(received, memory);
+    this.#tracker = tracker;
+    this.memory = memoryOf(memory, received.trackerKind, () => tracker);
   }
 
   /** The one that the last checkpoint is of. */
@@ -35,21 +46,17 @@ export class StreamVm extends ImageVm {
     const reason = 'pages come as the hypervisor sends them';
     return Promise.resolve({ trackers: [{ kind, usable: true, reason }], hazards: [] });
   }
-
-  override tracker(kind: string): DirtyTracker {
-    if (kind === this.#received.trackerKind) return this.#tracker;
-    throw new CheckpointError('TRACKER_UNAVAILABLE', `there is no tracker called "${kind}"`);
-  }
-
-  /** Here the pages of the state are put into the memory that is read afterwards. */
-  override takeDeviceState(): Promise<Uint8Array> {
-    return this.#tracker.applyState();
-  }
 }
 
 class StreamTracker implements DirtyTracker, MemoryPicture {
   readonly kind: string;
-  readonly picture: MemoryPicture = this;
+  readonly traits: TrackerTraits = { ...TRACKS_WRITES, picture: this };
+  readonly runState = new ImageRunState();
+  /** Taking it puts the pages of the state into the memory that is read afterwards. */
+  readonly deviceState: VmDeviceState = {
+    save: () => Promise.resolve(),
+    take: () => this.#applyState(),
+  };
   /** Nothing is known of what happened before this stream. */
   readonly token = `stream:${randomBytes(12).toString('hex')}`;
   readonly #received: ReceivedMachine;
@@ -80,22 +87,16 @@ class StreamTracker implements DirtyTracker, MemoryPicture {
     return pauseMs === undefined ? undefined : performance.now() - pauseMs;
   }
 
-  applyState(): Promise<Uint8Array> {
-    if (this.#state === undefined) throw new RangeError('no state was claimed');
-    return this.#state.apply({
-      put: (page, bytes) => {
-        this.#owed.set(page);
-        this.#memory.put(page, bytes);
-      },
-      putZero: (page) => {
-        this.#owed.set(page);
-        this.#memory.putZero(page);
-      },
-    });
+  reader(): GuestReaderDescription {
+    return this.#memory.reader();
   }
 
   start(): Promise<void> {
     return Promise.resolve();
+  }
+
+  beginCheckpoint(): Promise<string> {
+    return Promise.resolve(this.token);
   }
 
   collect(): Harvest {
@@ -118,5 +119,19 @@ class StreamTracker implements DirtyTracker, MemoryPicture {
 
   close(): void {
     // The memory is not the tracker's.
+  }
+
+  #applyState(): Promise<Uint8Array> {
+    if (this.#state === undefined) throw new RangeError('no state was claimed');
+    return this.#state.apply({
+      put: (page, bytes) => {
+        this.#owed.set(page);
+        this.#memory.put(page, bytes);
+      },
+      putZero: (page) => {
+        this.#owed.set(page);
+        this.#memory.putZero(page);
+      },
+    });
   }
 }

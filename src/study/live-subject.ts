@@ -30,7 +30,7 @@ export async function openLiveSubject(
   const lock = await VmLock.take(vm.identity);
   let tracker: DirtyTracker | undefined;
   try {
-    const layout = await vm.memoryLayout();
+    const layout = await vm.memory.layout();
     tracker = (await chooseTracker(vm, options.tracker)).tracker;
     const armed = tracker;
     return {
@@ -67,15 +67,15 @@ async function shortestPauseMs(vm: Vm): Promise<number | undefined> {
   const times: number[] = [];
   for (let i = 0; i < TIMED_PAUSES; i++) {
     const started = performance.now();
-    const stopped = await vm.pause();
+    const stopped = await vm.runState.pause();
     try {
-      await vm.saveDeviceState();
+      await vm.deviceState.save();
     } finally {
-      await vm.resume();
+      await vm.runState.resume();
     }
     if (!stopped) return undefined;
     times.push(performance.now() - started);
-    await vm.takeDeviceState();
+    await vm.deviceState.take();
   }
   return Math.min(...times);
 }

@@ -6,7 +6,8 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { CheckpointSession } from '../../src/checkpoint/session.js';
+import { openSession } from '../../src/checkpoint/open-session.js';
+import type { CheckpointSession } from '../../src/checkpoint/session.js';
 import { CheckpointError } from '../../src/errors.js';
 import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import type { VmDisk } from '../../src/hypervisor/disks.js';
@@ -44,13 +45,15 @@ beforeEach(async () => {
   repository = await Repository.init(backend);
   memories.clear();
   random = seeded(5);
-  session = await CheckpointSession.open({
-    repository,
-    hypervisors: new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
-    vm: `fake:${guest.identity.name}`,
-    runtimeDir,
-    workers: 1,
-  });
+  session = await openSession(
+    new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
+    `fake:${guest.identity.name}`,
+    {
+      repository,
+      runtimeDir,
+      workers: 1,
+    },
+  );
   for (let page = 0; page < PAGES; page++) guest.write(page, noise(), 0);
 });
 afterEach(async () => {

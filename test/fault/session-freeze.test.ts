@@ -6,7 +6,8 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { CheckpointSession, type SessionOptions } from '../../src/checkpoint/session.js';
+import { openSession } from '../../src/checkpoint/open-session.js';
+import type { CheckpointSession, SessionOptions } from '../../src/checkpoint/session.js';
 import { CheckpointError } from '../../src/errors.js';
 import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import { Repository } from '../../src/repository/repository.js';
@@ -21,15 +22,17 @@ let repository: Repository;
 let session: CheckpointSession;
 
 async function open(more: Partial<SessionOptions> = {}): Promise<void> {
-  session = await CheckpointSession.open({
-    repository,
-    hypervisors: new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
-    vm: `fake:${guest.identity.name}`,
-    runtimeDir,
-    workers: 1,
-    freezeLimitMs: 1000,
-    ...more,
-  });
+  session = await openSession(
+    new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
+    `fake:${guest.identity.name}`,
+    {
+      repository,
+      runtimeDir,
+      workers: 1,
+      freezeLimitMs: 1000,
+      ...more,
+    },
+  );
 }
 
 beforeEach(async () => {

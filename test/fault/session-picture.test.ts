@@ -6,7 +6,8 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { CheckpointSession } from '../../src/checkpoint/session.js';
+import { openSession } from '../../src/checkpoint/open-session.js';
+import type { CheckpointSession } from '../../src/checkpoint/session.js';
 import { CheckpointError } from '../../src/errors.js';
 import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import { Repository } from '../../src/repository/repository.js';
@@ -38,14 +39,16 @@ beforeEach(async () => {
     ],
   });
   repository = await Repository.init(new MemoryBackend());
-  session = await CheckpointSession.open({
-    repository,
-    hypervisors: new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
-    vm: `fake:${guest.identity.name}`,
-    tracker: FAKE_PICTURE_TRACKER,
-    runtimeDir,
-    workers: 1,
-  });
+  session = await openSession(
+    new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
+    `fake:${guest.identity.name}`,
+    {
+      repository,
+      tracker: FAKE_PICTURE_TRACKER,
+      runtimeDir,
+      workers: 1,
+    },
+  );
   for (let page = 0; page < 50; page++) write(page);
   // The guest writes before the pause and, more to the point, as soon as it runs again.
   vm.beforeCall = (method) => {

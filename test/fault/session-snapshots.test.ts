@@ -7,7 +7,8 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { SnapshotRecord } from '../../src/disks/begun-snapshots.js';
-import { CheckpointSession, type SessionOptions } from '../../src/checkpoint/session.js';
+import { openSession } from '../../src/checkpoint/open-session.js';
+import type { CheckpointSession, SessionOptions } from '../../src/checkpoint/session.js';
 import { CheckpointError } from '../../src/errors.js';
 import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import type { VmDisk } from '../../src/hypervisor/disks.js';
@@ -34,14 +35,16 @@ let repository: Repository;
 let session: CheckpointSession;
 
 async function open(options: Partial<SessionOptions> = {}): Promise<void> {
-  session = await CheckpointSession.open({
-    repository,
-    hypervisors: new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
-    vm: `fake:${guest.identity.name}`,
-    runtimeDir,
-    workers: 1,
-    ...options,
-  });
+  session = await openSession(
+    new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
+    `fake:${guest.identity.name}`,
+    {
+      repository,
+      runtimeDir,
+      workers: 1,
+      ...options,
+    },
+  );
 }
 
 beforeEach(async () => {

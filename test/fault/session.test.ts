@@ -7,7 +7,8 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { CheckpointSession, type SessionOptions } from '../../src/checkpoint/session.js';
+import { openSession } from '../../src/checkpoint/open-session.js';
+import type { CheckpointSession, SessionOptions } from '../../src/checkpoint/session.js';
 import { CheckpointError } from '../../src/errors.js';
 import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import type { VmDisk } from '../../src/hypervisor/disks.js';
@@ -17,6 +18,7 @@ import type { CallOptions, ObjectBody } from '../../src/storage/backend.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { FakeGuest, type FakeGuestOptions } from '../support/fake-guest.js';
+import { CAPTURE_FAULTS, CAPTURES } from '../support/captures.js';
 import { FAKE_TRACKER, FakeHypervisor, type FakeVm } from '../support/fake-vm.js';
 
 const DISK: VmDisk = {
@@ -55,16 +57,21 @@ let vm: FakeVm;
 let backend: UnsureBackend;
 let repository: Repository;
 let session: CheckpointSession;
+/** Of the capture under test. */
+let tracker = 'auto';
 
 async function open(options: Partial<SessionOptions> = {}): Promise<void> {
-  session = await CheckpointSession.open({
-    repository,
-    hypervisors: new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
-    vm: `fake:${guest.identity.name}`,
-    runtimeDir,
-    workers: 1,
-    ...options,
-  });
+  session = await openSession(
+    new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
+    `fake:${guest.identity.name}`,
+    {
+      repository,
+      runtimeDir,
+      workers: 1,
+      tracker,
+      ...options,
+    },
+  );
 }
 
 async function begin(
@@ -109,6 +116,7 @@ beforeEach(() => {
   runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-session-'));
 });
 afterEach(async () => {
+  tracker = 'auto';
   await session.close();
   guest.dispose();
   rmSync(runtimeDir, { recursive: true });
@@ -137,8 +145,11 @@ describe('the harvests in the pause', () => {
   });
 });
 
-describe('the run state', () => {
-  beforeEach(() => begin());
+describe.each(CAPTURES)('the run state, captured by $capture', (captured) => {
+  beforeEach(() => {
+    tracker = captured.tracker;
+    return begin();
+  });
 
   it('is running after a checkpoint of a running VM, paused after one of a paused VM', async () => {
     await session.checkpoint();
@@ -246,7 +257,7 @@ describe('the run state', () => {
     // A process of its own: an error that nobody has picked up ends a process, but not a test run.
     const url = (path: string): string => JSON.stringify(new URL(path, import.meta.url).href);
     const script = `
-      import { CheckpointSession } from ${url('../../src/checkpoint/session.js')};
+      import { openSession } from ${url('../../src/checkpoint/open-session.js')};
       import { HypervisorRegistry } from ${url('../../src/hypervisor/registry.js')};
       import { Repository } from ${url('../../src/repository/repository.js')};
       import { MemoryBackend } from ${url('../../src/storage/memory.js')};
@@ -254,14 +265,13 @@ describe('the run state', () => {
       import { FakeHypervisor } from ${url('../support/fake-vm.js')};
       const guest = new FakeGuest();
       guest.write(1, Uint8Array.of(1));
-      const session = await CheckpointSession.open({
+      const session = await openSession(new HypervisorRegistry([new FakeHypervisor([guest])]), 'fake:' + guest.identity.name, {
         repository: await Repository.init(new MemoryBackend()),
-        hypervisors: new HypervisorRegistry([new FakeHypervisor([guest])]),
-        vm: 'fake:' + guest.identity.name,
         runtimeDir: ${JSON.stringify(runtimeDir)},
         workers: 1,
+        tracker: ${JSON.stringify(tracker)},
       });
-      session.vm.saveDeviceState = () => Promise.reject(new Error('no device state'));
+      session.vm.deviceState.save = () => Promise.reject(new Error('no device state'));
       const failure = await session.checkpoint().catch((error) => error.message);
       console.log(failure, guest.state);
       await session.close();
@@ -280,8 +290,11 @@ describe('the run state', () => {
   });
 });
 
-describe('the commit', () => {
-  beforeEach(() => begin());
+describe.each(CAPTURES)('the commit, captured by $capture', (captured) => {
+  beforeEach(() => {
+    tracker = captured.tracker;
+    return begin();
+  });
 
   it('stands when the ledger cannot be written after it', async () => {
     vm.beforeCall = (method) => {
@@ -325,8 +338,11 @@ describe('the commit', () => {
   });
 });
 
-describe('a VM that changes on the way', () => {
-  beforeEach(() => begin());
+describe.each(CAPTURES)('a VM that changes on the way, captured by $capture', (captured) => {
+  beforeEach(() => {
+    tracker = captured.tracker;
+    return begin();
+  });
 
   it('is followed after hotplug between checkpoints', async () => {
     await session.checkpoint();
@@ -398,16 +414,6 @@ describe('a VM that changes on the way', () => {
     await expectNewestIsMemory();
   });
 
-  it('is compared once a device appears through which writes escape', async () => {
-    await session.checkpoint();
-    expect(session.trackerKind).toBe(FAKE_TRACKER);
-    guest.hazards.push({ code: 'VHOST_USER', text: 'a device writes behind it', effect: 'compare' });
-    await expect(session.checkpoint()).rejects.toMatchObject({ detail: { hazard: 'VHOST_USER' } });
-    await session.checkpoint();
-    expect(session.trackerKind).toBe('compare');
-    await expectNewestIsMemory();
-  });
-
   it('is refused once a device appears with which no checkpoint is right', async () => {
     guest.hazards.push({ code: 'VFIO_DEVICE', text: 'a passed-through device', effect: 'refuse' });
     await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
@@ -426,7 +432,24 @@ describe('a VM that changes on the way', () => {
   });
 });
 
-describe('a record that turns out to be lost when the tracker is asked for it', () => {
+describe('a VM whose tracker was chosen by itself', () => {
+  beforeEach(() => begin());
+
+  it('is compared once a device appears through which writes escape', async () => {
+    await session.checkpoint();
+    expect(session.trackerKind).toBe(FAKE_TRACKER);
+    guest.hazards.push({ code: 'VHOST_USER', text: 'a device writes behind it', effect: 'compare' });
+    await expect(session.checkpoint()).rejects.toMatchObject({ detail: { hazard: 'VHOST_USER' } });
+    await session.checkpoint();
+    expect(session.trackerKind).toBe('compare');
+    await expectNewestIsMemory();
+  });
+});
+
+describe.each(CAPTURES)('a record that turns out to be lost, captured by $capture', (captured) => {
+  beforeEach(() => {
+    tracker = captured.tracker;
+  });
   it.each([1, 2, 3])('is not trusted, at whichever question that is (number %d)', async (asks) => {
     await begin();
     await session.checkpoint();
@@ -438,37 +461,62 @@ describe('a record that turns out to be lost when the tracker is asked for it', 
   });
 });
 
-describe('bits that were harvested for a checkpoint that failed', () => {
-  beforeEach(async () => {
-    await begin();
-    await session.checkpoint();
-    write(11);
-  });
+describe.each(CAPTURES)(
+  'bits that were harvested for a checkpoint that failed, captured by $capture',
+  (captured) => {
+    beforeEach(async () => {
+      tracker = captured.tracker;
+      await begin();
+      await session.checkpoint();
+      write(11);
+    });
 
-  it('count for the next one, which reads no more than it must', async () => {
-    vm.failNext('takeDeviceState', new CheckpointError('VM_STATE', 'lost'));
-    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
-    expect((await session.checkpoint()).compareReason).toBe('');
-    await expectNewestIsMemory();
-  });
+    it('count for the next one, which reads no more than it must', async () => {
+      vm.failNext('takeDeviceState', new CheckpointError('VM_STATE', 'lost'));
+      await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
+      expect((await session.checkpoint()).compareReason).toBe('');
+      await expectNewestIsMemory();
+    });
 
-  it('make the next one compare when the tracker does not take them back', async () => {
-    vm.failNext('takeDeviceState', new CheckpointError('VM_STATE', 'lost'));
-    vm.failNext('putBack', new Error('no room'));
-    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
-    expect((await session.checkpoint()).compareReason).not.toBe('');
-    await expectNewestIsMemory();
-  });
+    it('make the next one compare when the tracker does not take them back', async () => {
+      vm.failNext('takeDeviceState', new CheckpointError('VM_STATE', 'lost'));
+      vm.failNext('putBack', new Error('no room'));
+      await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
+      expect((await session.checkpoint()).compareReason).not.toBe('');
+      await expectNewestIsMemory();
+    });
 
-  it('make the next one compare when a new tracker goes on with the same record', async () => {
-    vm.beforeCall = (method) => {
-      if (method === 'saveDeviceState') vm.failNext('collect', new CheckpointError('TRACKER_OFF', 'lost it'));
-    };
-    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'TRACKER_OFF' });
-    vm.beforeCall = () => undefined;
-    expect((await session.checkpoint()).compareReason).not.toBe('');
-    await expectNewestIsMemory();
-  });
+    it('make the next one compare when a new tracker goes on with the same record', async () => {
+      vm.beforeCall = (method) => {
+        if (method === 'saveDeviceState')
+          vm.failNext('collect', new CheckpointError('TRACKER_OFF', 'lost it'));
+      };
+      await expect(session.checkpoint()).rejects.toMatchObject({ code: 'TRACKER_OFF' });
+      vm.beforeCall = () => undefined;
+      expect((await session.checkpoint()).compareReason).not.toBe('');
+      await expectNewestIsMemory();
+    });
+  },
+);
+
+describe('a failure on the way to the manifest', () => {
+  it.each(CAPTURE_FAULTS)(
+    'of $method, captured by $capture, costs nothing but the checkpoint',
+    async (fault) => {
+      const { capture, method } = fault;
+      tracker = fault.tracker;
+      await begin({ disks: [DISK] }, capture === 'copying' ? { freezeLimitMs: 1000 } : {});
+      await session.checkpoint();
+      write(30);
+      vm.failNext(method, new CheckpointError('TRACKER_FAILED', 'broken off'));
+      await expect(session.checkpoint()).rejects.toMatchObject({ code: 'TRACKER_FAILED' });
+      expect(guest.state).toBe('running');
+      expect(guest.snapshots.size).toBe(1);
+      await session.checkpoint();
+      await expectNewestIsMemory();
+      expect((await verify(repository)).problems).toEqual([]);
+    },
+  );
 });
 
 describe('a session', () => {

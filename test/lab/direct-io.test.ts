@@ -64,18 +64,18 @@ async function start(): Promise<{ machine: LabMachine; vm: KvmVm } | undefined> 
   mkdirSync(runtimeDir, { mode: 0o700 });
   const vm = await attachKvm(machine.address, { runtimeDir });
   cleanUp.push(() => vm.close());
-  await vm.memoryLayout();
+  await vm.memory.layout();
   return { machine, vm };
 }
 
 /** One that takes the VM for stopped all the time. */
 async function carelessTracker(machine: LabMachine, vm: KvmVm): Promise<DirtyTracker> {
-  const { regions } = vm.guestReader().options as unknown as { regions: readonly Region[] };
+  const { regions } = vm.memory.reader().options as unknown as { regions: readonly Region[] };
   const runtimeDir = join(machine.dir, 'careless');
   mkdirSync(runtimeDir, { mode: 0o700 });
   return new PagemapScanTracker({
     process: await qemuProcess(machine.pid, 'the lab'),
-    layout: await vm.memoryLayout(),
+    layout: await vm.memory.layout(),
     blocks: regions.map(({ host, pageCount }) => ({
       id: '',
       sizeBytes: pageCount * PAGE_SIZE_BYTES,
@@ -96,7 +96,7 @@ async function carelessTracker(machine: LabMachine, vm: KvmVm): Promise<DirtyTra
 
 /** Copies like the engine: harvests and copies while the VM runs, and once more in the pause. @returns pages with outdated contents */
 async function outdatedPages(machine: LabMachine, vm: KvmVm, tracker: DirtyTracker): Promise<number> {
-  const { regions } = vm.guestReader().options as unknown as { regions: readonly Region[] };
+  const { regions } = vm.memory.reader().options as unknown as { regions: readonly Region[] };
   const memory = openSync(`/proc/${machine.pid}/mem`, 'r');
   const read = (): readonly Buffer[] =>
     regions.map(({ host, pageCount }) => {
@@ -118,15 +118,15 @@ async function outdatedPages(machine: LabMachine, vm: KvmVm, tracker: DirtyTrack
     let outdated = 0;
     for (let round = 0; round < ROUNDS; round++) {
       for (let i = 0; i < 3 + round; i++) {
-        const settled = await tracker.settle?.();
+        const settled = await tracker.traits.settle();
         if (settled !== undefined) copy(settled.dirty);
         copy(tracker.collect().dirty);
         await sleep(150);
       }
-      await vm.pause();
+      await vm.runState.pause();
       copy(tracker.collect().dirty);
       const truth = read();
-      await vm.resume();
+      await vm.runState.resume();
       truth.forEach((bytes, i) => {
         for (let at = 0; at < bytes.length; at += PAGE_SIZE_BYTES) {
           if (bytes.compare(copies[i]!, at, at + PAGE_SIZE_BYTES, at, at + PAGE_SIZE_BYTES) !== 0) outdated++;
@@ -148,7 +148,7 @@ describe('direct reads from disk that are in flight while pages are copied', () 
     expect((await vm.inspect()).hazards).toContainEqual(
       expect.objectContaining({ code: 'DIRECT_IO', effect: 'note' }),
     );
-    expect(await outdatedPages(machine, vm, vm.tracker('pagemap-scan'))).toBe(0);
+    expect(await outdatedPages(machine, vm, vm.memory.tracker('pagemap-scan'))).toBe(0);
     await machine.waitForProgress();
   });
 

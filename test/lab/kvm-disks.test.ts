@@ -64,9 +64,9 @@ describe('disks in the pause', () => {
   });
 
   it('get internal snapshots together, which can be dropped', async () => {
-    await vm.pause();
+    await vm.runState.pause();
     const snapshots = await vm.disks.snapshot('first', await qcow2(), 'internal');
-    await vm.resume();
+    await vm.runState.resume();
     expect(snapshots).toHaveLength(2);
     for (const { path, snapshotName } of snapshots.map(internalSnapshot))
       expect(snapshotsIn(path)).toContain(snapshotName);
@@ -77,7 +77,7 @@ describe('disks in the pause', () => {
 
   it('get none at all when one of them cannot have one', async () => {
     const all = await vm.disks.list();
-    await vm.pause();
+    await vm.runState.pause();
     for (const mode of ['internal', 'external'] as const) {
       const disks =
         mode === 'internal' ? all : [...(await qcow2()), { ...all[0]!, id: 'gone', path: '/nowhere/x' }];
@@ -85,7 +85,7 @@ describe('disks in the pause', () => {
         code: 'DISK_SNAPSHOT_FAILED',
       });
     }
-    await vm.resume();
+    await vm.runState.resume();
     for (const { path } of await qcow2()) expect(snapshotsIn(path)).not.toContain('second');
     expect(
       [...readdirSync(machine.dir), ...readdirSync(runtimeDir)].filter((name) => name.includes('second')),
@@ -93,9 +93,9 @@ describe('disks in the pause', () => {
   });
 
   it('get overlays beside their images, and go on in them', async () => {
-    await vm.pause();
+    await vm.runState.pause();
     const recorded = await vm.disks.snapshot('third', await qcow2(), 'external');
-    await vm.resume();
+    await vm.runState.resume();
     const snapshots = recorded.map(externalSnapshot);
     for (const { path, overlayPath } of snapshots) {
       expect(existsSync(overlayPath)).toBe(true);
@@ -109,9 +109,9 @@ describe('disks in the pause', () => {
     // What is left behind is named: overlays are in use.
     await expect(vm.disks.drop(recorded)).rejects.toMatchObject({ code: 'DISK_SNAPSHOT_FAILED' });
     // And the next one goes on from there.
-    await vm.pause();
+    await vm.runState.pause();
     const next = (await vm.disks.snapshot('fourth', await qcow2(), 'external')).map(externalSnapshot);
-    await vm.resume();
+    await vm.runState.resume();
     expect(next.map(({ path }) => path)).toEqual(snapshots.map(({ overlayPath }) => overlayPath));
     expect(next.map(({ overlayPath }) => overlayPath.includes('third'))).toEqual([false, false]);
     await machine.waitForProgress();

@@ -95,7 +95,7 @@ describe('a VM whose Cairn is killed in the pause', () => {
     await sleep(200);
     expect(await machine.qmp.status()).toBe('paused');
     const vm = await attachKvm(machine.address, { runtimeDir });
-    expect(await vm.runState()).toBe('running');
+    expect(await vm.runState.read()).toBe('running');
     await vm.close();
     expect(markers()).toEqual([]);
     await machine.waitForProgress();
@@ -109,7 +109,7 @@ describe('a VM whose Cairn is killed in the pause', () => {
     await sleep(500);
     expect(await machine.qmp.status()).toBe('paused');
     const vm = await attachKvm(machine.address, { runtimeDir });
-    expect(await vm.runState()).toBe('paused');
+    expect(await vm.runState.read()).toBe('paused');
     await vm.close();
     await machine.qmp.command('cont');
   });

@@ -42,15 +42,15 @@ async function attach(
   runtimeDir: string,
 ): Promise<{ vm: KvmVm; tracker: DirtyTracker }> {
   const vm = await attachKvm(machine.address, { runtimeDir });
-  await vm.memoryLayout();
-  const tracker = vm.tracker('pagemap-scan');
+  await vm.memory.layout();
+  const tracker = vm.memory.tracker('pagemap-scan');
   await tracker.start();
   return { vm, tracker };
 }
 
 /** All regions, straight from the process. */
 function memoryOf(machine: LabMachine, vm: KvmVm): readonly Buffer[] {
-  const { regions } = vm.guestReader().options as unknown as { regions: readonly Region[] };
+  const { regions } = vm.memory.reader().options as unknown as { regions: readonly Region[] };
   const memory = openSync(`/proc/${machine.pid}/mem`, 'r');
   try {
     return regions.map(({ host, pageCount }) => {
@@ -76,7 +76,7 @@ function judge(
   after: readonly Buffer[],
   { dirty, absent }: Harvest,
 ): Verdict {
-  const { regions } = vm.guestReader().options as unknown as { regions: readonly Region[] };
+  const { regions } = vm.memory.reader().options as unknown as { regions: readonly Region[] };
   const zero = Buffer.alloc(PAGE_SIZE_BYTES);
   const verdict = { changed: 0, missed: 0, wronglyAbsent: 0 };
   regions.forEach(({ firstPage, pageCount }, i) => {
@@ -100,11 +100,11 @@ async function stoppedHarvest(
   vm: KvmVm,
   tracker: DirtyTracker,
 ): Promise<{ harvest: Harvest; memory: readonly Buffer[] }> {
-  await vm.pause();
-  await vm.saveDeviceState();
+  await vm.runState.pause();
+  await vm.deviceState.save();
   const harvest = tracker.collect();
   const memory = memoryOf(machine, vm);
-  await vm.resume();
+  await vm.runState.resume();
   return { harvest, memory };
 }
 
@@ -214,7 +214,7 @@ describe('the pagemap-scan tracker', () => {
     const { machine, runtimeDir } = await start();
     const { vm, tracker } = await attach(machine, runtimeDir);
     cleanUp.push(() => vm.close());
-    const rival = vm.tracker('pagemap-scan');
+    const rival = vm.memory.tracker('pagemap-scan');
     await rival.start();
     await tracker.stop();
     expect(userfaultfds(machine.pid)).toEqual([]);
@@ -231,7 +231,7 @@ describe('the pagemap-scan tracker', () => {
     cleanUp.push(() => vm.close());
     await tracker.stop();
     for (let i = 0; i < 100; i++) {
-      const again = vm.tracker('pagemap-scan');
+      const again = vm.memory.tracker('pagemap-scan');
       await again.start();
       await again.stop();
     }
@@ -245,7 +245,7 @@ describe('the pagemap-scan tracker', () => {
     const { vm, tracker } = await attach(machine, runtimeDir);
     await machine.kill();
     expect(() => tracker.collect()).toThrow(/has ended/);
-    await expect(vm.memoryLayout()).rejects.toMatchObject({ code: 'VM_GONE' });
+    await expect(vm.memory.layout()).rejects.toMatchObject({ code: 'VM_GONE' });
     tracker.close();
     await vm.close();
   });

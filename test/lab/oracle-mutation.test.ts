@@ -4,7 +4,8 @@ import { join } from 'node:path';
 
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
-import { CheckpointSession } from '../../src/checkpoint/session.js';
+import { openSession } from '../../src/checkpoint/open-session.js';
+import type { CheckpointSession } from '../../src/checkpoint/session.js';
 import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import { Repository, openBackend } from '../../src/index.js';
 import { kvmHypervisor } from '../../adapters/kvm/kvm-hypervisor.js';
@@ -27,13 +28,15 @@ describe.each([
     machine = await LabMachine.start({ name: 'mutation', memoryMib: 128 });
     repo = join(machine.dir, 'repo');
     await machine.guest('lab memory 8');
-    session = await CheckpointSession.open({
-      repository: await Repository.init(openBackend(repo)),
-      hypervisors: new HypervisorRegistry([tampered(kvmHypervisor, tampering)]),
-      vm: machine.address,
-      runtimeDir: join(machine.dir, 'run'),
-      memoryOnly: true,
-    });
+    session = await openSession(
+      new HypervisorRegistry([tampered(kvmHypervisor, tampering)]),
+      machine.address,
+      {
+        repository: await Repository.init(openBackend(repo)),
+        runtimeDir: join(machine.dir, 'run'),
+        memoryOnly: true,
+      },
+    );
   });
   afterAll(async () => {
     await session.close();

@@ -29,7 +29,7 @@ describe('recording a trace of a running guest', () => {
   it('gives the contents that the guest has, and leaves it running', async () => {
     const vm = await attachKvm(machine.address, { runtimeDir });
     try {
-      const layout = await vm.memoryLayout();
+      const layout = await vm.memory.layout();
       const { tracker } = await chooseTracker(vm, 'auto');
       const before = await groundTruth(machine);
       await machine.qmp.command('cont');

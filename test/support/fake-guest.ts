@@ -20,7 +20,8 @@ import { join } from 'node:path';
 
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import { layOut, type MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type { RunState, VmHazard, VmIdentity } from '../../src/hypervisor/vm.js';
+import type { RunState } from '../../src/hypervisor/run-state.js';
+import type { VmHazard, VmIdentity } from '../../src/hypervisor/vm.js';
 import type { VmDisk } from '../../src/hypervisor/disks.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../../src/types.js';
 import type { FakeReaderOptions } from './fake-guest-reader.js';
@@ -43,9 +44,9 @@ export class FakeGuest {
   readonly disks: readonly VmDisk[];
   readonly hazards: VmHazard[];
   readonly canTrack: boolean;
-  /** Of its trackers, see `DirtyTracker.isLastCollectEnough`. */
+  /** Of its trackers, see `TrackerTraits.isLastCollectEnough`. */
   isLastCollectEnough = false;
-  /** The tracker loses its record when it is asked for its token that often. */
+  /** The tracker has lost its record when that many checkpoints have begun. */
   asksUntilRecordIsLost = Infinity;
   state: RunState = 'running';
   deviceState = new Uint8Array([0x51, 0x45, 0x56, 0x4d, 0, 0, 0, 3, 1, 2, 3, 0]);

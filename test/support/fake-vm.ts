@@ -5,16 +5,27 @@
 
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import { CheckpointError } from '../../src/errors.js';
-import type { DirtyTracker, Harvest, MemoryPicture } from '../../src/hypervisor/dirty-tracker.js';
+import {
+  COMPARES_ALL,
+  TRACKS_WRITES,
+  type DirtyTracker,
+  type Harvest,
+  type MemoryPicture,
+  type TrackerTraits,
+} from '../../src/hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../src/hypervisor/guest-reader.js';
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import type { RestoreResult } from '../../src/hypervisor/restore.js';
-import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
+import type { VmDeviceState } from '../../src/hypervisor/device-state.js';
+import type { VmFreezer } from '../../src/hypervisor/freezer.js';
+import type { VmMemory } from '../../src/hypervisor/memory.js';
+import type { VmRunState } from '../../src/hypervisor/run-state.js';
 import type { VmDisks } from '../../src/hypervisor/disks.js';
-import type { RunState, Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
+import type { Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
 import { FakeDisks } from './fake-disks.js';
 import type { FakeGuest } from './fake-guest.js';
+import type { FakeReaderOptions } from './fake-guest-reader.js';
 
 export const FAKE_TRACKER = 'fake';
 
@@ -37,6 +48,7 @@ export type FakeMethod =
   | 'snapshotDisks'
   | 'dropDiskSnapshots'
   | 'start'
+  | 'beginCheckpoint'
   | 'collect'
   | 'putBack'
   | 'stop'
@@ -48,16 +60,31 @@ export class FakeVm implements Vm {
   readonly machine: JsonObject;
   readonly guest: FakeGuest;
   readonly disks: VmDisks = new FakeDisks(this);
+  readonly memory: VmMemory = {
+    layout: () => this.later('memoryLayout', () => this.guest.layout),
+    reader: () => this.reader({}),
+    tracker: (kind) => this.#tracker(kind),
+  };
+  readonly runState: VmRunState = this.#fakeRunState();
+  readonly deviceState: VmDeviceState = this.#fakeDeviceState();
+  readonly freezer: VmFreezer = {
+    freeze: () =>
+      this.later('freeze', () => {
+        this.guest.isFrozen = true;
+        return 2;
+      }),
+    thaw: () =>
+      this.later('thaw', () => {
+        if (this.guest.state !== 'running') throw new CheckpointError('GUEST_FROZEN', 'it stands still');
+        this.guest.isFrozen = false;
+      }),
+  };
   /** Called before each method does its work. */
   beforeCall: (method: FakeMethod) => void = () => undefined;
   readonly #failNext = new Map<FakeMethod, unknown>();
   readonly #failAfter = new Map<FakeMethod, unknown>();
-  #saved: Uint8Array | undefined;
   #isClosed = false;
   #picture: FakePictureTracker | undefined;
-  /** This object stopped the guest. */
-  #stopped = false;
-
   constructor(guest: FakeGuest) {
     this.guest = guest;
     this.address = `fake:${guest.identity.name}`;
@@ -88,20 +115,6 @@ export class FakeVm implements Vm {
 
   // Each of the following rejects, and never throws, what goes wrong in it.
 
-  async memoryLayout(): Promise<MemoryLayout> {
-    return this.later('memoryLayout', () => this.guest.layout);
-  }
-
-  guestReader(): GuestReaderDescription {
-    return {
-      moduleUrl: new URL('./fake-guest-reader.js', import.meta.url).href,
-      options: {
-        ...this.guest.reader,
-        ...(this.#picture === undefined ? {} : { memoryPath: this.guest.picturePath }),
-      },
-    };
-  }
-
   async inspect(): Promise<VmReport> {
     return this.later('inspect', () => ({
       trackers: [
@@ -111,13 +124,27 @@ export class FakeVm implements Vm {
           reason: this.guest.canTrack ? '' : 'no such kernel',
         },
         { kind: FAKE_PICTURE_TRACKER, usable: this.guest.canTrack, reason: '' },
-        { kind: 'compare', usable: true, reason: 'compares all pages' },
+        { kind: 'compare', usable: true, reason: 'compares all pages', immuneTo: 'all' },
       ],
       hazards: [...this.guest.hazards],
     }));
   }
 
-  tracker(kind: string): DirtyTracker {
+  close(): Promise<void> {
+    this.guest.calls.push('close');
+    this.#isClosed = true;
+    return Promise.resolve();
+  }
+
+  /** How workers read it; `instead` names other files than those of its memory. */
+  reader(instead: Partial<FakeReaderOptions>): GuestReaderDescription {
+    return {
+      moduleUrl: new URL('./fake-guest-reader.js', import.meta.url).href,
+      options: { ...this.guest.reader, ...instead },
+    };
+  }
+
+  #tracker(kind: string): DirtyTracker {
     this.#picture = kind === FAKE_PICTURE_TRACKER ? new FakePictureTracker(this) : undefined;
     if (this.#picture !== undefined) return this.#picture;
     if (kind === FAKE_TRACKER && this.guest.canTrack) return new FakeTracker(this);
@@ -125,64 +152,47 @@ export class FakeVm implements Vm {
     throw new CheckpointError('TRACKER_UNAVAILABLE', `there is no tracker called "${kind}"`);
   }
 
-  async runState(): Promise<RunState> {
-    return this.later('runState', () => this.guest.state);
+  #fakeRunState(): VmRunState {
+    // This object stopped the guest.
+    let stopped = false;
+    return {
+      read: () => this.later('runState', () => this.guest.state),
+      pause: () =>
+        this.later('pause', () => {
+          if (this.guest.state === 'other') throw new CheckpointError('VM_STATE', 'the fake VM is neither');
+          if (this.guest.state === 'paused') return false;
+          this.guest.state = 'paused';
+          stopped = true;
+          return true;
+        }),
+      resume: () =>
+        this.later('resume', () => {
+          if (!stopped) return;
+          stopped = false;
+          const before = this.guest.state;
+          this.guest.state = 'running';
+          if (before === 'running')
+            throw new CheckpointError('VM_STATE', 'somebody else resumed the fake VM');
+        }),
+    };
   }
 
-  async pause(): Promise<boolean> {
-    return this.later('pause', () => {
-      if (this.guest.state === 'other') throw new CheckpointError('VM_STATE', 'the fake VM is neither');
-      if (this.guest.state === 'paused') return false;
-      this.guest.state = 'paused';
-      this.#stopped = true;
-      return true;
-    });
-  }
-
-  async resume(): Promise<void> {
-    await this.later('resume', () => {
-      if (!this.#stopped) return;
-      this.#stopped = false;
-      const before = this.guest.state;
-      this.guest.state = 'running';
-      if (before === 'running') throw new CheckpointError('VM_STATE', 'somebody else resumed the fake VM');
-    });
-  }
-
-  async saveDeviceState(): Promise<void> {
-    await this.later('saveDeviceState', () => {
-      this.#picture?.finish();
-      this.#saved = this.guest.deviceState.slice();
-    });
-  }
-
-  async takeDeviceState(): Promise<Uint8Array> {
-    return this.later('takeDeviceState', () => {
-      const saved = this.#saved;
-      this.#saved = undefined;
-      if (saved === undefined) throw new CheckpointError('VM_STATE', 'no device state has been saved');
-      return saved;
-    });
-  }
-
-  async freeze(): Promise<number> {
-    return this.later('freeze', () => {
-      this.guest.isFrozen = true;
-      return 2;
-    });
-  }
-
-  async thaw(): Promise<void> {
-    await this.later('thaw', () => {
-      if (this.guest.state !== 'running') throw new CheckpointError('GUEST_FROZEN', 'it stands still');
-      this.guest.isFrozen = false;
-    });
-  }
-
-  close(): Promise<void> {
-    this.guest.calls.push('close');
-    this.#isClosed = true;
-    return Promise.resolve();
+  #fakeDeviceState(): VmDeviceState {
+    let saved: Uint8Array | undefined;
+    return {
+      save: () =>
+        this.later('saveDeviceState', () => {
+          this.#picture?.finish();
+          saved = this.guest.deviceState.slice();
+        }),
+      take: () =>
+        this.later('takeDeviceState', () => {
+          const bytes = saved;
+          saved = undefined;
+          if (bytes === undefined) throw new CheckpointError('VM_STATE', 'no device state has been saved');
+          return bytes;
+        }),
+    };
   }
 
   /** As `call`, but not straight away: what a caller does not wait for must show. */
@@ -203,24 +213,31 @@ class FakeTracker implements DirtyTracker {
     this.#owed = new DirtyBitmap(vm.guest.layout.pageSpan);
   }
 
-  get token(): string {
-    const { guest } = this.vm;
-    // As on Xen: whoever asks finds that somebody had switched tracking off, and switches it on again, with nothing in it.
-    if (--guest.asksUntilRecordIsLost === 0) {
-      guest.loseTracker();
-      this.#token = guest.arm();
-      guest.harvest();
-    }
-    return this.#on();
+  get traits(): TrackerTraits {
+    return { ...TRACKS_WRITES, isLastCollectEnough: () => this.vm.guest.isLastCollectEnough };
   }
 
-  get isLastCollectEnough(): boolean {
-    return this.vm.guest.isLastCollectEnough;
+  get token(): string {
+    return this.#on();
   }
 
   // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
   async start(): Promise<void> {
     this.#token = this.vm.call('start', () => this.arm());
+  }
+
+  // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
+  async beginCheckpoint(): Promise<string> {
+    return this.vm.call('beginCheckpoint', () => {
+      const { guest } = this.vm;
+      // As on Xen: it turns out that somebody had switched tracking off, and it is on again from here, with nothing in it.
+      if (--guest.asksUntilRecordIsLost === 0) {
+        guest.loseTracker();
+        this.#token = guest.arm();
+        guest.harvest();
+      }
+      return this.#on();
+    });
   }
 
   collect(): Harvest {
@@ -266,8 +283,14 @@ class FakeTracker implements DirtyTracker {
 /** Pages are in the picture from the device state on; before, reading it gives what no guest ever wrote. */
 class FakePictureTracker extends FakeTracker {
   override readonly kind = FAKE_PICTURE_TRACKER;
-  readonly picture: MemoryPicture = {
+  override get traits(): TrackerTraits {
+    return { ...super.traits, picture: this.#picture };
+  }
+  readonly #picture: MemoryPicture = {
     pausePages: 1,
+    runState: this.vm.runState,
+    deviceState: this.vm.deviceState,
+    reader: () => this.vm.reader({ memoryPath: this.vm.guest.picturePath }),
     approach: async ({ decide, onRound }) => {
       await new Promise((resolve) => setImmediate(resolve));
       this.vm.call('approach', () => {
@@ -297,6 +320,10 @@ let compareStarts = 0;
 
 class FakeCompareTracker extends FakeTracker {
   override readonly kind = 'compare';
+
+  override get traits(): TrackerTraits {
+    return COMPARES_ALL;
+  }
 
   protected override arm(): string {
     return `compare:${++compareStarts}`;

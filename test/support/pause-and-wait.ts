@@ -9,7 +9,7 @@ import { attachKvm } from '../../adapters/kvm/attach.js';
 
 const [address = '', runtimeDir = ''] = process.argv.slice(2);
 const vm = await attachKvm(address, { runtimeDir });
-await vm.pause();
+await vm.runState.pause();
 process.stdout.write(`paused ${guardPid()}\n`);
 setInterval(() => undefined, 1000);
 

@@ -8,14 +8,17 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 
 import {
-  CheckpointSession,
   HypervisorRegistry,
   openBackend,
+  openSession,
   Repository,
   verify,
+  type CheckpointSession,
   type CheckpointSummary,
   type Hypervisor,
 } from '../../src/index.js';
+import type { DirtyTracker } from '../../src/hypervisor/dirty-tracker.js';
+import type { PauseControl } from '../../src/hypervisor/run-state.js';
 import { kvmHypervisor } from '../../adapters/kvm/kvm-hypervisor.js';
 import type { LabMachine } from '../lab/machine.js';
 import { instead } from '../lab/support/instead.js';
@@ -71,19 +74,21 @@ export class ExactSession {
       ? await Repository.open(openBackend(path))
       : await Repository.init(openBackend(path));
     const truths = new PauseTruths(machine);
-    const session = await CheckpointSession.open({
-      repository,
-      hypervisors: new HypervisorRegistry([truths.watching(hypervisor)]),
-      vm: machine.address,
-      tracker,
-      maxPauseMs,
-      runtimeDir: join(machine.dir, 'runtime'),
-      memoryOnly: true,
-      // Under emulation each thread costs a start of JavaScript.
-      workers: 1,
-      // What is read back for each comparison is read and hashed quicker when it is small.
-      compressionLevel: 1,
-    });
+    const session = await openSession(
+      new HypervisorRegistry([truths.watching(hypervisor)]),
+      machine.address,
+      {
+        repository,
+        tracker,
+        maxPauseMs,
+        runtimeDir: join(machine.dir, 'runtime'),
+        memoryOnly: true,
+        // Under emulation each thread costs a start of JavaScript.
+        workers: 1,
+        // What is read back for each comparison is read and hashed quicker when it is small.
+        compressionLevel: 1,
+      },
+    );
     return new ExactSession(session, repository, path, truths);
   }
 
@@ -131,14 +136,28 @@ class PauseTruths {
     return instead(hypervisor, {
       attach: async (address, options) => {
         const vm = await hypervisor.attach(address, options);
+        const tracker = (kind: string): DirtyTracker => {
+          const opened = vm.memory.tracker(kind);
+          const { traits } = opened;
+          const { picture } = traits;
+          if (picture === undefined) return opened;
+          const watched = instead(picture, { runState: this.#watched(picture.runState) });
+          return instead(opened, { traits: { ...traits, picture: watched } });
+        };
         return instead(vm, {
-          resume: async (running) => {
-            await this.#read();
-            await vm.resume(running);
-          },
+          runState: this.#watched(vm.runState),
+          memory: instead(vm.memory, { tracker }),
         });
       },
     });
+  }
+
+  #watched<T extends PauseControl>(runState: T): T {
+    const resume: PauseControl['resume'] = async (running) => {
+      await this.#read();
+      await runState.resume(running);
+    };
+    return instead<PauseControl>(runState, { resume }) as T;
   }
 
   /** Of the pause before. */

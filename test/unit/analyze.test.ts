@@ -15,7 +15,7 @@ import { reportOf } from '../../src/study/report.js';
 import { openRepositorySubject } from '../../src/study/repository-subject.js';
 import type { ObservedEpoch, Subject } from '../../src/study/subject.js';
 import { intervalFigures } from '../../src/study/windows.js';
-import { CheckpointSession } from '../../src/checkpoint/session.js';
+import { openSession } from '../../src/checkpoint/open-session.js';
 import { PageCodec } from '../../src/kernels/page-codec.js';
 import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import { Repository } from '../../src/repository/repository.js';
@@ -229,13 +229,15 @@ describe('subjects', () => {
     const runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-analyze-'));
     const guest = new FakeGuest();
     const repository = await Repository.init(new MemoryBackend());
-    const session = await CheckpointSession.open({
-      repository,
-      hypervisors: new HypervisorRegistry([new FakeHypervisor([guest])]),
-      vm: `fake:${guest.identity.name}`,
-      runtimeDir,
-      workers: 1,
-    });
+    const session = await openSession(
+      new HypervisorRegistry([new FakeHypervisor([guest])]),
+      `fake:${guest.identity.name}`,
+      {
+        repository,
+        runtimeDir,
+        workers: 1,
+      },
+    );
     guest.write(3, Uint8Array.of(1));
     await session.checkpoint();
     guest.write(3, Uint8Array.of(2, 2), 10);

@@ -427,7 +427,7 @@ describe('whether a VM can be streamed', () => {
 describe('the choice of a tracker', () => {
   const stream = { kind: 'qmp-stream', usable: true, reason: '', immuneTo: ['VHOST_KERNEL'] };
   const scan = { kind: 'pagemap-scan', usable: true, reason: '' };
-  const compare = { kind: 'compare', usable: true, reason: '' };
+  const compare = { kind: 'compare', usable: true, reason: '', immuneTo: 'all' as const };
   const vhost = { code: 'VHOST_KERNEL', effect: 'compare' as const, text: 'somebody else writes' };
   const shared = { code: 'SHARED_MEMORY', effect: 'compare' as const, text: 'others have it mapped' };
 

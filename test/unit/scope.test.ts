@@ -9,7 +9,7 @@ const unbroken: ScopeFacts = {
   parent: { id: 'p1', layout },
   layout,
   ledger: { state: 'clean', token: 't1', repositoryId: 'r1', chain: 'web1', checkpointId: 'p1' },
-  tracker: { kind: 'pagemap-scan', token: 't1' },
+  tracker: { seesWrites: true, token: 't1' },
   trackerReason: '',
   repositoryId: 'r1',
   chain: 'web1',
@@ -27,7 +27,7 @@ describe('the scope of a checkpoint', () => {
 
   const ledger = unbroken.ledger!;
   it.each<[string, Partial<ScopeFacts>]>([
-    ['the tracker was armed anew', { tracker: { kind: 'pagemap-scan', token: 't2' } }],
+    ['the tracker was armed anew', { tracker: { seesWrites: true, token: 't2' } }],
     ['nothing is known of this run', { ledger: undefined }],
     ['bits are owed by a checkpoint that was cut off', { ledger: { ...ledger, state: 'owed' } }],
     ['the last checkpoint went to another repository', { ledger: { ...ledger, repositoryId: 'r2' } }],
@@ -37,7 +37,7 @@ describe('the scope of a checkpoint', () => {
       { ledger: { ...ledger, checkpointId: 'p0' } },
     ],
     ['memory was plugged', { layout: layOut([{ id: 'pc.ram', sizeBytes: 2 << 20 }]) }],
-    ['the tracker cannot tell', { tracker: { kind: 'compare', token: 't1' } }],
+    ['the tracker cannot tell', { tracker: { seesWrites: false, token: 't1' } }],
   ])('compares all pages, and says why, when %s', (_, change) => {
     const scope = decideScope({ ...unbroken, ...change });
     expect(scope.kind).toBe('compare');
@@ -47,7 +47,7 @@ describe('the scope of a checkpoint', () => {
   it('names what stands in the way of a tracker, and the price', () => {
     const { reason } = decideScope({
       ...unbroken,
-      tracker: { kind: 'compare', token: 't1' },
+      tracker: { seesWrites: false, token: 't1' },
       trackerReason: 'log-dirty: not for this guest',
     });
     expect(reason).toContain('log-dirty: not for this guest');

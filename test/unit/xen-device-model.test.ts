@@ -262,12 +262,12 @@ describe('the dirty record of a guest with a device model', () => {
 
   it('begins only once the device model reports what it writes', async () => {
     const tracker = makeTracker();
-    await tracker.prove();
+    await expect(tracker.beginCheckpoint()).rejects.toMatchObject({ code: 'TRACKER_OFF' });
     expect(told).toBe(0);
     await tracker.start();
     expect(told).toBe(1);
     const { token } = tracker;
-    await tracker.prove();
+    await tracker.beginCheckpoint();
     expect(told).toBe(2);
     expect(tracker.token).toBe(token);
   });
@@ -277,7 +277,7 @@ describe('the dirty record of a guest with a device model', () => {
     await tracker.start();
     const { token } = tracker;
     xen.switchOff();
-    await tracker.prove();
+    await tracker.beginCheckpoint();
     expect(told).toBe(2);
     expect(tracker.token).not.toBe(token);
   });
@@ -286,10 +286,10 @@ describe('the dirty record of a guest with a device model', () => {
     const tracker = makeTracker();
     await tracker.start();
     const before = tracker.token;
-    await tracker.prove();
+    await tracker.beginCheckpoint();
     xen.switchOff();
-    expect(() => tracker.token).toThrow(expect.objectContaining({ code: 'TRACKER_FAILED' }));
-    await tracker.prove();
+    expect(() => tracker.collect()).toThrow(expect.objectContaining({ code: 'TRACKER_FAILED' }));
+    await tracker.beginCheckpoint();
     expect(tracker.token).not.toBe(before);
   });
 
@@ -297,7 +297,7 @@ describe('the dirty record of a guest with a device model', () => {
     const tracker = makeTracker();
     await tracker.start();
     saver = 'libxl-save-helper (process 1)';
-    await expect(tracker.prove()).rejects.toMatchObject({ code: 'VM_STATE' });
+    await expect(tracker.beginCheckpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
     await expect(makeTracker().start()).rejects.toMatchObject({ code: 'VM_STATE' });
     expect(told).toBe(1);
   });

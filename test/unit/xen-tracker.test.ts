@@ -121,7 +121,7 @@ describe('the log-dirty tracker of Xen', () => {
     const { token } = tracker;
     xen.switchOff();
     xen.write(5, 1);
-    expect(tracker.token).not.toBe(token);
+    expect(await tracker.beginCheckpoint()).not.toBe(token);
     expect(xen.isLogDirty).toBe(true);
     // Under the new token nothing of the time before is claimed to be unchanged.
     expect(pagesOf(tracker.collect())).toHaveLength(600);
@@ -162,7 +162,7 @@ describe('the log-dirty tracker of Xen', () => {
   it('does not touch the bitmap while somebody else saves the domain', async () => {
     const tracker = await started();
     saver = 'libxl-save-helper (process 1)';
-    expect(() => tracker.token).toThrow(expect.objectContaining({ code: 'VM_STATE', retryable: true }));
+    await expect(tracker.beginCheckpoint()).rejects.toMatchObject({ code: 'VM_STATE', retryable: true });
   });
 
   it('refuses to take over tracking that somebody else may be using', async () => {

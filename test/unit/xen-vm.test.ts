@@ -39,14 +39,14 @@ describe('an attached Xen domain', () => {
   });
 
   it('has no device state before one is saved', async () => {
-    await expect(vm.takeDeviceState()).rejects.toMatchObject({ code: 'VM_STATE' });
+    await expect(vm.deviceState.take()).rejects.toMatchObject({ code: 'VM_STATE' });
   });
 
   it('is gone once it is closed', async () => {
-    await vm.memoryLayout();
+    await vm.memory.layout();
     await vm.close();
-    await expect(vm.memoryLayout()).rejects.toMatchObject({ code: 'VM_GONE' });
-    await expect(vm.runState()).rejects.toMatchObject({ code: 'VM_GONE' });
-    await expect(vm.pause()).rejects.toMatchObject({ code: 'VM_GONE' });
+    await expect(vm.memory.layout()).rejects.toMatchObject({ code: 'VM_GONE' });
+    await expect(vm.runState.read()).rejects.toMatchObject({ code: 'VM_GONE' });
+    await expect(vm.runState.pause()).rejects.toMatchObject({ code: 'VM_GONE' });
   });
 });

@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto';
 
 import { processStartTime } from '../../../src/host/process-identity.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
-import type { RunState } from '../../../src/hypervisor/vm.js';
+import type { RunState } from '../../../src/hypervisor/run-state.js';
 import type { Json } from '../../../src/types.js';
 import { isMigrating } from '../inspect/hazards.js';
 import { eventsOf, type Monitor } from '../../qemu/monitor.js';
@@ -106,7 +106,7 @@ export class RunStateControl {
   }
 
   /**
-   * `stop`, unless the VM is paused already; see `Vm.pause`.
+   * `stop`, unless the VM is paused already; see `PauseControl.pause`.
    * @throws VM_STATE, also when a migration is under way that is not Cairn's own; VM_GONE, QMP_TIMEOUT
    */
   async pause({
@@ -152,7 +152,7 @@ export class RunStateControl {
     return true;
   }
 
-  /** See `Vm.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
+  /** See `PauseControl.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
   async resume(running?: () => void): Promise<void> {
     if (this.#resumedByOthers || this.#stopSent) await this.resumeFromMigration(running);
   }

@@ -11,7 +11,12 @@ import { closeSync, openSync, readSync } from 'node:fs';
 
 import { DirtyBitmap } from '../../../src/bitmap/dirty-bitmap.js';
 import { CheckpointError } from '../../../src/errors.js';
-import type { DirtyTracker, Harvest, TrackerReport } from '../../../src/hypervisor/dirty-tracker.js';
+import {
+  COMPARES_ALL,
+  type DirtyTracker,
+  type Harvest,
+  type TrackerReport,
+} from '../../../src/hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 import { FileHoles } from '../memory/file-holes.js';
@@ -36,6 +41,7 @@ export function compareReport(pid: number): TrackerReport {
   return {
     kind: COMPARE_KIND,
     usable: true,
+    immuneTo: 'all',
     reason:
       'reads and compares all pages while the VM is paused: always right, but the pause grows with the memory',
   };
@@ -57,6 +63,7 @@ interface Started {
 
 export class CompareTracker implements DirtyTracker {
   readonly kind = COMPARE_KIND;
+  readonly traits = COMPARES_ALL;
   readonly #options: CompareOptions;
   #started: Started | undefined;
 
@@ -78,6 +85,11 @@ export class CompareTracker implements DirtyTracker {
       token: `${COMPARE_KIND}:${process.pid}:${process.startTime}:${randomBytes(12).toString('hex')}`,
     };
     return Promise.resolve();
+  }
+
+  // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
+  async beginCheckpoint(): Promise<string> {
+    return this.token;
   }
 
   collect(): Harvest {

@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url';
 
 import { processStartTime } from '../../../src/host/process-identity.js';
 import { CheckpointError } from '../../../src/errors.js';
-import type { RunState } from '../../../src/hypervisor/vm.js';
+import type { RunState } from '../../../src/hypervisor/run-state.js';
 import { PauseGuard, type GuardProgram } from '../../guard/pause-guard.js';
 import {
   clearPauseMarker,
@@ -92,7 +92,7 @@ export class SuspendControl {
     await this.#readyGuard();
   }
 
-  /** Asks the guest to suspend and waits until it has; see `Vm.pause`. @throws VM_STATE, VM_GONE */
+  /** Asks the guest to suspend and waits until it has; see `PauseControl.pause`. @throws VM_STATE, VM_GONE */
   async pause(stopping?: () => void): Promise<boolean> {
     const { domain, foreignSave, deviceModel } = this.#options;
     // Before there is a guard: it would stay for a domain that is gone.
@@ -164,7 +164,7 @@ export class SuspendControl {
     return true;
   }
 
-  /** See `Vm.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
+  /** See `PauseControl.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
   async resume(): Promise<void> {
     if (!this.#isAsked) return;
     const { domain, deviceModel } = this.#options;

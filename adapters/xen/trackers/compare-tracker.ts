@@ -7,7 +7,12 @@ import { randomBytes } from 'node:crypto';
 
 import { CheckpointError } from '../../../src/errors.js';
 import { DirtyBitmap } from '../../../src/bitmap/dirty-bitmap.js';
-import type { DirtyTracker, Harvest, TrackerReport } from '../../../src/hypervisor/dirty-tracker.js';
+import {
+  COMPARES_ALL,
+  type DirtyTracker,
+  type Harvest,
+  type TrackerReport,
+} from '../../../src/hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
 import { absentPages, type PresenceScanner } from '../memory/presence.js';
 
@@ -16,12 +21,14 @@ export const COMPARE_KIND = 'compare';
 export const compareReport: TrackerReport = {
   kind: COMPARE_KIND,
   usable: true,
+  immuneTo: 'all',
   reason:
     'reads and compares all pages while the VM is suspended: always right, but the stop grows with the memory',
 };
 
 export class CompareTracker implements DirtyTracker {
   readonly kind = COMPARE_KIND;
+  readonly traits = COMPARES_ALL;
   readonly #layout: MemoryLayout;
   readonly #presence: PresenceScanner;
   #token = '';
@@ -39,6 +46,11 @@ export class CompareTracker implements DirtyTracker {
   start(): Promise<void> {
     this.#token ||= `${COMPARE_KIND}:${randomBytes(12).toString('hex')}`;
     return Promise.resolve();
+  }
+
+  // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
+  async beginCheckpoint(): Promise<string> {
+    return this.token;
   }
 
   collect(): Harvest {

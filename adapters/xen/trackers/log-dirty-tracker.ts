@@ -24,7 +24,7 @@ import { randomBytes } from 'node:crypto';
 import { DirtyBitmap } from '../../../src/bitmap/dirty-bitmap.js';
 import { CheckpointError } from '../../../src/errors.js';
 import { errnoName } from '../../../src/ffi/libc.js';
-import type { DirtyTracker, Harvest } from '../../../src/hypervisor/dirty-tracker.js';
+import { TRACKS_WRITES, type DirtyTracker, type Harvest } from '../../../src/hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
 import type { XenDomain } from '../domain/domain.js';
 import { LOGDIRTY_FINAL, SHADOW_OP, SHORT_BITMAP } from '../ffi/library.js';
@@ -49,6 +49,7 @@ export interface LogDirtyOptions {
 
 export class LogDirtyTracker implements DirtyTracker {
   readonly kind = LOG_DIRTY_KIND;
+  readonly traits = TRACKS_WRITES;
   readonly #options: LogDirtyOptions;
   #token = '';
   /** Pages present at the last collect. Undefined: not known, so every page counts as new. */
@@ -60,19 +61,8 @@ export class LogDirtyTracker implements DirtyTracker {
     this.#options = options;
   }
 
-  /**
-   * Probes: a new token means that somebody had switched tracking off.
-   * @throws VM_STATE while somebody else saves or migrates the domain, and so uses the bitmap
-   */
   get token(): string {
     this.#mustBeOn();
-    this.#mustBeAlone();
-    if (!this.#isStillOn()) {
-      this.#beginAnew();
-      // Whoever did that has told the device model to report no more as well, and it was not told otherwise
-      // since.
-      if (this.#options.reportWrites !== undefined) throw this.#switchedOff();
-    }
     return this.#token;
   }
 
@@ -83,17 +73,26 @@ export class LogDirtyTracker implements DirtyTracker {
   }
 
   /**
-   * To be called before each checkpoint of a guest with a device model: after it either both the hypervisor
-   * and the device model have kept the record all the time, or both keep it from here under a new token.
-   * Whoever saves the domain switches the hypervisor off first and the device model after it, and is gone
-   * only after both; nobody is under way when the device model is told, so what switches it off later shows
-   * in the hypervisor's bitmap.
-   * @throws VM_STATE while somebody else saves or migrates the domain
+   * Probes: a new token means that somebody had switched tracking off. After it either both the hypervisor and the device model have kept
+   * the record all the time, or both keep it from here under a new token. Whoever saves the domain switches the hypervisor off first and
+   * the device model after it, and is gone only after both; nobody is under way when the device model is told, so what switches it off
+   * later shows in the hypervisor's bitmap.
+   * @throws VM_STATE while somebody else saves or migrates the domain, and so uses the bitmap
    */
-  async prove(): Promise<void> {
-    if (this.#token === '' || this.#options.reportWrites === undefined) return;
-    await this.#tellDeviceModel();
+  async beginCheckpoint(): Promise<string> {
+    this.#mustBeOn();
+    this.#mustBeAlone();
     if (!this.#isStillOn()) this.#beginAnew();
+    if (this.#options.reportWrites !== undefined) {
+      await this.#tellDeviceModel();
+      this.#mustBeAlone();
+      if (!this.#isStillOn()) {
+        this.#beginAnew();
+        // Whoever did that meanwhile has told the device model to report no more as well.
+        throw this.#switchedOff();
+      }
+    }
+    return this.#token;
   }
 
   collect(): Harvest {

@@ -2,7 +2,7 @@
 
 import { availableParallelism } from 'node:os';
 
-import type { Vm } from '../../hypervisor/vm.js';
+import type { GuestReaderDescription } from '../../hypervisor/guest-reader.js';
 import { SharePool } from '../../pool/share-pool.js';
 
 export interface PoolSizing {
@@ -18,11 +18,11 @@ export const DEFAULT_COMPRESSION_LEVEL = 3;
 /** More owners than this only fight over memory bandwidth during the copy. */
 const MOST_WORKERS = 4;
 
-export function openPool(vm: Vm, sizing: PoolSizing): Promise<SharePool> {
+export function openPool(reader: GuestReaderDescription, sizing: PoolSizing): Promise<SharePool> {
   return SharePool.open({
     workers: sizing.workers ?? Math.min(MOST_WORKERS, availableParallelism()),
     settings: {
-      reader: vm.guestReader(),
+      reader,
       cacheBytes: sizing.cacheBytes ?? DEFAULT_CACHE_BYTES,
       level: sizing.compressionLevel ?? DEFAULT_COMPRESSION_LEVEL,
     },

@@ -1,6 +1,7 @@
 /** What pages come from: the regions of a VM as they are now, who tells which changed, who reads them. */
 
 import type { DirtyTracker } from '../../hypervisor/dirty-tracker.js';
+import type { GuestReaderDescription } from '../../hypervisor/guest-reader.js';
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { Vm } from '../../hypervisor/vm.js';
 import type { SharePool } from '../../pool/share-pool.js';
@@ -23,11 +24,12 @@ export interface PageSourceOptions extends PoolSizing {
 
 /** @throws TRACKER_UNAVAILABLE, and what the VM throws */
 export async function openSource(vm: Vm, options: PageSourceOptions): Promise<PageSource> {
-  const layout = await vm.memoryLayout();
+  const layout = await vm.memory.layout();
   const { tracker, reason } = await chooseTracker(vm, options.tracker ?? 'auto');
   try {
-    const pool = await openPool(vm, options);
-    return { layout, fingerprint: fingerprintOf(vm, layout), tracker, reason, pool };
+    const reader = readerOf(vm, tracker);
+    const pool = await openPool(reader, options);
+    return { layout, fingerprint: fingerprintOf(layout, reader), tracker, reason, pool };
   } catch (error) {
     tracker.close();
     throw error;
@@ -35,10 +37,15 @@ export async function openSource(vm: Vm, options: PageSourceOptions): Promise<Pa
 }
 
 /** Equal as long as every region has the same id and size and is read from the same place. */
-export async function fingerprint(vm: Vm): Promise<string> {
-  return fingerprintOf(vm, await vm.memoryLayout());
+export async function fingerprint(vm: Vm, tracker: DirtyTracker): Promise<string> {
+  return fingerprintOf(await vm.memory.layout(), readerOf(vm, tracker));
 }
 
-function fingerprintOf(vm: Vm, layout: MemoryLayout): string {
-  return JSON.stringify([layout, vm.guestReader()]);
+/** Pages are read from the picture where the hypervisor sends one, otherwise from the VM. */
+function readerOf(vm: Vm, tracker: DirtyTracker): GuestReaderDescription {
+  return tracker.traits.picture?.reader() ?? vm.memory.reader();
+}
+
+function fingerprintOf(layout: MemoryLayout, reader: GuestReaderDescription): string {
+  return JSON.stringify([layout, reader]);
 }

@@ -9,14 +9,12 @@ import { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
 import type { Harvest } from '../../hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import { chunkRuns } from '../../bitmap/run-chunks.js';
-import { countRunPages, type PageRuns } from '../../types.js';
+import { countRunPages, expandRuns, type PageRuns } from '../../types.js';
 
 export interface TakenPages {
   /** Pages to be copied. */
   readonly present: PageRuns;
   readonly presentCount: number;
-  /** Pages to be recorded as zero. */
-  readonly absent: PageRuns;
 }
 
 export class PendingPages {
@@ -26,12 +24,15 @@ export class PendingPages {
   readonly harvested: DirtyBitmap;
   /** Everything taken so far, each page once. */
   readonly #touched: DirtyBitmap;
+  /** Of what was taken: pages of which the last word is that no memory is behind them. */
+  readonly #takenAbsent: DirtyBitmap;
 
   constructor(pageSpan: number) {
     this.#pending = new DirtyBitmap(pageSpan);
     this.#absent = new DirtyBitmap(pageSpan);
     this.harvested = new DirtyBitmap(pageSpan);
     this.#touched = new DirtyBitmap(pageSpan);
+    this.#takenAbsent = new DirtyBitmap(pageSpan);
   }
 
   add(harvest: Harvest): void {
@@ -65,6 +66,11 @@ export class PendingPages {
     return new Uint32Array(0);
   }
 
+  /** Pages to be recorded as zero, once everything that was taken is written: the last harvest that reported them found no memory behind them. */
+  absentPages(): Uint32Array {
+    return expandRuns(this.#takenAbsent.toRuns());
+  }
+
   /** Hands over all that is pending and starts empty again. */
   take(): TakenPages {
     const all = this.#pending.toRuns();
@@ -76,6 +82,8 @@ export class PendingPages {
     const absent = this.#pending.toRuns();
     this.#pending.clearRuns(absent);
     this.#absent.clear();
-    return { present, presentCount: countRunPages(present), absent };
+    this.#takenAbsent.clearRuns(present);
+    this.#takenAbsent.setRuns(absent);
+    return { present, presentCount: countRunPages(present) };
   }
 }

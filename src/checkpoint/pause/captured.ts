@@ -1,7 +1,8 @@
-/** What the cycle of a checkpoint brings back from the pause. */
+/** What a capture brings back from the pause. */
 
 import type { DiskSnapshot } from '../../hypervisor/disks.js';
-import type { FrozenGuest } from '../../hypervisor/vm.js';
+import type { FrozenGuest } from '../../hypervisor/freezer.js';
+import type { Stopwatch } from './stopwatch.js';
 
 export interface PhaseTimes {
   /** Stopping the vCPUs and draining device I/O. */
@@ -35,4 +36,17 @@ export interface Captured {
   readonly warnings: readonly string[];
   /** In which the VM was found and left. */
   readonly runState: 'running' | 'paused';
+}
+
+export function phaseTimes(watch: Stopwatch, roundStopsMs: number): PhaseTimes {
+  return {
+    stopMs: watch.total('stop'),
+    harvestMs: watch.total('harvest'),
+    copyMs: watch.total('copy'),
+    deviceStateMs: watch.total('deviceState'),
+    disksMs: watch.total('disks'),
+    hookMs: watch.total('hook'),
+    resumeMs: watch.total('resume'),
+    roundStopsMs,
+  };
 }

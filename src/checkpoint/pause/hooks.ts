@@ -14,7 +14,7 @@
 
 import { spawn } from 'node:child_process';
 
-import { CheckpointError } from '../../errors.js';
+import { CheckpointError, isCheckpointError } from '../../errors.js';
 
 export type HookPhase = 'before-pause' | 'paused' | 'resumed' | 'committed' | 'failed';
 
@@ -67,6 +67,20 @@ export class CommandHook implements Hook {
       hint: 'run the command by hand with the CAIRN_ variables set; see docs/operations.md',
       detail: { phase },
     });
+  }
+}
+
+/** The phase `resumed`, in which the hook's failure is a warning. @throws what is not HOOK_FAILED */
+export async function runResumedHook(
+  hook: Hook | undefined,
+  context: HookContext,
+  warn: (text: string) => void,
+): Promise<void> {
+  try {
+    await hook?.run('resumed', context);
+  } catch (error) {
+    if (!isCheckpointError(error, 'HOOK_FAILED')) throw error;
+    warn(error.message);
   }
 }
 

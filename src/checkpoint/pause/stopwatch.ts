@@ -20,9 +20,9 @@ export class Stopwatch {
     return (this.#stopped ?? performance.now()) - this.#started;
   }
 
-  /** The whole begins here, not when this object was made. */
-  start(): void {
-    this.#started = performance.now();
+  /** The whole begins here, not when this object was made. @param at on the clock of `performance.now()` */
+  start(at = performance.now()): void {
+    this.#started = at;
   }
 
   /** The whole ends here. Later calls change nothing. */

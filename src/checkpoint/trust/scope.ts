@@ -22,7 +22,7 @@ export interface ScopeFacts {
   readonly parent: { readonly id: string; readonly layout: MemoryLayout } | null;
   readonly layout: MemoryLayout;
   readonly ledger: LedgerEntry | undefined;
-  readonly tracker: { readonly kind: string; readonly token: string };
+  readonly tracker: { readonly seesWrites: boolean; readonly token: string };
   /** Why it is not a better one; empty when it is the best or was asked for. */
   readonly trackerReason: string;
   readonly repositoryId: string;
@@ -33,7 +33,7 @@ export function decideScope(facts: ScopeFacts): Scope {
   const { parent, ledger } = facts;
   if (facts.forceBase) return { kind: 'base', reason: 'a new base was asked for' };
   if (parent === null) return { kind: 'base', reason: 'the first checkpoint of this VM in this repository' };
-  if (facts.tracker.kind === 'compare') {
+  if (!facts.tracker.seesWrites) {
     const why = facts.trackerReason === '' ? '' : ` (${facts.trackerReason})`;
     return {
       kind: 'compare',

@@ -18,7 +18,7 @@ export interface TrackerChoice {
  */
 export async function chooseTracker(vm: Vm, wanted: string): Promise<TrackerChoice> {
   const { kind, reason } = decideTracker(vm.address, await vm.inspect(), wanted);
-  const tracker = vm.tracker(kind);
+  const tracker = vm.memory.tracker(kind);
   await tracker.start();
   return { tracker, reason };
 }
@@ -73,7 +73,7 @@ export function decideTracker(
 
 /** A hazard through which writes escape that tracker. */
 export function escapeFrom(report: VmReport, kind: string): VmHazard | undefined {
-  if (kind === 'compare') return undefined;
   const immuneTo = report.trackers.find((tracker) => tracker.kind === kind)?.immuneTo ?? [];
+  if (immuneTo === 'all') return undefined;
   return report.hazards.find(({ code, effect }) => effect === 'compare' && !immuneTo.includes(code));
 }

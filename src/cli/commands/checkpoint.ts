@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 
-import { CheckpointSession } from '../../checkpoint/session.js';
+import { openSession } from '../../checkpoint/open-session.js';
 import { hypervisors } from '../../index.js';
 import { checkpointText } from '../checkpoint-text.js';
 import { command, run } from '../command.js';
@@ -22,11 +22,9 @@ export function checkpointCommand(): Command {
     .option('--base', 'start a new base instead of adding to the chain')
     .action((vm: string, options: Options) =>
       run(options, async ({ reporter, signal, openRepository }) => {
-        const session = await CheckpointSession.open({
+        const session = await openSession(hypervisors(), vm, {
           ...sessionSettings(options),
           repository: await openRepository(),
-          hypervisors: hypervisors(),
-          vm,
           signal,
         });
         try {

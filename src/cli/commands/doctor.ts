@@ -23,9 +23,9 @@ export function doctorCommand(): Command {
         try {
           const [report, layout, disks, runState] = [
             await vm.inspect(),
-            await vm.memoryLayout(),
+            await vm.memory.layout(),
             await vm.disks.list(),
-            await vm.runState(),
+            await vm.runState.read(),
           ];
           const refused = report.hazards.filter((hazard) => hazard.effect === 'refuse');
           const chosen = chosenOf(address, report);

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import type { Command } from 'commander';
 
-import { CheckpointSession } from '../../checkpoint/session.js';
+import { openSession } from '../../checkpoint/open-session.js';
 import { CheckpointError, isCheckpointError } from '../../errors.js';
 import { hypervisors } from '../../index.js';
 import { checkpointText } from '../checkpoint-text.js';
@@ -48,11 +48,9 @@ export function watchCommand(): Command {
         if (options.withDisks === true && policy === undefined)
           throw new CheckpointError('USAGE', '--with-disks is for --keep-... alone');
         // The signal ends the waiting, not a checkpoint under way: that one is finished first.
-        const session = await CheckpointSession.open({
+        const session = await openSession(hypervisors(), vm, {
           ...sessionSettings(options),
           repository: await openRepository(),
-          hypervisors: hypervisors(),
-          vm,
         });
         let taken = 0;
         let failed = 0;

@@ -6,7 +6,7 @@
 import type { CheckpointSource, PageChunk } from '../../hypervisor/restore.js';
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { DiskSnapshot } from '../../hypervisor/disks.js';
-import type { FrozenGuest } from '../../hypervisor/vm.js';
+import type { FrozenGuest } from '../../hypervisor/freezer.js';
 import type { CallOptions, StorageBackend } from '../../storage/backend.js';
 import { throwIfInterrupted } from '../../storage/interrupted.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../../types.js';

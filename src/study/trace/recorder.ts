@@ -55,20 +55,20 @@ export async function* recordEpochs(
   tracker: DirtyTracker,
   options: RecordOptions,
 ): AsyncGenerator<RecordedEpoch> {
-  const { moduleUrl, options: readerOptions } = vm.guestReader();
+  const { moduleUrl, options: readerOptions } = vm.memory.reader();
   const reader = ((await import(moduleUrl)) as GuestReaderModule).openGuestReader(readerOptions);
-  const wasRunning = (await vm.runState()) === 'running';
+  const wasRunning = (await vm.runState.read()) === 'running';
   try {
-    await vm.pause();
+    await vm.runState.pause();
     const memory = new MemoryCopy(layout, reader);
     memory.readAll(tracker);
     let stretches = 1;
     for (let epoch = 0; epoch < options.epochs; epoch++) {
       options.signal?.throwIfAborted();
       const started = performance.now();
-      await vm.resume();
+      await vm.runState.resume();
       await sleep(Math.max(0, options.epochMs - (performance.now() - started)));
-      await vm.pause();
+      await vm.runState.pause();
       const runMs = performance.now() - started;
       const { dirty, absent } = tracker.collect();
       const pages = expandRuns(dirty.toRuns());
@@ -78,7 +78,7 @@ export async function* recordEpochs(
     }
   } finally {
     reader.close();
-    if (wasRunning) await vm.resume();
+    if (wasRunning) await vm.runState.resume();
   }
 }
 

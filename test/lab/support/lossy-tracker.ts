@@ -13,7 +13,8 @@ export function tampered(hypervisor: Hypervisor, tampering: { readonly isOn: boo
   return instead(hypervisor, {
     attach: async (address, options) => {
       const vm: Vm = await hypervisor.attach(address, options);
-      return instead(vm, { tracker: (kind) => lossy(vm.tracker(kind), tampering) });
+      const tracker = (kind: string): DirtyTracker => lossy(vm.memory.tracker(kind), tampering);
+      return instead(vm, { memory: instead(vm.memory, { tracker }) });
     },
   });
 }

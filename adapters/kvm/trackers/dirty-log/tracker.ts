@@ -13,7 +13,7 @@ import { randomBytes } from 'node:crypto';
 
 import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
 import { CheckpointError } from '../../../../src/errors.js';
-import type { DirtyTracker, Harvest } from '../../../../src/hypervisor/dirty-tracker.js';
+import { TRACKS_WRITES, type DirtyTracker, type Harvest } from '../../../../src/hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../../src/types.js';
 import type { KvmMachine, KvmVcpu, MemorySlot } from './device.js';
@@ -31,6 +31,7 @@ export interface KvmDirtyLogOptions {
 
 export class KvmDirtyLogTracker implements DirtyTracker {
   readonly kind = KVM_DIRTY_LOG_KIND;
+  readonly traits = TRACKS_WRITES;
   readonly #options: KvmDirtyLogOptions;
   readonly #firstPageOf: ReadonlyMap<number, number>;
   readonly #owed: DirtyBitmap;
@@ -62,6 +63,11 @@ export class KvmDirtyLogTracker implements DirtyTracker {
     for (const slot of slots) machine.setMemory(slot, { logsDirtyPages: true });
     this.#token = `${KVM_DIRTY_LOG_KIND}:${randomBytes(12).toString('hex')}`;
     return Promise.resolve();
+  }
+
+  // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
+  async beginCheckpoint(): Promise<string> {
+    return this.token;
   }
 
   /** Guest memory that the VMM has written itself, in pages of the layout. */

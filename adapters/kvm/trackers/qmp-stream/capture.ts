@@ -102,7 +102,7 @@ export class StreamCapture {
 
   /**
    * The VM is stopped and nearly everything is here.
-   * @returns true, as `Vm.pause`
+   * @returns true, as `PauseControl.pause`
    * @throws VM_STATE, TRACKER_FAILED, QMP_TIMEOUT, VM_GONE
    */
   async pause(): Promise<boolean> {

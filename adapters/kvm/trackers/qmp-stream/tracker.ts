@@ -11,13 +11,14 @@ import { closeSync } from 'node:fs';
 
 import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
 import { CheckpointError } from '../../../../src/errors.js';
-import type {
-  ApproachRequest,
-  DirtyTracker,
-  Harvest,
-  MemoryPicture,
+import {
+  TRACKS_WRITES,
+  type ApproachRequest,
+  type DirtyTracker,
+  type Harvest,
+  type MemoryPicture,
+  type TrackerTraits,
 } from '../../../../src/hypervisor/dirty-tracker.js';
-import type { GuestReaderDescription } from '../../../../src/hypervisor/guest-reader.js';
 import type { MemoryLayout } from '../../../../src/hypervisor/memory-layout.js';
 import type { Monitor } from '../../../qemu/monitor.js';
 import { PauseGuard } from '../../../guard/pause-guard.js';
@@ -54,7 +55,7 @@ interface Started {
 
 export class QmpStreamTracker implements DirtyTracker {
   readonly kind = QMP_STREAM_KIND;
-  readonly picture: MemoryPicture;
+  readonly traits: TrackerTraits;
   readonly #options: QmpStreamOptions;
   #started: Started | undefined;
   readonly #attachment = randomBytes(8).toString('hex');
@@ -67,26 +68,27 @@ export class QmpStreamTracker implements DirtyTracker {
     this.#options = options;
     const records = (): number => this.#started?.views.counters[0] ?? 0;
     const recordsBeforeStop = (): number => this.#recordsBeforeStop;
-    this.picture = {
+    const picture: MemoryPicture = {
       approach: (request) => this.#approach(request),
+      // Asynchronous, so that a tracker that is not started rejects and does not throw.
+      runState: {
+        pause: async () => this.#on().capture.pause(),
+        resume: async () => this.#on().capture.resume(),
+      },
+      deviceState: {
+        save: async () => this.#on().capture.complete(),
+        take: async () => this.#on().capture.take(),
+      },
+      reader: () => describeStagingReader(this.#on().staging),
       get pausePages() {
         return Math.max(0, records() - recordsBeforeStop());
       },
     };
+    this.traits = { ...TRACKS_WRITES, picture };
   }
 
   get token(): string {
     return this.#on().token;
-  }
-
-  /** The parts of a pause, driven by the VM. @throws TRACKER_OFF */
-  get capture(): StreamCapture {
-    return this.#on().capture;
-  }
-
-  /** @throws TRACKER_OFF */
-  guestReader(): GuestReaderDescription {
-    return describeStagingReader(this.#on().staging);
   }
 
   async start(): Promise<void> {
@@ -113,6 +115,11 @@ export class QmpStreamTracker implements DirtyTracker {
         onBroken: () => this.#distrust(),
       }),
     };
+  }
+
+  // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
+  async beginCheckpoint(): Promise<string> {
+    return this.token;
   }
 
   collect(): Harvest {

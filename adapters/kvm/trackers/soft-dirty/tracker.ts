@@ -30,7 +30,12 @@ import { closeSync, openSync, writeSync } from 'node:fs';
 
 import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
 import { CheckpointError, describeError, systemErrorCode } from '../../../../src/errors.js';
-import type { DirtyTracker, Harvest } from '../../../../src/hypervisor/dirty-tracker.js';
+import {
+  TRACKS_WRITES,
+  type DirtyTracker,
+  type Harvest,
+  type TrackerTraits,
+} from '../../../../src/hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../../src/types.js';
 import { checkStillMapped } from '../../memory/mapped-blocks.js';
@@ -77,7 +82,11 @@ interface Armed {
 
 export class SoftDirtyTracker implements DirtyTracker {
   readonly kind = SOFT_DIRTY_KIND;
-  readonly clearsOnlyAtRest = true;
+  readonly traits: TrackerTraits = {
+    ...TRACKS_WRITES,
+    clearsOnlyAtRest: true,
+    settle: () => this.#options.quiet.whileQuiet(() => this.collect()),
+  };
   readonly #options: SoftDirtyOptions;
   readonly #path: string;
   readonly #owed: DirtyBitmap;
@@ -141,6 +150,11 @@ export class SoftDirtyTracker implements DirtyTracker {
     }
   }
 
+  // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
+  async beginCheckpoint(): Promise<string> {
+    return this.token;
+  }
+
   collect(): Harvest {
     const armed = this.#on();
     const { process, layout, blocks, quiet } = this.#options;
@@ -187,10 +201,6 @@ export class SoftDirtyTracker implements DirtyTracker {
     written.or(this.#owed);
     this.#owed.clear();
     return { dirty: written, absent: absent.clone() };
-  }
-
-  settle(): Promise<Harvest> {
-    return this.#options.quiet.whileQuiet(() => this.collect());
   }
 
   putBack(dirty: DirtyBitmap): void {

@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { decodeDeviceState } from '../../../../adapters/xen/stream/device-state.js';
-import { CheckpointSession } from '../../../../src/checkpoint/session.js';
+import { openSession } from '../../../../src/checkpoint/open-session.js';
+import type { CheckpointSession } from '../../../../src/checkpoint/session.js';
 import type { CheckpointSummary } from '../../../../src/checkpoint/summary.js';
 import { importCheckpoint } from '../../../../src/intake/import.js';
 import { hypervisors } from '../../../../src/index.js';
@@ -65,10 +66,8 @@ export class GuestChain {
 
   /** Takes a checkpoint and compares it with the truth: nothing may differ. */
   async checkpoint(tracker = 'auto'): Promise<Taken> {
-    this.#session ??= await CheckpointSession.open({
+    this.#session ??= await openSession(this.#watched.registry, this.guest.address, {
       repository: this.repository,
-      hypervisors: this.#watched.registry,
-      vm: this.guest.address,
       workers: 1,
       compressionLevel: 1,
       memoryOnly: !this.#withDisks,

@@ -14,7 +14,7 @@ import { bindXen } from '../../../../adapters/xen/ffi/bind.js';
 import { SHADOW_OP } from '../../../../adapters/xen/ffi/library.js';
 import { xenVersion } from '../../../../adapters/xen/domain/host.js';
 import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
-import { CheckpointSession } from '../../../../src/checkpoint/session.js';
+import { openSession } from '../../../../src/checkpoint/open-session.js';
 import { hypervisors } from '../../../../src/index.js';
 import { Repository } from '../../../../src/repository/repository.js';
 import { openBackend } from '../../../../src/storage/open.js';
@@ -52,10 +52,8 @@ export async function compare({ dir, say }: Context, { name, memoryMib, load }: 
       say(`xl save -c: ${JSON.stringify(fullSaves.at(-1))}`);
     }
     const repository = await Repository.init(openBackend(`${dir}/repo`));
-    const session = await CheckpointSession.open({
+    const session = await openSession(hypervisors(), guest.address, {
       repository,
-      hypervisors: hypervisors(),
-      vm: guest.address,
       workers: 1,
       memoryOnly: true,
       runtimeDir: `${dir}/runtime`,

@@ -10,5 +10,5 @@ import { attachXen } from '../../../../adapters/xen/attach.js';
 const [address = '', runtimeDir = ''] = process.argv.slice(2);
 const modulePath = fileURLToPath(new URL('./idle-guard.js', import.meta.url));
 const vm = await attachXen(address, { runtimeDir }, { modulePath, args: [] });
-await vm.pause();
+await vm.runState.pause();
 process.kill(process.pid, 'SIGKILL');

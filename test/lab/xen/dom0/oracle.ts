@@ -27,6 +27,7 @@ import { firstFrameOf } from '../../../../adapters/xen/domain/physmap.js';
 import { framesSharedForWriting } from '../../../../adapters/xen/memory/shared-frames.js';
 import { xenHypervisor } from '../../../../adapters/xen/xen-hypervisor.js';
 
+import { instead } from '../../support/instead.js';
 import { changedSince, countByKind, type FrameImage, type TouchedFrame } from './touched.js';
 import type { XenGuest } from './xen-guest.js';
 
@@ -77,20 +78,19 @@ export class WatchedXen {
       ...xenHypervisor,
       attach: async (address, options) => {
         const vm = await xenHypervisor.attach(address, options);
-        const pause = vm.pause.bind(vm);
-        const resume = vm.resume.bind(vm);
+        const { runState } = vm;
         let before: Memory | undefined;
         let readMs = 0;
         let shared: readonly number[] = [];
-        vm.pause = async () => {
-          const stopped = await pause();
+        const pause = async (): Promise<boolean> => {
+          const stopped = await runState.pause();
           const started = performance.now();
           before = readMemory(guest.domid, 'before');
           shared = before.table === undefined ? withDomain(guest.domid, framesSharedForWriting) : [];
           readMs = performance.now() - started;
           return stopped;
         };
-        vm.resume = async () => {
+        const resume = async (): Promise<void> => {
           const started = performance.now();
           await stir(guest.domid);
           const memory = readMemory(guest.domid, 'after');
@@ -98,9 +98,9 @@ export class WatchedXen {
           before = undefined;
           readMs += performance.now() - started;
           this.truth = { ...memory, touched, shared, tick: guest.lastTick(), readMs };
-          await resume();
+          await runState.resume();
         };
-        return vm;
+        return instead(vm, { runState: instead(runState, { pause, resume }) });
       },
     };
     this.registry = new HypervisorRegistry([watched]);

@@ -1,0 +1,63 @@
+/**
+ * The device state of a QEMU as the core sees it: opened once, before the first pause, and used for all that
+ * follow.
+ */
+
+import type { VmDeviceState } from '../../../src/hypervisor/device-state.js';
+import { DeviceState } from '../../qemu/device-state.js';
+import type { Monitor } from '../../qemu/monitor.js';
+
+export class KvmDeviceState implements VmDeviceState {
+  readonly #monitor: Monitor;
+  #opening: Promise<DeviceState> | undefined;
+  /** The same once it is there. */
+  #open: DeviceState | undefined;
+  #savesUnderWay = 0;
+
+  constructor(monitor: Monitor) {
+    this.#monitor = monitor;
+  }
+
+  /** QEMU is writing it, and may write to guest memory on the way. */
+  get isBeingSaved(): boolean {
+    return this.#savesUnderWay > 0;
+  }
+
+  /** What `save` needs is there. @throws FFI_FAILED, QMP_COMMAND, VM_GONE */
+  async ready(): Promise<void> {
+    await this.#ready();
+  }
+
+  /** As `ready`, in the background. A failure shows again, and is reported, when the pause needs it. */
+  prepare(): void {
+    this.#ready().catch(() => (this.#opening = undefined));
+  }
+
+  async save(): Promise<void> {
+    // Without a wait when it is open, so that QEMU is at work already while the caller goes on with the
+    // harvest.
+    const devices = this.#open ?? (await this.#ready());
+    this.#savesUnderWay++;
+    try {
+      await devices.save();
+    } finally {
+      this.#savesUnderWay--;
+    }
+  }
+
+  async take(): Promise<Uint8Array> {
+    return (await this.#ready()).take();
+  }
+
+  async close(): Promise<void> {
+    const devices = await this.#opening?.catch(() => undefined);
+    this.#opening = undefined;
+    this.#open = undefined;
+    await devices?.close();
+  }
+
+  #ready(): Promise<DeviceState> {
+    this.#opening ??= DeviceState.open(this.#monitor).then((open) => (this.#open = open));
+    return this.#opening;
+  }
+}

@@ -1,0 +1,28 @@
+/** From the address of a VM to a session on it. */
+
+import { defaultRuntimeDir, openRuntimeDir } from '../host/runtime-dir.js';
+import type { AttachOptions } from '../hypervisor/hypervisor.js';
+import type { HypervisorRegistry } from '../hypervisor/registry.js';
+import type { SessionOptions } from './session-options.js';
+import { CheckpointSession } from './session.js';
+
+export interface OpenSessionOptions extends SessionOptions {
+  /** How the adapter attaches to the VM. */
+  readonly attach?: Omit<AttachOptions, 'runtimeDir' | 'signal'> | undefined;
+}
+
+/**
+ * Attaches to the VM and opens a session, which closes the VM in the end.
+ * @param address such as qmp:/run/web1.qmp
+ * @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, and see `CheckpointSession.open`
+ */
+export async function openSession(
+  hypervisors: HypervisorRegistry,
+  address: string,
+  { attach, ...options }: OpenSessionOptions,
+): Promise<CheckpointSession> {
+  const runtimeDir = await openRuntimeDir(options.runtimeDir ?? defaultRuntimeDir());
+  const { signal } = options;
+  const vm = await hypervisors.forAddress(address).attach(address, { ...attach, runtimeDir, signal });
+  return CheckpointSession.open(vm, { ...options, runtimeDir });
+}

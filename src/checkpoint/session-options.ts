@@ -1,0 +1,38 @@
+/**
+ * What a session of checkpoints is told when it is opened. How its VM was attached is the caller's affair.
+ */
+
+import type { DiskMode } from '../disks/disk-plan.js';
+import type { Repository } from '../repository/repository.js';
+
+export interface SessionOptions {
+  readonly repository: Repository;
+  /** Name of the chain in the repository; default: the VM's own name, else its UUID. */
+  readonly name?: string | undefined;
+  /** `auto`, or the kind to insist on. */
+  readonly tracker?: string | undefined;
+  /** Budget for previous versions of pages. Default 256 MiB. */
+  readonly cacheBytes?: number | undefined;
+  /** Default: one a core, at most 4. */
+  readonly workers?: number | undefined;
+  /** zstd level, 0 = off. Default 3. */
+  readonly compressionLevel?: number | undefined;
+  /** Default 10. */
+  readonly maxPauseMs?: number | undefined;
+  readonly memoryOnly?: boolean | undefined;
+  readonly diskMode?: DiskMode | undefined;
+  /** Shell command, see `hooks.ts`. */
+  readonly hook?: string | undefined;
+  /**
+   * Freeze the guest's file systems for the pause by its agent, which gets this time for it; undefined: do
+   * not.
+   */
+  readonly freezeLimitMs?: number | undefined;
+  /**
+   * Keep the records of a long chain together, at some cost in time and space every few checkpoints; default
+   * true.
+   */
+  readonly regroup?: boolean | undefined;
+  readonly runtimeDir?: string | undefined;
+  readonly signal?: AbortSignal | undefined;
+}

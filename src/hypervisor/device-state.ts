@@ -1,0 +1,11 @@
+/** The part of a VM's contract that brings the state of its devices and vCPUs. */
+
+export interface VmDeviceState {
+  /**
+   * Has the hypervisor write the device state of the paused VM aside, so that `take` can pick it up once the
+   * VM runs again. May write to guest memory: harvest after it, not before. Under way when this returns.
+   */
+  save(): Promise<void>;
+  /** The bytes of the last `save`; caller owns them, the aside copy is gone. */
+  take(): Promise<Uint8Array>;
+}

@@ -1,0 +1,27 @@
+/** The part of a VM's contract that says whether its vCPUs run, stops them and lets them go on. */
+
+export type RunState = 'running' | 'paused' | 'other';
+
+/** Stopping the VM, and undoing it. */
+export interface PauseControl {
+  /**
+   * Stops the vCPUs and waits for device I/O in flight.
+   * @param stopping called right before the VM is asked to stop; up to then it has run all the time
+   * @returns true when the VM was running and this call stopped it, false when it was paused already
+   * @throws VM_STATE when it is neither, with nothing changed; VM_GONE; QMP_TIMEOUT, after which it may stand
+   *   still
+   */
+  pause(stopping?: () => void): Promise<boolean>;
+  /**
+   * Undoes `pause`: does nothing to a VM that this object did not stop.
+   * @param running called as soon as the hypervisor says that the VM runs again, which is proven after that
+   * @throws VM_NOT_RESUMED when the VM does not run afterwards; VM_STATE when somebody else has resumed it
+   *   before, so that what was read in the pause is not of one moment: it runs, or stands still for their
+   *   reasons; VM_GONE
+   */
+  resume(running?: () => void): Promise<void>;
+}
+
+export interface VmRunState extends PauseControl {
+  read(): Promise<RunState>;
+}
