@@ -6,6 +6,7 @@
 import type { CallOptions } from '../../storage/backend.js';
 import { damaged } from '../../records/damage.js';
 import { decodeBlobFrame, decodeFrameAsync, FRAME_KIND_BLOB, FRAME_KIND_PATCH } from '../../format/frame.js';
+import { DecodeWindow } from '../read/decode-window.js';
 import type { OpenPack, PackReader, StoredFrame } from '../read/pack-reader.js';
 import { readPatch } from '../../format/patch-frame.js';
 import {
@@ -31,9 +32,6 @@ export interface PackCheck {
   readonly onProblem: (key: string, error: unknown) => void;
   readonly onBytes: (sizeBytes: number) => void;
 }
-
-/** Frames being decompressed at a time, on libuv's threads. */
-const DECODES_IN_FLIGHT = 4;
 
 /** Enters the pack in `tables`. @throws what is not about damage: interruption, failures of the backend */
 export async function verifyPack(pack: OpenPack, check: PackCheck, options: CallOptions): Promise<void> {
@@ -64,33 +62,31 @@ async function enterFrames(table: RecordTable, check: PackCheck, options: CallOp
     check.onProblem(pack.key, error);
     table.badFrames.add(frame);
   };
-  let inFlight: Decoding[] = [];
-  const finish = async (): Promise<void> => {
-    for (const { frame, records } of inFlight) {
-      try {
-        const read = await records;
-        if (read !== undefined) await reachBases(read, pack.seq, check);
-        if (read !== undefined) enterRecords(table, frame, read, check.tables);
-      } catch (error) {
-        fail(frame, error);
-      }
-      check.onBytes(pack.frames[frame]!.lengthBytes);
+  const window = new DecodeWindow<number, BuiltRecords | undefined>();
+  const finishFirst = async (): Promise<void> => {
+    const { frame, decoded } = window.take();
+    try {
+      const read = await decoded;
+      if (read !== undefined) await reachBases(read, pack.seq, check);
+      if (read !== undefined) enterRecords(table, frame, read, check.tables);
+    } catch (error) {
+      fail(frame, error);
     }
-    inFlight = [];
+    check.onBytes(pack.frames[frame]!.lengthBytes);
   };
   for (let next = 0; next < numbers.length;) {
     try {
       for await (const stored of check.packs.frames(pack.seq, numbers.slice(next), options)) {
         next++;
-        inFlight.push(startDecoding(pack.seq, stored));
-        if (inFlight.length === DECODES_IN_FLIGHT) await finish();
+        window.start(stored.frame, () => decode(pack.seq, stored));
+        if (window.isFull) await finishFirst();
       }
     } catch (error) {
       // The frame after those that came is the bad one; the walk goes on behind it.
       fail(numbers[next]!, error);
       next++;
     }
-    await finish();
+    while (!window.isEmpty) await finishFirst();
   }
 }
 
@@ -105,28 +101,16 @@ interface BuiltRecords {
   readonly sources?: Float64Array;
 }
 
-interface Decoding {
-  readonly frame: number;
-  /** Undefined for a blob. */
-  readonly records: Promise<BuiltRecords | undefined>;
-}
-
-function startDecoding(packSeq: number, stored: StoredFrame): Decoding {
-  const { frame, entry, bytes } = stored;
-  const records = decode();
-  // The failure is met when the frame's turn comes.
-  records.catch(() => undefined);
-  return { frame, records };
-
-  async function decode(): Promise<BuiltRecords | undefined> {
-    if (entry.kind === FRAME_KIND_BLOB) decodeBlobFrame(bytes, stored);
-    else if (entry.kind !== FRAME_KIND_PATCH) return decodeFrameAsync(bytes, stored);
-    else {
-      const patch = readPatch(bytes, packSeq, stored);
-      return { ...patch, count: patch.pages.length };
-    }
-    return undefined;
+/** Undefined for a blob, which has no records. */
+async function decode(packSeq: number, stored: StoredFrame): Promise<BuiltRecords | undefined> {
+  const { entry, bytes } = stored;
+  if (entry.kind === FRAME_KIND_PATCH) {
+    const patch = readPatch(bytes, packSeq, stored);
+    return { ...patch, count: patch.pages.length };
   }
+  if (entry.kind !== FRAME_KIND_BLOB) return decodeFrameAsync(bytes, stored);
+  decodeBlobFrame(bytes, stored);
+  return undefined;
 }
 
 /** Packs before this one that the records are based on. */
