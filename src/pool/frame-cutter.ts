@@ -1,13 +1,14 @@
 /**
- * Makes frames of what the encoder put out for a batch of pages: records one after the other in two streams, without gaps.
+ * Makes frames of what the encoder put out for a batch of pages: records one after the other in two streams,
+ * without gaps.
  *
  *     page      0     1     2     3     4
  *     codec    RUNS  SAME  RUNS  RAW   RUNS
  *     control  | 0 |       | 2 |       | 4 |      places and lengths of runs
  *     data     | 0 |       | 2 | 3 3 3 | 4 |      new bytes
  *
- * Pages that are better patched (`patch-plan.ts`) go into patch frames. Their records are left out of the streams, later ones move up
- * to them, and what remains is cut into frames of about FRAME_PAYLOAD_BYTES:
+ * Pages that are better patched (`patch-plan.ts`) go into patch frames. Their records are left out of the
+ * streams, later ones move up to them, and what remains is cut into frames of about FRAME_PAYLOAD_BYTES:
  *
  *     2 is patched:  control | 0 | 4 |   data | 0 | 3 3 3 | 4 |   + a patch frame of page 2
  */
@@ -24,15 +25,17 @@ import type { EncodeReply, EncodeRequest } from './messages.js';
 import { planPatches, type PatchCandidate, type PatchGroup, type PreviousPage } from './patch-plan.js';
 
 /**
- * From this many bytes of runs on, a page is patched instead. Of 256, 512, 1024 and 2048 on the first epochs of six recorded
- * workloads, 1024 stored least on compile, 512 on sqlite; they differ by 3 % and less elsewhere.
+ * From this many bytes of runs on, a page is patched instead. Of 256, 512, 1024 and 2048 on the first epochs
+ * of six recorded workloads, 1024 stored least on compile, 512 on sqlite; they differ by 3 % and less
+ * elsewhere.
  */
 const DENSE_PAGE_BYTES = 1024;
 /** One page alone is not worth a frame. */
 const FEWEST_PATCHES = 2;
 /**
- * Above the level of other frames. On the first epochs of recorded workloads patches got 2 % (sequential) to 6 % (compile, web)
- * smaller than at level 3, for up to twice the time; those of a memory stressor got 6 % larger.
+ * Above the level of other frames. On the first epochs of recorded workloads patches got 2 % (sequential) to
+ * 6 % (compile, web) smaller than at level 3, for up to twice the time; those of a memory stressor got 6 %
+ * larger.
  */
 const PATCH_LEVELS = 3;
 
@@ -131,7 +134,10 @@ export class FrameCutter {
     return encodeFrame(records, this.level);
   }
 
-  /** Pages that are better patched than stored as runs or whole. Not without previous versions, as in a first checkpoint. */
+  /**
+   * Pages that are better patched than stored as runs or whole. Not without previous versions, as in a first
+   * checkpoint.
+   */
   #patchGroups({
     codecs,
     controlLengths,
@@ -200,7 +206,10 @@ export class FrameCutter {
   }
 }
 
-/** One of the encoder's streams. Records are kept or left out in their order; what is kept moves up, and is cut off for each frame. */
+/**
+ * One of the encoder's streams. Records are kept or left out in their order; what is kept moves up, and is
+ * cut off for each frame.
+ */
 class RecordStream {
   #from: number;
   /** End of what is kept. */

@@ -45,7 +45,10 @@ export interface SealReply {
 export interface MissingRequest {
   readonly from: number;
   readonly to: number;
-  /** Record that the page is to be held against, one a page of [from, to): that of its committed content; ZERO_REF = the zero page. */
+  /**
+   * Record that the page is to be held against, one a page of [from, to): that of its committed content;
+   * ZERO_REF = the zero page.
+   */
   readonly baseRefs: Float64Array;
   /** Depth of that record. */
   readonly depths: Uint8Array;

@@ -2,8 +2,9 @@
  * Makes pages from their records: finds the whole page at the bottom of each chain of deltas and applies the
  * deltas to it.
  *
- * Works on windows of pages, level by level: all records asked for, then all their bases, and so on. So a frame is
- * decoded about once a window however scattered its pages are, and memory is bounded by window and cache.
+ * Works on windows of pages, level by level: all records asked for, then all their bases, and so on. So a
+ * frame is decoded about once a window however scattered its pages are, and memory is bounded by window and
+ * cache.
  *
  *              level 0         level 1         level 2          then
  *     slot 0   delta ───base─> delta ───base─> whole page       deltas applied from the oldest: the page
@@ -58,7 +59,10 @@ export const DEFAULT_READER_CACHE_BYTES = 64 * 1024 * 1024;
  * less.
  */
 export const WINDOW_PAGES = 2048;
-/** For whoever reads every record of a chain, as verification does: 32 MiB of pages, so that fewer frames are decoded twice. */
+/**
+ * For whoever reads every record of a chain, as verification does: 32 MiB of pages, so that fewer frames are
+ * decoded twice.
+ */
 export const VERIFY_WINDOW_PAGES = 8192;
 
 export class ChainReader {

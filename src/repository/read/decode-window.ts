@@ -1,5 +1,6 @@
 /**
- * Frames that are being decoded, a few at a time on libuv's threads, and taken out in the order in which they were put in.
+ * Frames that are being decoded, a few at a time on libuv's threads, and taken out in the order in which they
+ * were put in.
  *
  *     put in -->  [ frame 7 | frame 6 | frame 5 | frame 4 ]  --> taken out, decoded
  *                   a window of DECODES_IN_FLIGHT

@@ -1,8 +1,9 @@
 /**
  * Decoded frames of a chain: from the cache, or else read from their packs and decompressed a few at a time.
  *
- * A patch frame is compressed against pages that older records hold (docs/format.md, patch frames). Decoding one reads those pages
- * through the chain reader that owns this source, and so comes back here, at most MAX_DELTA_DEPTH times:
+ * A patch frame is compressed against pages that older records hold (docs/format.md, patch frames). Decoding
+ * one reads those pages through the chain reader that owns this source, and so comes back here, at most
+ * MAX_DELTA_DEPTH times:
  *
  *     framesOf --> patch frame --> readPages(its sources) --> framesOf --> patch frame --> ... --> whole pages
  */
@@ -19,7 +20,10 @@ import { FrameCache } from './frame-cache.js';
 import type { PackReader, StoredFrame } from './pack-reader.js';
 import { groupByPack, spansOf, type FrameSpan, type WantedRecords } from './wanted-records.js';
 
-/** Packs opened before their turn: a page of a long chain has records in many. Each holds a descriptor or two meanwhile. */
+/**
+ * Packs opened before their turn: a page of a long chain has records in many. Each holds a descriptor or two
+ * meanwhile.
+ */
 const OPENS_AHEAD = 8;
 
 /** Options of a read that may be part of decoding a patch frame. */
@@ -47,7 +51,10 @@ export class FrameSource {
     this.#readPages = readPages;
   }
 
-  /** One frame; shared with the cache, do not change it. @throws REPO_DAMAGED, REPO_VERSION, and what the backend throws */
+  /**
+   * One frame; shared with the cache, do not change it.
+   * @throws REPO_DAMAGED, REPO_VERSION, and what the backend throws
+   */
   async frame(pack: number, frame: number, options: NestedOptions): Promise<PageRecords> {
     const key = frameKey(pack, frame);
     const cached = this.#cache.get(key);
@@ -57,7 +64,10 @@ export class FrameSource {
     throw damaged(this.#packs.keys.pack(pack), 'frame is missing', { frame });
   }
 
-  /** Each frame that `wanted` needs, with the part of `wanted` that lies in it; cached frames come first. @throws as `frame` */
+  /**
+   * Each frame that `wanted` needs, with the part of `wanted` that lies in it; cached frames come first.
+   * @throws as `frame`
+   */
   async *framesOf(
     wanted: WantedRecords,
     options: NestedOptions,
@@ -71,7 +81,10 @@ export class FrameSource {
     yield* this.#fetch(missing, options);
   }
 
-  /** Reads and decodes frames, a few of them at the same time, also of different packs. @param spans in ascending order */
+  /**
+   * Reads and decodes frames, a few of them at the same time, also of different packs.
+   * @param spans in ascending order
+   */
   async *#fetch(
     spans: readonly FrameSpan[],
     options: NestedOptions,
@@ -93,7 +106,8 @@ export class FrameSource {
         const span = some[at++]!;
         if (stored.entry.kind !== FRAME_KIND_PATCH)
           window.start(span, () => decodeFrameAsync(stored.bytes, stored));
-        // A patch reads frames of its own, and so on downwards: only the topmost ones at the same time, the others in their turn.
+        // A patch reads frames of its own, and so on downwards: only the topmost ones at the same time, the
+        // others in their turn.
         else if (options.patches === MAX_DELTA_DEPTH)
           window.start(span, () => this.#decodePatch(pack, stored, options));
         else window.defer(span, () => this.#decodePatch(pack, stored, options));

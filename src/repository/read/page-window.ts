@@ -1,6 +1,7 @@
 /**
- * Pages being read together, a slot each. Records are taken newest first: a whole page is copied to its slot, a delta is set aside, and
- * once every slot has its bottom the deltas are applied from the oldest to the newest (`delta-stash.ts`).
+ * Pages being read together, a slot each. Records are taken newest first: a whole page is copied to its slot,
+ * a delta is set aside, and once every slot has its bottom the deltas are applied from the oldest to the
+ * newest (`delta-stash.ts`).
  */
 
 import { CODEC_RAW } from '../../kernels/codec-ids.js';
@@ -21,7 +22,10 @@ export interface Bottoms {
 
 /** Where a window puts the bottoms of its pages. */
 export interface BottomsTarget extends Bottoms {
-  /** Contents of the bottoms, 4096 bytes each. Without it they are all that is read: they take the place of the pages. */
+  /**
+   * Contents of the bottoms, 4096 bytes each. Without it they are all that is read: they take the place of
+   * the pages.
+   */
   readonly into: Uint8Array | undefined;
 }
 
@@ -82,7 +86,10 @@ export class PageWindow {
     this.#deltas?.apply(kernels, this.#into, damagedRecord);
   }
 
-  /** Writes a whole page to its slot, or sets a delta aside. @returns the record needed next, ZERO_REF when there is none */
+  /**
+   * Writes a whole page to its slot, or sets a delta aside.
+   * @returns the record needed next, ZERO_REF when there is none
+   */
   #takeRecord(slot: number, ref: RecordRef, frame: PageRecords): RecordRef {
     const { givesBlank, damagedRecord } = this.#deps;
     const record = recordOfRef(ref);

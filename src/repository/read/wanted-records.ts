@@ -1,4 +1,7 @@
-/** Slots of a window of pages and the record that each of them needs next, in the order in which the records lie in the chain. */
+/**
+ * Slots of a window of pages and the record that each of them needs next, in the order in which the records
+ * lie in the chain.
+ */
 
 import {
   frameKeyOfRef,
@@ -59,8 +62,9 @@ export function groupByPack(spans: readonly FrameSpan[]): readonly (readonly Fra
 }
 
 /**
- * Parts the slots whose record lies in the pack that most of them lie in from the others. The parts are read side by side: one of
- * them, commonly the base, is many frames that are read one after the other, and the other a few that lead from one to the next.
+ * Parts the slots whose record lies in the pack that most of them lie in from the others. The parts are read
+ * side by side: one of them, commonly the base, is many frames that are read one after the other, and the
+ * other a few that lead from one to the next.
  */
 export function splitLargestPack(wanted: WantedRecords): readonly WantedRecords[] {
   const { slots, refs } = wanted;

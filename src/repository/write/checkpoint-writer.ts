@@ -1,14 +1,12 @@
 /**
- * One checkpoint being written: frames and device state into packs, then the index segment, then the manifest, each
- * durable before the next (docs/format.md, write order). Until the manifest is there, nothing of it counts.
+ * One checkpoint being written: frames and device state into packs, then the index segment, then the
+ * manifest, each durable before the next (docs/format.md, write order). Until the manifest is there, nothing
+ * of it counts.
  *
  * Frames may come from several callers at once: each is given its addresses at the moment of the call.
  */
 
-import { performance } from 'node:perf_hooks';
-
-import { CODEC_RUNS } from '../../kernels/codec-ids.js';
-import { describeError, isCheckpointError } from '../../errors.js';
+import { isCheckpointError } from '../../errors.js';
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { DiskSnapshot } from '../../hypervisor/disks.js';
 import type { FrozenGuest } from '../../hypervisor/freezer.js';
@@ -29,20 +27,14 @@ import {
   type SegmentEntry,
 } from '../../format/manifest.js';
 import { PACK_TARGET_BYTES } from '../../format/pack-format.js';
+import { enterRecords } from './enter-records.js';
+import { PackSeries } from './pack-series.js';
 import { PackWriter } from './pack-writer.js';
 import type { PageMap } from '../read/page-map.js';
-import { budgetOf, pagesToRegroup } from './regroup-policy.js';
-import { forgetRegrouped, writeRegroupedPack, type RegroupedPack } from './regrouped-pack.js';
-import {
-  makeRef,
-  MAX_DELTA_DEPTH,
-  MAX_FRAMES_PER_PACK,
-  packOfRef,
-  ZERO_REF,
-  frameKey,
-  frameKeyOfRef,
-  type RecordRef,
-} from '../../format/record-ref.js';
+import { RegroupStep, type RegroupFigures } from './regroup-step.js';
+import type { RegroupedPack } from './regrouped-pack.js';
+import { packOfRef, ZERO_REF, type RecordRef } from '../../format/record-ref.js';
+import { removed, WrittenObjects } from './written-objects.js';
 import { sha256Hex } from '../../format/sealed-json.js';
 
 /** In the order in which they are passed. */
@@ -54,7 +46,10 @@ export interface CheckpointWriterOptions {
   /** Null for a base. */
   readonly parent: Manifest | null;
   readonly layout: MemoryLayout;
-  /** The parent's committed map in `layout`, empty for a base. Changed provisionally, committed or rolled back at the end. */
+  /**
+   * The parent's committed map in `layout`, empty for a base. Changed provisionally, committed or rolled back
+   * at the end.
+   */
   readonly map: PageMap;
   /** zstd level for device state and index, 0 = off. */
   readonly level: number;
@@ -98,54 +93,51 @@ export interface CommitFields {
   readonly allowed?: Promise<void>;
 }
 
-/** What regrouping did. */
-export interface RegroupFigures {
-  readonly pages: number;
-  readonly storedBytes: number;
-  readonly ms: number;
-}
-
-const NOTHING_REGROUPED: RegroupFigures = { pages: 0, storedBytes: 0, ms: 0 };
-
-/** A regrouped pack, and how far the checkpoint was before it: objects and bytes written. */
-interface RegroupStep {
-  readonly pack: RegroupedPack;
-  readonly writtenBefore: number;
-  readonly storedBefore: number;
-}
-
 export class CheckpointWriter {
   readonly id: string;
   readonly #options: CheckpointWriterOptions;
   readonly #deps: CheckpointWriterDeps;
   readonly #call: CallOptions;
-  #pack: PackWriter | undefined;
-  readonly #closing: Promise<PackEntry>[] = [];
-  #firstPack: number | undefined;
+  readonly #written: WrittenObjects;
+  readonly #packs: PackSeries;
+  readonly #regrouping: RegroupStep;
   #deviceState: DeviceStateEntry | null = null;
-  /** Keys of packs and index segment, saved or being saved. */
-  readonly #written: string[] = [];
   /** The manifest may be there although its save failed. */
   #manifestUnsure = false;
   /** Once aborted: there certainly is no manifest. */
   #isAbsent = false;
   #state: 'open' | 'committing' | 'committed' | 'aborted' = 'open';
-  #storedBytes = 0;
   #recordCount = 0;
   #rawBytes = 0;
-  #regroupFigures = NOTHING_REGROUPED;
-  readonly #warnings: string[] = [];
 
   constructor(options: CheckpointWriterOptions, deps: CheckpointWriterDeps) {
     this.id = deps.id;
     this.#options = options;
     this.#deps = deps;
     this.#call = { signal: deps.signal };
+    this.#written = new WrittenObjects(deps.backend);
+    const newPack = (): PackWriter => this.#newPack();
+    this.#packs = new PackSeries({
+      newPack,
+      onDurable: ({ sizeBytes }) => this.#written.addBytes(sizeBytes),
+      targetBytes: options.packTargetBytes ?? PACK_TARGET_BYTES,
+    });
+    this.#regrouping = new RegroupStep(
+      {
+        map: options.map,
+        level: options.level,
+        reader: options.regroupFrom,
+        written: this.#written,
+        newPack,
+        storedLately: (count) => deps.storedLately(count),
+      },
+      this.#call,
+    );
   }
 
   /** Bytes given to the backend so far, or, once committed, added by this checkpoint, manifest included. */
   get storedBytes(): number {
-    return this.#storedBytes + (this.#pack?.sizeBytes ?? 0);
+    return this.#written.sizeBytes + this.#packs.openBytes;
   }
 
   /** Records appended so far. */
@@ -159,29 +151,30 @@ export class CheckpointWriter {
   }
 
   get regrouped(): RegroupFigures {
-    return this.#regroupFigures;
+    return this.#regrouping.figures;
   }
 
   /** What went wrong without failing the checkpoint. */
   get warnings(): readonly string[] {
-    return this.#warnings;
+    return this.#regrouping.warnings;
   }
 
   /** True for a record that was durable before this checkpoint began, and so can be read. */
   isCommitted(ref: RecordRef): boolean {
-    return this.#firstPack === undefined || packOfRef(ref) < this.#firstPack;
+    const { firstSeq } = this.#packs;
+    return firstSeq === undefined || packOfRef(ref) < firstSeq;
   }
 
   /**
-   * Gives the records of a frame their addresses, enters them in the map and queues the frame; settles when there is
-   * room for the next. A later record of the same page counts.
-   * @throws RangeError for a record whose base is not what the map holds for its page, or that would be too deep; what
-   * the backend throws. Either way the checkpoint must be aborted.
+   * Gives the records of a frame their addresses, enters them in the map and queues the frame; settles when
+   * there is room for the next. A later record of the same page counts.
+   * @throws RangeError for a record whose base is not what the map holds for its page, or that would be too
+   * deep; what the backend throws. Either way the checkpoint must be aborted.
    */
   async appendFrame(frame: EncodedFrame): Promise<void> {
-    const pack = this.#packFor(frame.bytes.length);
-    const number = pack.append(frame.bytes, frame.kind, frame.pages.length);
-    this.#enter(frame, pack.seq, number);
+    this.#mustBeOpen();
+    const { pack, number } = this.#packs.append(frame.bytes, frame.kind, frame.pages.length);
+    enterRecords(this.#options.map, frame, pack.seq, number);
     this.#recordCount += frame.pages.length;
     this.#rawBytes += frame.rawBytes;
     await pack.drained();
@@ -203,16 +196,16 @@ export class CheckpointWriter {
 
   /** @throws what the backend throws */
   async setDeviceState(bytes: Uint8Array): Promise<void> {
+    this.#mustBeOpen();
     const frame = encodeBlobFrame(bytes, this.#options.level);
-    const pack = this.#packFor(frame.length);
-    const number = pack.append(frame, FRAME_KIND_BLOB, 0);
+    const { pack, number } = this.#packs.append(frame, FRAME_KIND_BLOB, 0);
     this.#deviceState = { pack: pack.seq, frame: number, sizeBytes: bytes.length, sha256: sha256Hex(bytes) };
     await pack.drained();
   }
 
   /**
-   * Makes the checkpoint durable and visible. After an error it may be neither or, when the backend lost its answer to
-   * the manifest, both: `abort` follows, and the next listing tells.
+   * Makes the checkpoint durable and visible. After an error it may be neither or, when the backend lost its
+   * answer to the manifest, both: `abort` follows, and the next listing tells.
    * @throws REPO_LOCKED when the lock was removed by force, what `onPoint` throws, what the backend throws
    */
   async commit(fields: CommitFields): Promise<Manifest> {
@@ -220,11 +213,10 @@ export class CheckpointWriter {
     this.#state = 'committing';
     const { map, onPoint } = this.#options;
     onPoint?.('before-pack');
-    this.#closePack();
-    const packs = await Promise.all(this.#closing);
+    const packs = await this.#packs.finish();
     onPoint?.('pack-durable');
     const plan = await this.#planSegment();
-    const regrouped = await this.#regroup(plan);
+    const regrouped = await this.#regrouping.run(plan);
     const manifest = await this.#publish(fields, plan, packs, regrouped);
     this.#state = 'committed';
     map.commit();
@@ -238,21 +230,21 @@ export class CheckpointWriter {
     fields: CommitFields,
     plan: SegmentPlan,
     packs: readonly PackEntry[],
-    regrouped: RegroupStep | undefined,
+    regrouped: RegroupedPack | undefined,
   ): Promise<Manifest> {
     const { onPoint } = this.#options;
     try {
       const segments = await this.#writeIndex(plan);
       onPoint?.('index-durable');
       await fields.allowed;
-      const manifest = this.#manifest(fields, segments, packs, regrouped?.pack);
+      const manifest = this.#manifest(fields, segments, packs, regrouped);
       await this.#deps.checkLock();
       onPoint?.('before-manifest');
-      this.#storedBytes += await this.#saveManifest(manifest);
+      this.#written.addBytes(await this.#saveManifest(manifest));
       return manifest;
     } catch (error) {
       if (regrouped === undefined || !isCheckpointError(error, 'STORAGE_FULL')) throw error;
-      await this.#takeBack(regrouped, error);
+      await this.#regrouping.takeBack(regrouped, error);
       return this.#publish(fields, plan, packs, undefined);
     }
   }
@@ -287,13 +279,14 @@ export class CheckpointWriter {
       disks: fields.disks,
       ...(fields.frozen === undefined ? {} : { frozen: fields.frozen }),
       maxDepth: map.maxDepth(),
-      storedBytes: this.#storedBytes,
+      storedBytes: this.#written.sizeBytes,
       stats: fields.stats,
     };
   }
 
   /**
-   * Takes everything back that is not committed; the map is as it was. Does nothing after a commit. Never throws.
+   * Takes everything back that is not committed; the map is as it was. Does nothing after a commit. Never
+   * throws.
    * @returns true when it is certain that there is no such checkpoint in the repository
    */
   async abort(): Promise<boolean> {
@@ -301,14 +294,12 @@ export class CheckpointWriter {
     if (this.#state === 'aborted') return this.#isAbsent;
     this.#state = 'aborted';
     this.#options.map.rollback();
-    const running = this.#pack;
-    this.#pack = undefined;
-    await running?.abort();
-    await Promise.allSettled(this.#closing);
+    await this.#packs.abort();
     const { backend, keys, seq, id } = this.#deps;
-    // The manifest goes first. When it cannot be said whether it is there, what it refers to stays, as orphans.
+    // The manifest goes first. When it cannot be said whether it is there, what it refers to stays, as
+    // orphans.
     const isSafe = !this.#manifestUnsure || (await removed(backend, keys.checkpoint(seq, id)));
-    if (isSafe) for (const key of this.#written) await removed(backend, key);
+    if (isSafe) await this.#written.takeAllBack();
     this.#isAbsent = isSafe;
     this.#deps.done(null);
     return isSafe;
@@ -318,60 +309,12 @@ export class CheckpointWriter {
     if (this.#state !== 'open') throw new TypeError(`checkpoint ${this.id} is ${this.#state}`);
   }
 
-  /** The pack that takes a frame of this length. */
-  #packFor(lengthBytes: number): PackWriter {
-    this.#mustBeOpen();
-    const target = this.#options.packTargetBytes ?? PACK_TARGET_BYTES;
-    const current = this.#pack;
-    const isFull =
-      current !== undefined &&
-      current.frameCount > 0 &&
-      (current.sizeBytes + lengthBytes > target || current.frameCount === MAX_FRAMES_PER_PACK);
-    if (isFull) this.#closePack();
-    if (this.#pack === undefined) {
-      const { keys, owner, backend } = this.#deps;
-      const seq = this.#deps.nextPackSeq();
-      this.#firstPack ??= seq;
-      this.#written.push(keys.pack(seq));
-      this.#pack = new PackWriter(keys.pack(seq), seq, owner, backend, this.#call);
-    }
-    return this.#pack;
-  }
-
-  #closePack(): void {
-    const pack = this.#pack;
-    this.#pack = undefined;
-    if (pack === undefined) return;
-    const closing = pack.finish().then((entry) => {
-      this.#storedBytes += entry.sizeBytes;
-      return entry;
-    });
-    // Failure is reported by `commit`; until then nobody may be waiting.
-    closing.catch(() => undefined);
-    this.#closing.push(closing);
-  }
-
-  #enter(frame: EncodedFrame, packSeq: number, number: number): void {
-    const { map } = this.#options;
-    const ownFrame = frameKey(packSeq, number);
-    for (const source of frame.sources) {
-      if (frameKeyOfRef(source) >= ownFrame) throw new RangeError('a source does not lie before the frame');
-    }
-    for (let i = 0; i < frame.pages.length; i++) {
-      const page = frame.pages[i]!;
-      const depth = frame.depths[i]!;
-      const base = frame.codecs[i] === CODEC_RUNS ? frame.baseRefs[i]! : ZERO_REF;
-      if (base !== ZERO_REF) {
-        // Or the record at the bottom of the present one, which the encoder goes back to at the greatest depth.
-        const isPresent = base === map.refOf(page) && depth === map.depthOf(page) + 1;
-        const isOlder = base < map.refOf(page) && map.depthOf(page) === MAX_DELTA_DEPTH;
-        if (!(isPresent || isOlder) || frameKeyOfRef(base) >= ownFrame) {
-          throw new RangeError(`page ${page}: the record's base is not the page's present record`);
-        }
-      }
-      if (depth > MAX_DELTA_DEPTH) throw new RangeError(`page ${page}: ${depth} deltas on top of each other`);
-      map.set(page, makeRef(packSeq, number, i), depth);
-    }
+  #newPack(): PackWriter {
+    const { keys, owner, backend } = this.#deps;
+    const seq = this.#deps.nextPackSeq();
+    const key = keys.pack(seq);
+    this.#written.begin(key);
+    return new PackWriter(key, seq, owner, backend, this.#call);
   }
 
   async #saveManifest(manifest: Manifest): Promise<number> {
@@ -392,67 +335,15 @@ export class CheckpointWriter {
     return planSegment(map, parent, layout, source, this.#call);
   }
 
-  /** Brings scattered records together, in a pack of its own. Whatever goes wrong, the checkpoint is as good without. */
-  async #regroup(plan: SegmentPlan): Promise<RegroupStep | undefined> {
-    const { map, level, regroupFrom: reader } = this.#options;
-    if (reader === undefined) return undefined;
-    const started = performance.now();
-    const pages = pagesToRegroup(map, plan);
-    if (pages.length === 0) return undefined;
-    const { keys, owner, backend } = this.#deps;
-    const seq = this.#deps.nextPackSeq();
-    const key = keys.pack(seq);
-    const [writtenBefore, storedBefore] = [this.#written.length, this.#storedBytes];
-    this.#written.push(key);
-    try {
-      const pack = await writeRegroupedPack(
-        {
-          ...{ pages, map, level, reader, rise: plan.rise },
-          budgetBytes: budgetOf(plan, (count) => this.#deps.storedLately(count)),
-          pack: new PackWriter(key, seq, owner, backend, this.#call),
-        },
-        this.#call,
-      );
-      if (pack === undefined) return undefined;
-      const { sizeBytes } = pack.entry;
-      this.#storedBytes += sizeBytes;
-      this.#regroupFigures = {
-        pages: pack.pages.length,
-        storedBytes: sizeBytes,
-        ms: performance.now() - started,
-      };
-      return { pack, writtenBefore, storedBefore };
-    } catch (error) {
-      await removed(backend, key);
-      this.#warnNotRegrouped(error);
-      return undefined;
-    }
-  }
-
-  /** The pages stay where they were; the pack and the segment that refers to it go. */
-  async #takeBack({ pack, writtenBefore, storedBefore }: RegroupStep, cause: unknown): Promise<void> {
-    forgetRegrouped(this.#options.map, pack);
-    for (const key of this.#written.splice(writtenBefore)) await removed(this.#deps.backend, key);
-    this.#storedBytes = storedBefore;
-    this.#regroupFigures = NOTHING_REGROUPED;
-    this.#warnNotRegrouped(cause);
-  }
-
-  #warnNotRegrouped(error: unknown): void {
-    this.#warnings.push(
-      `scattered records were left where they are, so reading gets slower as the chain grows: ${describeError(error)}`,
-    );
-  }
-
   async #writeIndex(plan: SegmentPlan): Promise<readonly SegmentEntry[]> {
     const { map, level } = this.#options;
     const { backend, keys, owner } = this.#deps;
     if (plan.pages === null) return plan.kept;
     const seq = this.#deps.nextIndexSeq();
     const bytes = encodeSegment({ seq, level: plan.level, owner }, entriesOf(map, plan.pages), level);
-    this.#written.push(keys.segment(seq));
+    this.#written.begin(keys.segment(seq));
     const sizeBytes = await backend.save(keys.segment(seq), bytes, this.#call);
-    this.#storedBytes += sizeBytes;
+    this.#written.addBytes(sizeBytes);
     const entry = {
       seq,
       level: plan.level,
@@ -461,16 +352,6 @@ export class CheckpointWriter {
       sha256: sha256Hex(bytes),
     };
     return [entry, ...plan.kept];
-  }
-}
-
-/** @returns whether there was such an object and it is gone now */
-async function removed(backend: StorageBackend, key: string): Promise<boolean> {
-  try {
-    await backend.remove(key);
-    return true;
-  } catch {
-    return false;
   }
 }
 
