@@ -3,6 +3,8 @@
  * touched.
  */
 
+import { LRUCache } from 'lru-cache';
+
 import { isCheckpointError } from '../../errors.js';
 import type { CallOptions, StorageBackend } from '../../storage/backend.js';
 import type { ChainKeys } from '../../format/chain-keys.js';
@@ -45,17 +47,21 @@ const KEPT_BYTES = 16 * 1024 * 1024;
 
 export class PackReader {
   readonly #packs = new Map<number, Promise<OpenPack>>();
-  /** Whole packs by number, least recently opened first. */
-  readonly #whole = new Map<number, Uint8Array>();
-  #wholeBytes = 0;
+  /** Whole packs by number. */
+  readonly #whole: LRUCache<number, Uint8Array>;
 
   constructor(
     private readonly backend: StorageBackend,
     readonly keys: ChainKeys,
     private readonly owner: Uint8Array,
     /** Budget in bytes for whole packs that are kept for further frames. */
-    private readonly keptBytes = KEPT_BYTES,
-  ) {}
+    keptBytes = KEPT_BYTES,
+  ) {
+    this.#whole = new LRUCache({
+      maxSize: Math.max(1, Math.floor(keptBytes)),
+      sizeCalculation: (bytes) => bytes.length,
+    });
+  }
 
   /** @throws REPO_DAMAGED, REPO_VERSION, and what the backend throws */
   open(seq: number, options: CallOptions = {}): Promise<OpenPack> {
@@ -186,7 +192,7 @@ export class PackReader {
   ): Promise<readonly [Uint8Array, Uint8Array]> {
     if (sizeBytes <= WHOLE_PACK_BYTES) {
       const bytes = await load(this.backend, key, 0, sizeBytes, options);
-      this.#keep(seq, bytes);
+      this.#whole.set(seq, bytes);
       return [bytes.subarray(0, PACK_HEADER_BYTES), bytes.subarray(PACK_HEADER_BYTES)];
     }
     const tailFrom = Math.max(PACK_HEADER_BYTES, sizeBytes - END_BYTES);
@@ -194,18 +200,6 @@ export class PackReader {
       load(this.backend, key, 0, PACK_HEADER_BYTES, options),
       load(this.backend, key, tailFrom, sizeBytes - tailFrom, options),
     ]);
-  }
-
-  #keep(seq: number, bytes: Uint8Array): void {
-    // A pack that was written anew meanwhile is kept once.
-    this.#wholeBytes += bytes.length - (this.#whole.get(seq)?.length ?? 0);
-    this.#whole.delete(seq);
-    this.#whole.set(seq, bytes);
-    for (const [oldest, old] of this.#whole) {
-      if (this.#wholeBytes <= this.keptBytes) break;
-      this.#whole.delete(oldest);
-      this.#wholeBytes -= old.length;
-    }
   }
 
   #load(pack: OpenPack, { offset, lengthBytes }: Span, options: CallOptions): Promise<Uint8Array> {
