@@ -3,8 +3,8 @@
  * state.
  */
 
-import { describeError, isCheckpointError } from '../../errors.js';
-import { sameLayout, regionOfPage, type MemoryLayout } from '../../hypervisor/memory-layout.js';
+import { isCheckpointError } from '../../errors.js';
+import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { Kernels } from '../../kernels/kernels.js';
 import { sharedKernels } from '../../kernels/shared-kernels.js';
 import type { CallOptions, StorageBackend, StoredObject } from '../../storage/backend.js';
@@ -15,15 +15,15 @@ import { ChainReader, VERIFY_WINDOW_PAGES } from '../read/chain-reader.js';
 import { CheckpointReader } from '../read/checkpoint-reader.js';
 import { damaged, type DamagedObject } from '../../records/damage.js';
 import { checkpointGone, isAbsent } from '../read/gone.js';
-import type { IndexEntries } from '../../format/index-segment.js';
-import { MAX_SEGMENTS } from '../../format/index-policy.js';
-import { loadMap, loadSegment } from '../read/load-map.js';
+import { loadMap } from '../read/load-map.js';
 import { loadManifests } from '../read/manifest-store.js';
-import { manifestKey, type Manifest, type PackEntry, type SegmentEntry } from '../../format/manifest.js';
+import { manifestKey, type Manifest, type PackEntry } from '../../format/manifest.js';
 import { packOfRef, ZERO_REF } from '../../format/record-ref.js';
+import { ProblemLog } from './problem-log.js';
 import { BROKEN, type RecordTable } from './record-table.js';
 import { verifyPack, verifyPacksAgain, type PackCheck } from './verify-pack.js';
 import { verifyPages } from './verify-pages.js';
+import { SegmentVerifier } from './verify-segments.js';
 import { loadVmRecord } from '../vm-record.js';
 
 export interface ChainVerification {
@@ -45,12 +45,6 @@ export interface ChainVerifierDeps {
   readonly onBytes: (sizeBytes: number) => void;
 }
 
-/** A segment and the checkpoints that name it agree on the numbering of pages. */
-interface ListedSegment {
-  readonly entry: SegmentEntry;
-  readonly manifest: Manifest;
-}
-
 export class ChainVerifier {
   readonly #deps: ChainVerifierDeps;
   readonly #call: CallOptions;
@@ -61,14 +55,10 @@ export class ChainVerifier {
   readonly #affected = new Set<string>();
   /** Packs whose turn has come. */
   readonly #begun = new Set<number>();
-  /**
-   * Packs that segments refer to and that are not there. That is right when they were forgotten and no map
-   * leads to them any more.
-   */
+  /** Packs that segments refer to and that are not there; see `SegmentVerifier.checkUsed`. */
   readonly #missing = new Map<number, unknown>();
-  /** Entries of segments that do not fit their records, by reference. That may be right in the same way. */
-  readonly #misfits = new Map<number, { readonly key: string; readonly error: unknown }>();
-  #problemCount = 0;
+  readonly #problems: ProblemLog;
+  readonly #segments: SegmentVerifier;
 
   constructor(deps: ChainVerifierDeps) {
     this.#deps = deps;
@@ -77,6 +67,11 @@ export class ChainVerifier {
       windowPages: VERIFY_WINDOW_PAGES,
       givesBlank: true,
     });
+    this.#problems = new ProblemLog(deps.onProblem);
+    this.#segments = new SegmentVerifier(
+      { ...deps, problems: this.#problems, tables: this.#tables, layoutOfPack: this.#layoutOfPack },
+      this.#call,
+    );
   }
 
   /** @throws what is not about damage: INTERRUPTED, failures of the backend */
@@ -84,31 +79,31 @@ export class ChainVerifier {
     const { backend, keys } = this.#deps;
     await this.#checkSmallRecords();
     const { manifests, damaged: unreadable } = await loadManifests(backend, keys, this.#call);
-    for (const problem of unreadable) this.#report(problem);
-    const segments = this.#listedSegments(manifests);
-    const referred = await this.#readSegments(segments);
-    await this.#checkPacks(manifests, referred);
+    for (const problem of unreadable) this.#problems.report(problem);
+    for (const manifest of manifests) {
+      this.#listPacks(manifest);
+      this.#segments.list(manifest);
+    }
+    await this.#checkPacks(manifests, await this.#segments.read());
     await this.#checkPages();
-    await this.#compareSegments(segments);
-    await this.#checkUsedEntries(manifests);
+    await this.#segments.compare();
+    await this.#segments.checkUsed(manifests, this.#missing);
     for (const manifest of manifests) await this.#checkDeviceState(manifest);
-    if (this.#problemCount > 0) {
+    if (this.#problems.count > 0) {
       await this.#mustStillBeThere(manifests);
       await this.#findAffected(manifests);
     }
     let records = 0;
     for (const table of this.#tables.values()) records += table.pages.length;
-    const orphans = this.#deps.objects
-      .filter(({ key }) => this.#isOrphan(key, segments))
-      .map(({ key }) => key);
+    const orphans = this.#deps.objects.map(({ key }) => key).filter((key) => this.#isOrphan(key));
     return { checkpoints: manifests.length, records, orphans, affected: [...this.#affected] };
   }
 
   async #checkSmallRecords(): Promise<void> {
     const { backend, keys, objects, onBytes } = this.#deps;
-    await this.#attempt(keys.vm, () => loadVmRecord(backend, keys, this.#call));
+    await this.#problems.attempt(keys.vm, () => loadVmRecord(backend, keys, this.#call));
     for (const { key } of objects.filter((object) => object.key.startsWith(keys.locks))) {
-      await this.#attempt(key, async () => {
+      await this.#problems.attempt(key, async () => {
         const bytes = await backend.load(key, undefined, this.#call).catch((error: unknown) => {
           // The lock was released since it was listed.
           if (isCheckpointError(error, 'STORAGE_NOT_FOUND')) return undefined;
@@ -122,48 +117,14 @@ export class ChainVerifier {
     }
   }
 
-  /**
-   * Segments by number. When two manifests say different things of one segment, the object itself tells which
-   * is wrong.
-   */
-  #listedSegments(manifests: readonly Manifest[]): Map<number, ListedSegment> {
-    const segments = new Map<number, ListedSegment>();
-    for (const manifest of manifests) {
-      for (const { seq, directorySha256 } of manifest.packs) {
-        const known = this.#layoutOfPack.get(seq);
-        if (known !== undefined) {
-          this.#fail(
-            manifestKey(manifest),
-            `pack ${seq} (${directorySha256}) is listed by an earlier checkpoint as well`,
-          );
-        }
-        this.#layoutOfPack.set(seq, manifest.layout);
+  #listPacks(manifest: Manifest): void {
+    for (const { seq, directorySha256 } of manifest.packs) {
+      if (this.#layoutOfPack.has(seq)) {
+        const what = `pack ${seq} (${directorySha256}) is listed by an earlier checkpoint as well`;
+        this.#problems.fail(manifestKey(manifest), what);
       }
-      if (manifest.segments.length > MAX_SEGMENTS)
-        this.#fail(manifestKey(manifest), 'too many index segments');
-      for (const entry of manifest.segments) {
-        const known = segments.get(entry.seq);
-        if (known === undefined) segments.set(entry.seq, { entry, manifest });
-        else if (known.entry.sha256 !== entry.sha256 || !sameLayout(known.manifest.layout, manifest.layout)) {
-          this.#fail(
-            manifestKey(manifest),
-            `index segment ${entry.seq} differs from what an earlier checkpoint says of it`,
-          );
-        }
-      }
+      this.#layoutOfPack.set(seq, manifest.layout);
     }
-    return segments;
-  }
-
-  /** @returns numbers of all packs that entries refer to */
-  async #readSegments(segments: Map<number, ListedSegment>): Promise<Set<number>> {
-    const packs = new Set<number>();
-    for (const { entry, manifest } of segments.values()) {
-      const entries = await this.#segment(entry, manifest, true);
-      for (const ref of entries?.refs ?? []) if (ref !== ZERO_REF) packs.add(packOfRef(ref));
-      this.#deps.onBytes(entry.sizeBytes);
-    }
-    return packs;
   }
 
   async #checkPacks(manifests: readonly Manifest[], referred: ReadonlySet<number>): Promise<void> {
@@ -183,7 +144,7 @@ export class ChainVerifier {
   async #checkPack(seq: number, entry?: PackEntry): Promise<void> {
     if (this.#begun.has(seq)) return;
     this.#begun.add(seq);
-    await this.#attempt(this.#deps.keys.pack(seq), async () => {
+    await this.#problems.attempt(this.#deps.keys.pack(seq), async () => {
       const { packs } = this.#reader;
       const pack = await (entry === undefined
         ? packs.open(seq, this.#call)
@@ -199,8 +160,8 @@ export class ChainVerifier {
       // Bases may lie in packs that nothing else leads to, once the checkpoints that wrote them are
       // forgotten.
       onBasePack: (seq) => this.#checkPack(seq),
-      onProblem: (key, error) => this.#reportError(key, error),
-      // Frames are half of the work, and their pages the other half.
+      onProblem: (key, error) => this.#problems.reportError(key, error),
+      // Half of the work; the pages are the other.
       onBytes: (sizeBytes) => this.#deps.onBytes(sizeBytes / 2),
     };
   }
@@ -215,63 +176,12 @@ export class ChainVerifier {
         reader: this.#reader,
         kernels: this.#kernels,
         tables: byNumber,
-        onProblem: (key, error) => this.#reportError(key, error),
+        onProblem: (key, error) => this.#problems.reportError(key, error),
         onRecords: (count) => this.#deps.onBytes((packBytes / 2 / recordCount) * count),
       },
       this.#call,
     );
     if (isWorse) await verifyPacksAgain(tables, this.#packCheck(), this.#call);
-  }
-
-  async #compareSegments(segments: Map<number, ListedSegment>): Promise<void> {
-    for (const { entry, manifest } of segments.values()) {
-      const entries = await this.#segment(entry, manifest, false);
-      if (entries === undefined) continue;
-      this.#compareEntries(this.#deps.keys.segment(entry.seq), entries, manifest.layout);
-    }
-  }
-
-  #compareEntries(key: string, { pages, refs, depths }: IndexEntries, layout: MemoryLayout): void {
-    for (let i = 0; i < pages.length; i++) {
-      const ref = refs[i]!;
-      if (ref === ZERO_REF) continue;
-      const table = this.#tables.get(packOfRef(ref));
-      // The pack is missing or unreadable, which is reported already.
-      if (table === undefined) continue;
-      const at = table.find(ref);
-      const depth = at === undefined ? 0 : table.depths[at]!;
-      if (depth === BROKEN) continue;
-      const from = this.#layoutOfPack.get(packOfRef(ref));
-      let what: string;
-      if (at === undefined) what = 'refers to a record that the pack does not have';
-      else if (depth !== depths[i]) what = 'depth differs from that of the record';
-      else if (from !== undefined && !isSamePage(from, table.pages[at]!, layout, pages[i]!))
-        what = 'refers to a record of another page';
-      else continue;
-      this.#misfits.set(ref, { key, error: damaged(key, what, { entry: i }) });
-    }
-  }
-
-  /**
-   * An entry that newer segments override in every checkpoint may lead to what was forgotten; one that counts
-   * must not.
-   */
-  async #checkUsedEntries(manifests: readonly Manifest[]): Promise<void> {
-    if (this.#missing.size === 0 && this.#misfits.size === 0) return;
-    const { backend, repositoryId, keys } = this.#deps;
-    for (const manifest of manifests) {
-      const check = async (): Promise<void> => {
-        const { refs } = await loadMap(backend, repositoryId, manifest, this.#call);
-        for (const ref of refs) {
-          if (ref === ZERO_REF) continue;
-          const missing = this.#missing.get(packOfRef(ref));
-          if (missing !== undefined) this.#reportError(keys.pack(packOfRef(ref)), missing);
-          const misfit = this.#misfits.get(ref);
-          if (misfit !== undefined) this.#reportError(misfit.key, misfit.error);
-        }
-      };
-      await this.#attempt(manifestKey(manifest), check, false);
-    }
   }
 
   /** @throws CHECKPOINT_GONE: what looks like damage may be what a `forget` was doing meanwhile */
@@ -285,7 +195,7 @@ export class ChainVerifier {
   async #checkDeviceState(manifest: Manifest): Promise<void> {
     const { backend, repositoryId } = this.#deps;
     const reader = new CheckpointReader(backend, repositoryId, manifest);
-    const isWhole = await this.#attempt(manifestKey(manifest), () => reader.deviceState(this.#call));
+    const isWhole = await this.#problems.attempt(manifestKey(manifest), () => reader.deviceState(this.#call));
     if (!isWhole) this.#affected.add(manifest.id);
   }
 
@@ -293,7 +203,7 @@ export class ChainVerifier {
   async #findAffected(manifests: readonly Manifest[]): Promise<void> {
     const { backend, repositoryId } = this.#deps;
     for (const manifest of manifests) {
-      const isWhole = await this.#attempt(manifestKey(manifest), async () => {
+      const isWhole = await this.#problems.attempt(manifestKey(manifest), async () => {
         const { refs } = await loadMap(backend, repositoryId, manifest, this.#call);
         if (refs.some((ref) => ref !== ZERO_REF && this.#isBroken(ref))) this.#affected.add(manifest.id);
       });
@@ -307,71 +217,15 @@ export class ChainVerifier {
     return at === undefined || table!.depths[at] === BROKEN;
   }
 
-  #isOrphan(key: string, segments: Map<number, ListedSegment>): boolean {
+  #isOrphan(key: string): boolean {
     const { keys } = this.#deps;
     const seq = seqOfKey(key);
     if (key.startsWith(keys.packs)) return !this.#tables.has(seq) && !this.#layoutOfPack.has(seq);
-    if (key.startsWith(keys.index)) return !segments.has(seq);
+    if (key.startsWith(keys.index)) return !this.#segments.isListed(seq);
     return key !== keys.vm && !key.startsWith(keys.checkpoints) && !key.startsWith(keys.locks);
-  }
-
-  /** Undefined when the segment is damaged, which is reported the first time. */
-  async #segment(
-    entry: SegmentEntry,
-    manifest: Manifest,
-    isFirst: boolean,
-  ): Promise<IndexEntries | undefined> {
-    const { backend, repositoryId, keys } = this.#deps;
-    const source = { backend, repositoryId, chain: keys.chain, pageSpan: manifest.layout.pageSpan };
-    let entries: IndexEntries | undefined;
-    await this.#attempt(
-      keys.segment(entry.seq),
-      async () => {
-        entries = await loadSegment(source, entry, this.#call);
-      },
-      isFirst,
-    );
-    return entries;
-  }
-
-  /** @returns whether it went well; damage is reported, anything else thrown on */
-  async #attempt(key: string, work: () => unknown, report = true): Promise<boolean> {
-    try {
-      await work();
-      return true;
-    } catch (error) {
-      if (report) this.#reportError(key, error);
-      return false;
-    }
-  }
-
-  #reportError(key: string, error: unknown): void {
-    const isDamage = (['REPO_DAMAGED', 'REPO_VERSION', 'STORAGE_NOT_FOUND'] as const).some((code) =>
-      isCheckpointError(error, code),
-    );
-    if (!isDamage) throw error;
-    const named = isCheckpointError(error) ? error.detail.key : undefined;
-    this.#report({ key: typeof named === 'string' ? named : key, message: describeError(error) });
-  }
-
-  #fail(key: string, what: string): void {
-    this.#reportError(key, damaged(key, what));
-  }
-
-  #report(problem: DamagedObject): void {
-    this.#problemCount++;
-    this.#deps.onProblem(problem);
   }
 }
 
 function sum(numbers: readonly number[]): number {
   return numbers.reduce((total, number) => total + number, 0);
-}
-
-/** The same place of the same region, in two numberings. */
-function isSamePage(from: MemoryLayout, page: number, to: MemoryLayout, otherPage: number): boolean {
-  const region = regionOfPage(from, page);
-  const other = regionOfPage(to, otherPage);
-  if (region === undefined || other === undefined) return false;
-  return region.id === other.id && page - region.firstPage === otherPage - other.firstPage;
 }
