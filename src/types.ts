@@ -7,7 +7,6 @@
  */
 
 export const PAGE_SIZE_BYTES = 4096;
-export const PAGE_SHIFT = 12;
 
 /** JSON as the manifest and the worker messages carry it. */
 export type Json = null | boolean | number | string | readonly Json[] | JsonObject;

@@ -14,7 +14,7 @@ export const FRAME_PAYLOAD_BYTES = 128 * 1024;
 export const MAX_PAYLOAD_BYTES = FRAME_PAYLOAD_BYTES + PAGE_SIZE_BYTES;
 
 /** Page index 4, codec 1, two lengths of 2, base reference 8. */
-export const MAX_COLUMN_BYTES_PER_RECORD = 17;
+const MAX_COLUMN_BYTES_PER_RECORD = 17;
 
 /**
  * Pages and sources of a patch frame. Decoding one page of it takes reading all sources and unpacking all

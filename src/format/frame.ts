@@ -38,7 +38,7 @@ const ENTROPY_NONE = 0;
 export const ENTROPY_ZSTD = 1;
 
 /** Device state is a few MiB; what claims to be more than this is not ours. */
-export const MAX_BLOB_BYTES = 1 << 30;
+const MAX_BLOB_BYTES = 1 << 30;
 
 /** A frame ready to be appended to a pack. Plain data: survives structured clone. */
 export interface EncodedFrame {

@@ -61,8 +61,3 @@ export function isRecordRef(ref: number): boolean {
     Number.isInteger(ref) && ref >= PACK_UNIT && ref < REF_LIMIT && recordOfRef(ref) < MAX_RECORDS_PER_FRAME
   );
 }
-
-/** Names a record in messages. */
-export function describeRef(ref: RecordRef): string {
-  return `pack ${packOfRef(ref)} frame ${frameOfRef(ref)} record ${recordOfRef(ref)}`;
-}

@@ -2,8 +2,7 @@
 
 import { CheckpointError, describeError, isCheckpointError } from '../errors.js';
 
-export const DAMAGE_HINT =
-  'run "cairn verify" to see everything that is affected; other checkpoints may be whole';
+const DAMAGE_HINT = 'run "cairn verify" to see everything that is affected; other checkpoints may be whole';
 
 /**
  * @param key storage key of the object

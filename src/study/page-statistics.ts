@@ -8,7 +8,7 @@ import { DoublingHistogram, type Bin } from './histogram.js';
 import type { ObservedEpoch } from './subject.js';
 
 /** Places in a page that are told apart. */
-export const POSITIONS = 64;
+const POSITIONS = 64;
 const POSITION_BYTES = PAGE_SIZE_BYTES / POSITIONS;
 
 export interface EpochFigures {

@@ -57,12 +57,6 @@ export async function domainConfig(domid: number): Promise<JsonObject> {
   return { ...config, c_info: Object.fromEntries(created) };
 }
 
-/** A field of `xl info`, empty when there is none. */
-export async function hostFact(name: string): Promise<string> {
-  const line = (await runXl(['info'])).split('\n').find((text) => text.split(':')[0]?.trim() === name);
-  return line?.slice(line.indexOf(':') + 1).trim() ?? '';
-}
-
 export function objectOf(value: Json | undefined): JsonObject {
   return typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as JsonObject) : {};
 }

@@ -53,7 +53,7 @@ export interface ChainReaderOptions {
   readonly givesBlank?: boolean;
 }
 
-export const DEFAULT_READER_CACHE_BYTES = 64 * 1024 * 1024;
+const DEFAULT_READER_CACHE_BYTES = 64 * 1024 * 1024;
 /**
  * Default of `windowPages`. The deltas may take as much again per level, in the worst case; commonly far
  * less.

@@ -15,7 +15,7 @@ export interface CheckpointList {
 }
 
 /** Objects in the place of manifests, in the order of writing. */
-export async function listManifestKeys(
+async function listManifestKeys(
   backend: StorageBackend,
   keys: ChainKeys,
   options: CallOptions,

@@ -17,7 +17,7 @@ import type { SegmentPlan } from './segment-plan.js';
  * Most pages regrouped by one checkpoint. They are read, decoded and encoded on the main thread: about 0.1 ms
  * each with their bases.
  */
-export const MAX_REGROUPED_PAGES = 8192;
+const MAX_REGROUPED_PAGES = 8192;
 /**
  * On the first level only pages at this depth and deeper are regrouped: others take at most one record more
  * to read.

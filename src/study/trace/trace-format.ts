@@ -13,11 +13,11 @@ import { CheckpointError } from '../../errors.js';
 import { layOut, type MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { JsonObject } from '../../types.js';
 
-export const MAGIC = 'CAIRNTRC';
-export const VERSION = 1;
+const MAGIC = 'CAIRNTRC';
+const VERSION = 1;
 /** Magic 8, version 2, zero 2, length of the JSON 4, SHA-256 over those and the JSON 32. */
 export const FILE_HEADER_BYTES = 48;
-export const MAX_HEADER_JSON_BYTES = 1 << 20;
+const MAX_HEADER_JSON_BYTES = 1 << 20;
 
 export const BLOCK_HEADER_BYTES = 64;
 const BLOCK_MAGIC = 0x4f504543;
