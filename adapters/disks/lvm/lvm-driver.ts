@@ -140,12 +140,12 @@ export class LvmDriver implements DiskDriver {
     return `lvremove ${quoted(`${volume.vgName}/${snapshotName}`)}`;
   }
 
-  check(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    return checkVolumes(snapshots.map(volumeSnapshot), this.#run);
+  async check(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    await checkVolumes(snapshots.map(volumeSnapshot), this.#run);
   }
 
-  rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    return writeBackVolumes(snapshots.map(volumeSnapshot), this.#run);
+  async rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    await writeBackVolumes(snapshots.map(volumeSnapshot), this.#run);
   }
 
   async #afterKill(volume: LogicalVolume): Promise<readonly string[]> {

@@ -50,13 +50,12 @@ class ExternalDriver implements DiskDriver {
     return (await withFrozenLayers(snapshots, disks, cwd)).map(externalRecord);
   }
 
-  drop(snapshots: readonly DiskSnapshot[]): Promise<void> {
+  // eslint-disable-next-line @typescript-eslint/require-await -- rejects what goes wrong
+  async drop(snapshots: readonly DiskSnapshot[]): Promise<void> {
     const left = snapshots.map((record) => `overlay ${externalSnapshot(record).overlayPath}`);
-    return Promise.reject(
-      new CheckpointError('DISK_SNAPSHOT_FAILED', `snapshots that stay: ${left.join('; ')}`, {
-        hint: 'block-commit merges an overlay of a running VM',
-      }),
-    );
+    throw new CheckpointError('DISK_SNAPSHOT_FAILED', `snapshots that stay: ${left.join('; ')}`, {
+      hint: 'block-commit merges an overlay of a running VM',
+    });
   }
 
   remedy(record: DiskSnapshot): string {

@@ -178,12 +178,12 @@ export class RbdDriver implements DiskDriver {
     return `rbd snap rm ${quoted(`${path.replace(/^rbd:/, '')}@${snapshotName}`)}`;
   }
 
-  check(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    return checkImages(snapshots.map(imageSnapshot), this.#run);
+  async check(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    await checkImages(snapshots.map(imageSnapshot), this.#run);
   }
 
-  rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    return rollBackImages(snapshots.map(imageSnapshot), this.#run);
+  async rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    await rollBackImages(snapshots.map(imageSnapshot), this.#run);
   }
 
   /** @returns `text`: what stays behind, empty when it is not there (any more) */
