@@ -237,6 +237,7 @@ describe('suspending a guest with a device model', () => {
 describe('the dirty record of a guest with a device model', () => {
   const layout = layoutOf([{ firstFrame: 0, frameCount: 512 }]);
   let told: number;
+  let whenTold: () => void = () => undefined;
   let saver: string;
 
   function makeTracker(): LogDirtyTracker {
@@ -250,12 +251,14 @@ describe('the dirty record of a guest with a device model', () => {
       foreignSave: () => saver,
       reportWrites: () => {
         told++;
+        whenTold();
         return Promise.resolve();
       },
     });
   }
 
   beforeEach(() => {
+    whenTold = () => undefined;
     told = 0;
     saver = '';
   });
@@ -291,6 +294,20 @@ describe('the dirty record of a guest with a device model', () => {
     expect(() => tracker.collect()).toThrow(expect.objectContaining({ code: 'TRACKER_FAILED' }));
     await tracker.beginCheckpoint();
     expect(tracker.token).not.toBe(before);
+  });
+
+  it('is not trusted when a save by somebody else began and ended while the device model was told', async () => {
+    const tracker = makeTracker();
+    await tracker.start();
+    const { token } = tracker;
+    whenTold = () => xen.switchOff();
+    await expect(tracker.beginCheckpoint()).rejects.toMatchObject({
+      code: 'TRACKER_FAILED',
+      retryable: true,
+    });
+    expect(tracker.token).not.toBe(token);
+    whenTold = () => undefined;
+    expect(await tracker.beginCheckpoint()).not.toBe(token);
   });
 
   it('is not proven while somebody else saves the domain', async () => {
