@@ -5,8 +5,8 @@
 #     leftovers.sh left RUN BEFORE    lists what a run has left: what is there now and not in the list BEFORE, and processes of the run;
 #                                     those are ended. RUN is the run's temporary folder.
 #
-# A process belongs to a run when CAIRN_TEST_RUN in its environment names the run, or the run's folder is in its command line: so are the
-# QEMUs that libvirt starts.
+# A process belongs to a run when the run's folder is in its environment or in its command line: so it is for the QEMUs that libvirt starts,
+# and for the daemons of an unprivileged libvirt, which keep hardly more than HOME.
 set -euo pipefail
 
 stock() {
@@ -20,8 +20,7 @@ stock() {
 # Of all at once: a look at each takes seconds on a busy machine. The run's name is in the command line of this script as well.
 processes() { # RUN
   {
-    grep -lzxsF "CAIRN_TEST_RUN=$1" /proc/[0-9]*/environ || true
-    grep -lsF "$1" /proc/[0-9]*/cmdline || true
+    grep -lsF "$1" /proc/[0-9]*/environ /proc/[0-9]*/cmdline || true
   } | cut -d/ -f3 | sort -un | while read -r pid; do
     # grep has ended by now, and so has what has no command line.
     case "$(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" || true)" in '' | *leftovers.sh*) ;; *) echo "$pid" ;; esac
