@@ -30,7 +30,12 @@ import { storedImages } from './qcow2/stored-images.js';
 import { rbdDriver } from './rbd/rbd-driver.js';
 
 /** In the order in which a plan prefers them and disks are offered to them. */
-export const DISK_DRIVERS: readonly DiskDriverKind[] = [internalDriver, externalDriver, lvmDriver, rbdDriver];
+export const DISK_DRIVERS: readonly DiskDriverKind[] = [
+  internalDriver,
+  externalDriver,
+  lvmDriver,
+  rbdDriver,
+];
 
 /** The snapshots that one driver took. */
 interface Share {
@@ -78,6 +83,12 @@ export class DiskDrivers implements RecordedDisks {
     const taking = this.#driver(driver);
     if (taking === undefined) throw this.#unknown('DISK_SNAPSHOT_FAILED', driver);
     return taking.snapshot(name, disks);
+  }
+
+  /** See `VmDisks.makeDurable`. */
+  async makeDurable(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    for (const { driver, snapshots: own } of this.#shares(snapshots, this.#drivers))
+      await driver.makeDurable?.(own);
   }
 
   isRemovable({ driver }: DiskSnapshot): boolean {

@@ -193,6 +193,7 @@ export class Attempt {
     await ledger.write({ ...owner, state: 'owed' });
     await begun.add(writer.id, diskPlan);
     const captured = await capture.run(diskPlan);
+    await vm.disks.makeDurable(captured.disks);
     onProgress({ phase: 'commit', round: captured.rounds, donePages: 0, totalPages: 0 });
     // The index of all pages is about to be made, out of several arrays of their number.
     if (this.hasReadAll) returnMemory();

@@ -5,6 +5,7 @@
  *
  *     before the pause   describe -> checkStorage -> plan
  *     in the pause       snapshot                                    all disks, or none
+ *     before the commit  makeDurable
  *     later              drop | remedy                               of a checkpoint that failed, or was forgotten
  *     restore            check -> (standIn, then a new VM) -> rollBack   nothing is written before all memory has been read
  *
@@ -30,6 +31,8 @@ export interface DiskDriver extends DiskDriverTraits {
    * @throws DISK_SNAPSHOT_FAILED, see `VmDisks.snapshot`; VM_GONE
    */
   snapshot(name: string, disks: readonly VmDisk[]): Promise<readonly DiskSnapshot[]>;
+  /** See `VmDisks.makeDurable`. Absent where a snapshot is durable as soon as it is taken. */
+  makeDurable?(snapshots: readonly DiskSnapshot[]): Promise<void>;
 
   /** See `RecordedDisks.drop`. */
   drop(snapshots: readonly DiskSnapshot[]): Promise<void>;

@@ -83,6 +83,11 @@ export interface VmDisks {
    *   nobody answered
    */
   snapshot(name: string, disks: readonly VmDisk[], driver: string): Promise<readonly DiskSnapshot[]>;
+  /**
+   * After this, snapshots that were just taken outlast a power cut. Called when the VM runs again and before the checkpoint is committed, since it may
+   * take long. @throws DISK_SNAPSHOT_FAILED
+   */
+  makeDurable(snapshots: readonly DiskSnapshot[]): Promise<void>;
   /** Removes snapshots of a checkpoint that was not committed, where they are there. @throws DISK_SNAPSHOT_FAILED naming what stays behind */
   drop(snapshots: readonly DiskSnapshot[]): Promise<void>;
   /** Snapshots of committed checkpoints of this VM. @param machine `Vm.machine` as such a checkpoint recorded it */

@@ -16,6 +16,7 @@ export const NO_DISKS: VmDisks = {
   checkStorage: () => Promise.resolve(false),
   plan: () => [],
   snapshot: () => Promise.resolve([]),
+  makeDurable: () => Promise.resolve(),
   drop: () => Promise.resolve(),
   recorded: () => NOTHING,
 };

@@ -135,6 +135,25 @@ describe('a snapshot whose checkpoint was killed', () => {
   });
 });
 
+describe('a snapshot that is not durable yet', () => {
+  it('is made so when the VM runs again', async () => {
+    await open();
+    await session.checkpoint();
+    const order = guest.calls.filter((call) => ['snapshotDisks', 'resume', 'makeDurable'].includes(call));
+    expect(order).toEqual(['snapshotDisks', 'resume', 'makeDurable']);
+  });
+
+  it('fails the checkpoint, and is dropped, when that fails', async () => {
+    await open();
+    vm.failNext('makeDurable', new CheckpointError('DISK_SNAPSHOT_FAILED', 'no room'));
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'DISK_SNAPSHOT_FAILED' });
+    expect([...guest.snapshots]).toEqual([]);
+    expect(guest.state).toBe('running');
+    const { checkpointId } = await session.checkpoint();
+    expect([...guest.snapshots]).toEqual([`disk0@${checkpointId}`]);
+  });
+});
+
 describe('a snapshot that failed', () => {
   const refused = (possiblyPresent: readonly string[]): CheckpointError =>
     new CheckpointError('DISK_SNAPSHOT_FAILED', 'refused', {

@@ -33,6 +33,10 @@ export class FakeDisks implements VmDisks {
     );
   }
 
+  makeDurable(): Promise<void> {
+    return this.#vm.later('makeDurable', () => undefined);
+  }
+
   async drop(snapshots: readonly DiskSnapshot[]): Promise<void> {
     await this.#vm.later('dropDiskSnapshots', () => {
       for (const { diskId, data } of snapshots)

@@ -45,6 +45,7 @@ export type FakeMethod =
   | 'thaw'
   | 'disks'
   | 'checkStorage'
+  | 'makeDurable'
   | 'snapshotDisks'
   | 'dropDiskSnapshots'
   | 'start'
