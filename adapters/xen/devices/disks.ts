@@ -2,6 +2,9 @@
 
 import type { VmDisk } from '../../../src/hypervisor/disks.js';
 import type { JsonObject } from '../../../src/types.js';
+import { DISK_DRIVERS } from '../../disks/disk-drivers.js';
+import { LVM } from '../../disks/lvm/lvm-record.js';
+import { EXTERNAL, INTERNAL } from '../../disks/qcow2/qcow2-records.js';
 import { RBD } from '../../disks/rbd/rbd-record.js';
 import { isSet, listOf, objectOf, textOf } from '../domain/xl.js';
 
@@ -21,7 +24,18 @@ export function disksOf(config: JsonObject): readonly VmDisk[] {
   });
 }
 
-/** Drivers that were not tried with Xen. No checkpoint of a domain has such a snapshot: whoever meets one must not guess. */
+const TRIED = [INTERNAL, EXTERNAL, LVM];
+
+/**
+ * Drivers that were not tried with Xen, with what is said of them: a new one is among them until somebody has tried it. No checkpoint of a domain
+ * has such a snapshot: whoever meets one must not guess.
+ */
 export const UNTRIED_DRIVERS: Readonly<Record<string, string>> = {
+  ...Object.fromEntries(
+    DISK_DRIVERS.filter(({ name }) => !TRIED.includes(name)).map(({ name, medium }) => [
+      name,
+      `snapshots of ${medium} by ${name} were not tested with Xen`,
+    ]),
+  ),
   [RBD]: 'images of Ceph RBD were not tested with Xen',
 };
