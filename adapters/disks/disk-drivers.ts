@@ -28,6 +28,7 @@ import { externalDriver } from './qcow2/external-driver.js';
 import { internalDriver } from './qcow2/internal-driver.js';
 import { storedImages } from './qcow2/stored-images.js';
 import { rbdDriver } from './rbd/rbd-driver.js';
+import { reflinkDriver } from './reflink/reflink-driver.js';
 
 /** In the order in which a plan prefers them and disks are offered to them. */
 export const DISK_DRIVERS: readonly DiskDriverKind[] = [
@@ -35,6 +36,7 @@ export const DISK_DRIVERS: readonly DiskDriverKind[] = [
   externalDriver,
   lvmDriver,
   rbdDriver,
+  reflinkDriver,
 ];
 
 /** The snapshots that one driver took. */

@@ -17,6 +17,8 @@ export interface DiskDriverUnderTest {
   snapshots(): readonly string[];
   /** From now on the last of the disks cannot be snapshotted. */
   refuseLast(): void;
+  /** Files that a restore of the first disk needs as they are, when it was snapshotted as `c1`. Default: none. */
+  readonly neededFiles?: readonly string[];
 }
 
 const KEY = 'vms/web/checkpoints/00000001-0123456789abcdef';
@@ -87,7 +89,7 @@ export function describeDiskDriver(kind: DiskDriverKind, open: () => DiskDriverU
       const [snapshot] = await driver.snapshot('c1', disks);
       const standIn = driver.standIn?.(snapshot!, 'c1');
       const needs = driver.needs?.(snapshot!) ?? [];
-      if (standIn === undefined) expect(needs).toEqual([]);
+      if (standIn === undefined) expect(needs).toEqual(subject.neededFiles ?? []);
       else expect(needs).toContain(standIn.path);
       if (standIn !== undefined) expect(driver.overwrites?.(snapshot!)).toBeUndefined();
     });
