@@ -29,6 +29,7 @@ import { internalDriver } from './qcow2/internal-driver.js';
 import { storedImages } from './qcow2/stored-images.js';
 import { rbdDriver } from './rbd/rbd-driver.js';
 import { reflinkDriver } from './reflink/reflink-driver.js';
+import { zfsDriver } from './zfs/zfs-driver.js';
 
 /** In the order in which a plan prefers them and disks are offered to them. */
 export const DISK_DRIVERS: readonly DiskDriverKind[] = [
@@ -37,6 +38,7 @@ export const DISK_DRIVERS: readonly DiskDriverKind[] = [
   lvmDriver,
   rbdDriver,
   reflinkDriver,
+  zfsDriver,
 ];
 
 /** The snapshots that one driver took. */

@@ -13,6 +13,7 @@ import { monitorImages, monitorOverlays } from '../../adapters/disks/qcow2/monit
 import { RbdDriver, rbdDriver } from '../../adapters/disks/rbd/rbd-driver.js';
 import type { RunTool, ToolResult } from '../../adapters/disks/run-tool.js';
 import { asArray, asObject, asText } from '../../adapters/qemu/qmp-json.js';
+import { ZfsDriver, zfsDriver } from '../../adapters/disks/zfs/zfs-driver.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { VmDisk } from '../../src/hypervisor/disks.js';
 import type { JsonObject } from '../../src/types.js';
@@ -103,11 +104,39 @@ function rbd(): DiskDriverUnderTest {
   };
 }
 
+function zfs(): DiskDriverUnderTest {
+  const there = new Set<string>();
+  let refused = '';
+  const run: RunTool = (_, [command, ...names]) => {
+    if (command === 'version') return Promise.resolve({ kind: 'done', stdout: 'zfs-kmod-2.1.11-1\n' });
+    if (command === 'list') return Promise.resolve({ kind: 'done', stdout: `${names.at(-1)!}\t7\n` });
+    if (names.some((name) => name.startsWith(`${refused}@`)))
+      return Promise.resolve({ kind: 'failed', text: 'out of space' });
+    for (const name of names) if (command === 'snapshot') there.add(name);
+    for (const name of names) if (command === 'destroy') there.delete(name);
+    return Promise.resolve(DONE);
+  };
+  const volumes: Readonly<Record<string, string>> = { '/dev/zd0': 'tank/a', '/dev/zd16': 'tank/b' };
+  const devices = {
+    volumeNameOf: (path: string) => Promise.resolve(volumes[path]),
+    flush: () => Promise.resolve(),
+    userOf: () => Promise.resolve(undefined),
+    forgetCachedPages: () => Promise.resolve(),
+  };
+  return {
+    driver: new ZfsDriver({ run, devices, allowsUnproven: true }),
+    disks: Object.keys(volumes).map((path, i) => disk(`hd${i}`, path, 'raw')),
+    snapshots: () => [...there],
+    refuseLast: () => (refused = 'tank/b'),
+  };
+}
+
 const SUBJECTS = [
   [internalDriver, () => qemu(internalDriver)],
   [externalDriver, () => qemu(externalDriver)],
   [lvmDriver, lvm],
   [rbdDriver, rbd],
+  [zfsDriver, zfs],
 ] as const;
 for (const [kind, open] of SUBJECTS) describeDiskDriver(kind, open);
 
