@@ -15,7 +15,6 @@ const SYS_CLOSE = 3;
 const SYS_GETPPID = 110;
 /** The calls of one run without signals; a run that needs more is one that was not killed. */
 const MAX_CALLS = 60;
-const DEBUGGER = fileURLToPath(new URL('../support/debugger.js', import.meta.url));
 
 let dir: string;
 let check: RegisterCheck;
@@ -31,6 +30,16 @@ afterEach(async () => {
   await check.stop();
   rmSync(dir, { recursive: true });
 });
+
+/** A program of `test/support`, once it has said that it is ready. */
+async function startProgram(name: string, argument: number, ready: string): Promise<ChildProcess> {
+  const path = fileURLToPath(new URL(`../support/${name}.js`, import.meta.url));
+  const child = spawn(process.execPath, [path, String(argument)], { stdio: ['ignore', 'pipe', 'inherit'] });
+  children.push(child);
+  const said = await new Promise<Buffer>((resolve) => child.stdout.once('data', resolve));
+  expect(said.toString()).toBe(`${ready}\n`);
+  return child;
+}
 
 function userfaultfds(): readonly number[] {
   return readdirSync(`/proc/${check.pid}/fd`)
@@ -126,15 +135,17 @@ describe('a process that cannot be interrupted', () => {
   });
 
   it('is refused while a debugger traces it', async () => {
-    const tracing = spawn(process.execPath, [DEBUGGER, String(check.pid)], {
-      stdio: ['ignore', 'pipe', 'inherit'],
-    });
-    children.push(tracing);
-    const said = await new Promise<Buffer>((resolve) => tracing.stdout.once('data', resolve));
-    expect(said.toString()).toBe('tracing\n');
+    const tracing = await startProgram('debugger', check.pid, 'tracing');
     await expect(callInQemu(check.pid, OPEN)).rejects.toMatchObject({ code: 'VM_PERMISSION' });
     expect(check.status('TracerPid')).toBe(String(tracing.pid));
     expect((await check.waitForProgress()).failure).toBe(0);
+  });
+
+  it('is refused when its sandbox would end it for the call, and is free to make others', async () => {
+    const sandboxed = await startProgram('sandboxed', OPEN.number, 'sandboxed');
+    await expect(callInQemu(sandboxed.pid!, OPEN)).rejects.toMatchObject({ code: 'TRACKER_UNAVAILABLE' });
+    expect(await callInQemu(sandboxed.pid!, { number: SYS_GETPPID, args: [] })).toBe(process.pid);
+    expect(sandboxed.signalCode).toBeNull();
   });
 
   it('is refused while it is frozen, and nothing is made of the call later', async () => {

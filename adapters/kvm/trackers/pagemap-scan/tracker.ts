@@ -238,9 +238,10 @@ export class PagemapScanTracker implements DirtyTracker {
     for (const range of known?.ranges ?? this.#ranges()) {
       unregisterRange(armed.userfaultfd, range.start, range.sizeBytes);
     }
-    removeArming(path);
     this.close();
     await closeRemote(process.pid, armed.remote);
+    // Last: as long as the descriptor may be there, the next Cairn has to find it.
+    removeArming(path);
   }
 
   close(): void {

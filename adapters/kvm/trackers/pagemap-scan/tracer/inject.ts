@@ -21,14 +21,19 @@ import type { Mapping } from '../../../memory/process-maps.js';
 import { readMemory } from '../../../memory/process-memory.js';
 import { findCallCode, type CallCode } from './code.js';
 import { REG, sleep, writeMemory } from './ptrace.js';
+import { letsPass } from './seccomp.js';
 import { buildSignalFrame, resumed, SYSCALL_BYTES } from './signal-frame.js';
 import { waitingThreads, type WaitingThread } from './threads.js';
 import { Tracee } from './tracee.js';
 
+const SYS_RT_SIGRETURN = 15;
+/** Of `mov $15, %rax; syscall`. */
+const SIGNAL_RETURN_BYTES = 9n;
 const CS_64_BIT = 0x33n;
 const NO_SYSCALL = 0xffff_ffff_ffff_ffffn;
 
-const ATTEMPTS = 10;
+/** For a second: on a machine that is short of processors, threads are ready to run most of the time. */
+const ATTEMPTS = 50;
 const PAUSE_BETWEEN_MS = 20;
 /** Stops on the way to the result: signals, and the system calls of their handlers. */
 const MAX_STOPS = 64;
@@ -66,7 +71,11 @@ type Refusal = string;
  *   After a failure this process has to end: that is what lets go of a thread that does not answer.
  */
 export async function inject(pid: number, call: InjectedCall): Promise<InjectResult> {
-  const code = await findCallCode(pid);
+  return injectWith(pid, await findCallCode(pid), call);
+}
+
+/** As `inject`, with code that was found before. */
+export function injectWith(pid: number, code: CallCode, call: InjectedCall): InjectResult {
   let refusal: Refusal = 'none of its threads waits in a system call; is it frozen?';
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
     const { threads, isStopped } = waitingThreads(pid);
@@ -112,7 +121,7 @@ function tryThread(
 /** Writes the frame, which is nothing to the thread until its registers point there. */
 function prepare(
   pid: number,
-  { signalMask }: WaitingThread,
+  { signalMask, isFiltered }: WaitingThread,
   tracee: Tracee,
   { maps, call: instruction, signalReturn }: CallCode,
   call: InjectedCall,
@@ -132,6 +141,7 @@ function prepare(
   if (tracee.readSignalMask() !== signalMask) return 'waits for signals';
   const extendedState = tracee.readExtendedState();
   if (extendedState === undefined) return 'does not show its vector registers';
+  if (isFiltered && !passesFilters(tracee, call, instruction, signalReturn)) return 'may not make the call';
   if (!hasRoom(maps, Number(found[REG.rsp]!))) return 'has no room on its stack';
   const frame = buildSignalFrame({ registers, signalMask, extendedState, returnAddress: signalReturn });
   if (frame === undefined) return 'has vector registers of an unknown layout';
@@ -146,6 +156,20 @@ function prepare(
     calling[register] = BigInt(call.args[i] ?? 0);
   });
   return { found, calling };
+}
+
+/** A filter may end QEMU for a call that it does not know. The frame's way back is a call as well. */
+function passesFilters(
+  tracee: Tracee,
+  call: InjectedCall,
+  instruction: bigint,
+  signalReturn: bigint,
+): boolean {
+  const calls = [
+    { number: call.number, instructionPointer: instruction + BigInt(SYSCALL_BYTES), args: call.args },
+    { number: SYS_RT_SIGRETURN, instructionPointer: signalReturn + SIGNAL_RETURN_BYTES, args: [] },
+  ];
+  return tracee.readSeccompFilters().every((filter) => calls.every((each) => letsPass(filter, each)));
 }
 
 /** From the switch on. @returns what the call returned */

@@ -32,6 +32,7 @@ const PTRACE_GETREGSET = 0x4204;
 const PTRACE_SEIZE = 0x4206;
 const PTRACE_INTERRUPT = 0x4207;
 const PTRACE_GETSIGMASK = 0x420a;
+const PTRACE_SECCOMP_GET_FILTER = 0x420c;
 const PTRACE_GET_SYSCALL_INFO = 0x420e;
 const PTRACE_O_TRACESYSGOOD = 1n;
 const PTRACE_EVENT_STOP = 128;
@@ -75,6 +76,8 @@ export const REG = {
 } as const;
 export const REG_COUNT = 27;
 
+/** BPF_MAXINSNS of 8 bytes. */
+const MAX_FILTER_BYTES = 4096 * 8;
 /** More than any processor of today has: 11 008 bytes with AMX. */
 const MAX_XSTATE_BYTES = 1 << 15;
 
@@ -165,6 +168,15 @@ export function readExtendedState(thread: number): Uint8Array | undefined {
 export function readSignalMask(thread: number): bigint | undefined {
   const mask = new BigUint64Array(1);
   return ptrace(PTRACE_GETSIGMASK, thread, SIGNAL_SET_BYTES, addressOf(mask)) === '' ? mask[0] : undefined;
+}
+
+/** Seccomp filters of a stopped thread, which only root may read: none where this process may not. */
+export function readSeccompFilters(thread: number): readonly Uint8Array[] {
+  const filters: Uint8Array[] = [];
+  const bytes = new Uint8Array(MAX_FILTER_BYTES);
+  while (ptrace(PTRACE_SECCOMP_GET_FILTER, thread, BigInt(filters.length), addressOf(bytes)) === '')
+    filters.push(bytes.slice());
+  return filters;
 }
 
 /**

@@ -17,6 +17,8 @@ export interface WaitingThread {
   readonly signalMask: bigint;
   /** Its return addresses are kept a second time, on a shadow stack (CET). */
   readonly hasShadowStack: boolean;
+  /** Its system calls are looked at by a seccomp filter. */
+  readonly isFiltered: boolean;
 }
 
 export interface Waiting {
@@ -57,6 +59,7 @@ export function waitingThreads(pid: number): Waiting {
         id: Number(name),
         stackPointer,
         signalMask: BigInt(`0x${/^SigBlk:\s*([0-9a-f]+)/m.exec(status)?.[1] ?? '0'}`),
+        isFiltered: /^Seccomp:\s*2/m.test(status),
         hasShadowStack: /^x86_Thread_features:.*\bshstk\b/m.test(status),
       };
       return [{ thread, rank: rankOf(Number(call[0])) }];

@@ -69,6 +69,10 @@ export class Tracee {
     return raw.readSignalMask(this.#thread);
   }
 
+  readSeccompFilters(): readonly Uint8Array[] {
+    return raw.readSeccompFilters(this.#thread);
+  }
+
   readSyscallInfo(): raw.SyscallInfo | undefined {
     return raw.readSyscallInfo(this.#thread);
   }

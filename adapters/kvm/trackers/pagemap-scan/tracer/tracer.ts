@@ -9,10 +9,10 @@ import type { InjectResult } from './inject.js';
 
 const PROGRAM = fileURLToPath(new URL('./tracer-main.js', import.meta.url));
 /**
- * Starting Node.js takes some 50 ms, far more on a machine that swaps; the tracer gives up by itself long
- * before.
+ * Starting Node.js takes some 50 ms, far more on a machine that swaps. A tracer that somebody stops is killed
+ * after this long.
  */
-const LIMIT_MS = 60_000;
+const LIMIT_MS = 20_000;
 
 export interface RemoteCall {
   readonly number: number;
