@@ -115,6 +115,31 @@ describe.each([
   });
 });
 
+describe('the pagemap-scan tracker, when its tracer is killed', () => {
+  it('while tracking ends, is ended by the next one, whatever that finds', async () => {
+    const { process: qemu } = subject.options;
+    const report = pagemapScanReport(qemu.pid);
+    if (!report.usable) {
+      console.warn(`skipped: ${report.reason}`);
+      return;
+    }
+    let kills = 0;
+    for (let isOver = false; !isOver; kills++) {
+      const tracker = new PagemapScanTracker(subject.options);
+      await tracker.start();
+      expect(writeTrackingDescriptors(qemu.pid)).toHaveLength(1);
+      process.env.CAIRN_TRACER_FAULT_POINT = String(kills + 1);
+      isOver = await tracker.stop().then(
+        () => true,
+        () => false,
+      );
+      delete process.env.CAIRN_TRACER_FAULT_POINT;
+    }
+    expect(kills).toBeGreaterThan(10);
+    expect(writeTrackingDescriptors(qemu.pid)).toEqual([]);
+  }, 120_000);
+});
+
 describe.each([
   ['pagemap-scan', PagemapScanTracker, pagemapScanReport],
   ['soft-dirty', SoftDirtyTracker, softDirtyReport],

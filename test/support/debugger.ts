@@ -1,4 +1,7 @@
-/** A process that traces another one's thread and does nothing with it. Argument: thread id. Prints "tracing" once it does. */
+/**
+ * A process that traces another one's thread and does nothing with it. Argument: thread id. Prints "tracing"
+ * once it does.
+ */
 
 import { libc } from '../../src/ffi/libc.js';
 

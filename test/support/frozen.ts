@@ -1,4 +1,7 @@
-/** Freezing a process with a control group of its own (cgroup v1 freezer, cgroup v2), where the host lets a test make one. */
+/**
+ * Freezing a process with a control group of its own (cgroup v1 freezer, cgroup v2), where the host lets a
+ * test make one.
+ */
 
 import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

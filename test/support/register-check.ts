@@ -1,5 +1,6 @@
 /**
- * A process of one thread that finds out whether anybody has changed its registers: see `register-check.s`, which it is the machine code of.
+ * A process of one thread that finds out whether anybody has changed its registers: see `register-check.s`,
+ * which it is the machine code of.
  * Its memory is read from outside: counters at the start of the page behind its code.
  */
 

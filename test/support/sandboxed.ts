@@ -1,5 +1,6 @@
 /**
- * A process that the kernel ends for a system call that its filter does not know. Argument: the call's number. Prints "sandboxed".
+ * A process that the kernel ends for a system call that its filter does not know. Argument: the call's
+ * number. Prints "sandboxed".
  */
 
 import { addressOf, libc } from '../../src/ffi/libc.js';

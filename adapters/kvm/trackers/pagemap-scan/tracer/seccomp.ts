@@ -1,6 +1,7 @@
 /**
- * What a seccomp filter makes of a system call, found out without making it: a sandbox may end the process for a call that is not on its
- * list. Filters are classic BPF over struct seccomp_data. Sources: linux/{seccomp,filter,bpf_common}.h, seccomp(2).
+ * What a seccomp filter makes of a system call, found out without making it: a sandbox may end the process
+ * for a call that is not on its list. Filters are classic BPF over struct seccomp_data.
+ * Sources: linux/{seccomp,filter,bpf_common}.h, seccomp(2).
  */
 
 /** struct seccomp_data: number, architecture, instruction pointer, six arguments. */
@@ -21,7 +22,10 @@ export interface FilteredCall {
   readonly args: readonly number[];
 }
 
-/** @param filter as PTRACE_SECCOMP_GET_FILTER gives it. @returns false also for a filter that is not understood */
+/**
+ * @param filter as PTRACE_SECCOMP_GET_FILTER gives it. @returns false also for a filter that is not
+ * understood
+ */
 export function letsPass(filter: Uint8Array, { number, instructionPointer, args }: FilteredCall): boolean {
   const data = new DataView(new ArrayBuffer(DATA_BYTES));
   data.setUint32(0, number, true);
