@@ -21,5 +21,19 @@ export default tseslint.config(
       '@typescript-eslint/no-non-null-assertion': 'off',
     },
   },
+  {
+    // Processes that outlive Cairn have no limit, and say so: the guards, and the QEMU of a restore.
+    files: ['src/**/*.ts', 'adapters/**/*.ts'],
+    ignores: ['adapters/guard/pause-guard.ts', 'adapters/kvm/restore/process.ts'],
+    rules: {
+      'no-restricted-syntax': [
+        'error',
+        {
+          selector: "ImportDeclaration[source.value='node:child_process']",
+          message: 'Programs run through src/host/run-program.ts.',
+        },
+      ],
+    },
+  },
   prettier,
 );

@@ -63,6 +63,7 @@ export class PauseGuard {
     { qemu, markerPath, frozenMarkerPath = '', attachment }: Guarded,
   ): Promise<PauseGuard> {
     const common = [String(qemu.pid), qemu.startTime, markerPath, frozenMarkerPath, attachment];
+    // Not through `host/run-program.ts`: the guard outlives this process, so it has no limit.
     const child = spawn(process.execPath, [modulePath, ...common, ...args], {
       // A session of its own: a terminal's Ctrl-C and a shell's kill of the job do not reach it.
       detached: true,

@@ -7,9 +7,9 @@
  */
 
 import { randomUUID } from 'node:crypto';
-import { spawn } from 'node:child_process';
 
 import { CheckpointError, isCheckpointError } from '../../src/errors.js';
+import { failureOf, startProgram } from '../../src/host/run-program.js';
 import type {
   CheckpointSource,
   DescriptionEdits,
@@ -25,7 +25,8 @@ import { lastAfter } from './stream/last-after.js';
 import { writeSaveFile } from './stream/writer.js';
 import { domainIdOf, listOf, objectOf, textOf } from './domain/xl.js';
 
-const MAX_SAID_BYTES = 64 << 10;
+/** For standing still. After the last record libxl starts the device model and the scripts of network and disks, each with limits of its own. */
+const LIMIT_MS = 600_000;
 
 /** @throws USAGE, VM_UNSUPPORTED, RESTORE_TARGET_BUSY, RESTORE_FAILED, REPO_DAMAGED, STREAM_MALFORMED, INTERRUPTED */
 export async function restoreCheckpoint(
@@ -64,15 +65,10 @@ async function feedXl(
 ): Promise<number> {
   // xl wants a file that it can open; Node's pipes are sockets, which cannot be opened by name. Hence the shell and its pipe.
   const script = 'cat | exec xl restore "$@" /proc/self/fd/0';
-  const child = spawn('sh', ['-c', script, 'sh', ...(paused ? ['-p'] : [])], {
-    stdio: ['pipe', 'ignore', 'pipe'],
-  });
-  let said = '';
-  child.stderr.setEncoding('utf8');
-  child.stderr.on('data', (text: string) => (said = (said + text).slice(0, MAX_SAID_BYTES)));
-  const ended = new Promise<number>((resolve) => {
-    child.once('error', () => resolve(-1));
-    child.once('close', (code) => resolve(code ?? -1));
+  const child = await startProgram('sh', ['-c', script, 'sh', ...(paused ? ['-p'] : [])], {
+    limitMs: LIMIT_MS,
+    stdout: 'ignore',
+    isShellCommand: true,
   });
   let failure: unknown;
   let streamBytes = 0;
@@ -84,13 +80,16 @@ async function feedXl(
     // An early end: xl destroys what it had begun to build.
     child.stdin.destroy();
   }
-  const code = await ended;
+  const result = await child.ended;
   if (signal?.aborted === true) throw new CheckpointError('INTERRUPTED', 'the restore was interrupted');
   if (isCheckpointError(failure)) throw failure;
-  if (failure === undefined && code === 0) return streamBytes;
-  throw new CheckpointError('RESTORE_FAILED', `xl restore failed: ${tellingLines(said)}`, {
+  if (failure === undefined && result.kind === 'done') return streamBytes;
+  throw new CheckpointError('RESTORE_FAILED', `xl restore failed: ${tellingLines(failureOf('xl', result))}`, {
     ...(failure === undefined ? {} : { cause: failure }),
-    hint: 'is there enough free memory (xl info), and do kernel, bridges and disks of the domain exist on this host?',
+    hint:
+      result.kind === 'late'
+        ? 'xl list shows whether a half-built domain is left, which xl destroy takes away'
+        : 'is there enough free memory (xl info), and do kernel, bridges and disks of the domain exist on this host?',
   });
 }
 
@@ -105,7 +104,7 @@ function recordedDisks(
 
 /** The first say what went wrong, the last how it ended. */
 function tellingLines(text: string): string {
-  const lines = text.split(/[\r\n]+/).filter((line) => line.trim() !== '' && !line.includes('progress'));
+  const lines = text.split(/\r|; /).filter((line) => line.trim() !== '' && !line.includes('progress'));
   const [first, last] = [lines.slice(0, 3), lines.slice(3).slice(-2)];
   return [...first, ...last].join(' | ') || 'it said nothing';
 }

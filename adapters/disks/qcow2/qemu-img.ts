@@ -1,9 +1,7 @@
 /** qemu-img as a restore needs it: look at an image, roll it back, put an overlay on it. */
 
-import { execFile } from 'node:child_process';
-import { promisify } from 'node:util';
-
-import { CheckpointError, describeError, systemErrorCode } from '../../../src/errors.js';
+import { CheckpointError } from '../../../src/errors.js';
+import { failureOf, runProgram } from '../../../src/host/run-program.js';
 
 export interface ImageInfo {
   readonly format: string;
@@ -12,8 +10,11 @@ export interface ImageInfo {
   readonly backingPath: string | undefined;
 }
 
-const run = promisify(execFile);
-const MAX_OUTPUT_BYTES = 16 * 1024 * 1024;
+/** For metadata of a few MiB that are read or written; storage that does not answer is found out. */
+const LIMIT_MS = 60_000;
+/** An image of many TiB has GiB of metadata, all of which these walk. To end them in the middle leaves the image to be repaired. */
+const SNAPSHOT_LIMIT_MS = 30 * 60_000;
+/** In English, which the runner of programs sees to. */
 const LOCKED = /Failed to get ".*" lock|another process using the image/i;
 
 /**
@@ -55,29 +56,29 @@ export async function createOverlay(overlay: string, base: string, baseFormat: s
 }
 
 async function qemuImg(args: readonly string[], step: string): Promise<string> {
-  try {
-    const { stdout } = await run('qemu-img', args, { maxBuffer: MAX_OUTPUT_BYTES });
-    return stdout;
-  } catch (cause) {
-    if (systemErrorCode(cause) === 'ENOENT') {
-      throw new CheckpointError('RESTORE_FAILED', `${step}: qemu-img is not installed`, {
-        cause,
-        hint: 'install qemu-utils (Debian) or qemu-img (Fedora, SUSE), or leave the disks as they are with --keep-disks',
-      });
-    }
-    const said = errorOutput(cause);
-    if (LOCKED.test(said)) {
-      throw new CheckpointError('RESTORE_TARGET_BUSY', `${step}: another process has the image open`, {
-        cause,
-        hint: 'stop the VM that uses this disk first',
-      });
-    }
-    throw new CheckpointError('RESTORE_FAILED', `${step}: ${said}`, { cause });
+  const limitMs = args[0] === 'snapshot' ? SNAPSHOT_LIMIT_MS : LIMIT_MS;
+  const result = await runProgram('qemu-img', args, { limitMs });
+  if (result.kind === 'done') return result.stdout;
+  const why = failureOf('qemu-img', result, 'qemu-utils');
+  if (LOCKED.test(why)) {
+    throw new CheckpointError('RESTORE_TARGET_BUSY', `${step}: another process has the image open`, {
+      hint: 'stop the VM that uses this disk first',
+    });
   }
+  throw new CheckpointError('RESTORE_FAILED', `${step}: ${why}`, hintFor(result.kind));
 }
 
-function errorOutput(error: unknown): string {
-  const said =
-    typeof error === 'object' && error !== null && 'stderr' in error ? String(error.stderr).trim() : '';
-  return said === '' ? describeError(error) : said;
+function hintFor(kind: 'failed' | 'late' | 'interrupted' | 'missing'): { readonly hint?: string } {
+  switch (kind) {
+    case 'missing':
+      return {
+        hint: 'install qemu-utils (Debian) or qemu-img (Fedora, SUSE), or leave the disks as they are with --keep-disks',
+      };
+    case 'late':
+      return {
+        hint: 'does the storage below the image answer? qemu-img check says whether the image is whole',
+      };
+    default:
+      return {};
+  }
 }

@@ -57,6 +57,7 @@ export class RestoredQemu {
     });
     try {
       const logOffset = (await log.stat()).size;
+      // Not through `host/run-program.ts`: the VM outlives this process, so it has no limit.
       const child = spawn(start.program, start.argv, {
         cwd: start.cwd,
         env: start.env,

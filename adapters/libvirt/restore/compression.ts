@@ -3,10 +3,10 @@
  * Numbers: virQEMUSaveFormat of libvirt's qemu_saveimage.h.
  */
 
-import { spawn } from 'node:child_process';
 import type { Writable } from 'node:stream';
 
-import { CheckpointError, describeError, systemErrorCode } from '../../../src/errors.js';
+import { CheckpointError } from '../../../src/errors.js';
+import { failureOf, startProgram } from '../../../src/host/run-program.js';
 import { pushStream } from '../../qemu/stream/push.js';
 
 export interface ImageCompression {
@@ -23,7 +23,8 @@ export const IMAGE_COMPRESSIONS: readonly ImageCompression[] = [
   { id: 5, program: 'zstd' },
 ];
 
-const MISSING = 'not installed';
+/** For standing still while there is something to do. xz may take seconds for a block that it cannot compress. */
+const LIMIT_MS = 300_000;
 
 /**
  * Does not end the sink.
@@ -36,17 +37,7 @@ export async function compressInto(
   { program }: ImageCompression,
   fill: (into: Writable) => Promise<unknown>,
 ): Promise<number> {
-  const child = spawn(program, ['-c'], { stdio: ['pipe', 'pipe', 'inherit'] });
-  const ended = new Promise<string>((resolve) => {
-    child.once('error', (error) =>
-      resolve(systemErrorCode(error) === 'ENOENT' ? MISSING : describeError(error)),
-    );
-    child.once('close', (code, signal) =>
-      resolve(code === 0 ? '' : `it ended with ${signal ?? code ?? '?'}`),
-    );
-  });
-  // What goes wrong here shows in the program's end.
-  child.stdin.on('error', () => undefined);
+  const child = await startProgram(program, ['-c'], { limitMs: LIMIT_MS, stderr: 'inherit' });
   const written = pushStream(child.stdout as AsyncIterable<Uint8Array>, sink);
   const filled = fill(child.stdin).then(() => child.stdin.end());
   const outcomes = await Promise.allSettled(
@@ -57,15 +48,17 @@ export async function compressInto(
       }),
     ),
   );
-  const why = await ended;
-  if (why === MISSING) {
-    throw new CheckpointError('USAGE', `${program}, which would compress the image, is ${why}`, {
+  const result = await child.ended;
+  if (result.kind === 'missing') {
+    throw new CheckpointError('USAGE', `${program}, which would compress the image, is not installed`, {
       hint: 'install it, or choose another format; the host that restores the image needs it too',
     });
   }
   const failed = outcomes.find((outcome) => outcome.status === 'rejected');
-  if (failed?.status === 'rejected') throw failed.reason;
-  if (why !== '')
-    throw new CheckpointError('WORKER_FAILED', `${program}, which compresses the image: ${why}`);
-  return written;
+  if (failed?.status === 'rejected' && result.kind !== 'late') throw failed.reason;
+  if (result.kind === 'done') return written;
+  throw new CheckpointError(
+    'WORKER_FAILED',
+    `${program}, which compresses the image: ${failureOf(program, result)}`,
+  );
 }

@@ -1,18 +1,22 @@
 /** A private FIFO through which libvirt reads an image while it is being made: no copy of guest memory on any disk. */
 
-import { execFile } from 'node:child_process';
 import { constants, openSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
-import { promisify } from 'node:util';
 
-import { systemErrorCode } from '../../../src/errors.js';
+import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
+import { failureOf, runProgram } from '../../../src/host/run-program.js';
 
 const POLL_MS = 5;
+const MKFIFO_LIMIT_MS = 10_000;
 
-/** mkfifo(1), which is in every coreutils; Node.js has no call for it. */
+/** mkfifo(1), which is in every coreutils; Node.js has no call for it. @throws RESTORE_FAILED */
 export async function makeFifo(path: string): Promise<void> {
-  await promisify(execFile)('mkfifo', ['-m', '0600', path]);
+  const made = await runProgram('mkfifo', ['-m', '0600', path], { limitMs: MKFIFO_LIMIT_MS });
+  if (made.kind === 'done') return;
+  throw new CheckpointError('RESTORE_FAILED', `making ${path}: ${failureOf('mkfifo', made, 'coreutils')}`, {
+    hint: 'the runtime folder must be on a file system with FIFOs; name another one with CAIRN_RUNTIME_DIR',
+  });
 }
 
 /**

@@ -1,11 +1,10 @@
 /** What `cairn restore` changes about a domain: name, UUID, MAC addresses, disks, and the operator's own command. */
 
-import { spawn } from 'node:child_process';
-import { text } from 'node:stream/consumers';
 import { isAbsolute } from 'node:path';
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { CheckpointSource, DescriptionEdits, RestoreRequest } from '../../../src/hypervisor/restore.js';
+import { failureOf, runProgram } from '../../../src/host/run-program.js';
+import type { CheckpointSource, RestoreRequest } from '../../../src/hypervisor/restore.js';
 import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import type { DiskDrivers } from '../../disks/disk-drivers.js';
 import { disksIn, withDisk } from './domain-disks.js';
@@ -16,6 +15,11 @@ export interface EditedDomain {
   /** Snapshots of the checkpoint, at the paths where the disks lie now. */
   readonly disks: readonly DiskSnapshot[];
 }
+
+/** A person may look at the XML in between; a command that hangs is still found out. */
+const COMMAND_LIMIT_MS = 30 * 60_000;
+/** What the protocol of libvirt lets through in one text (REMOTE_STRING_MAX of remote_protocol.x). */
+const MAX_XML_BYTES = 4 << 20;
 
 /** @throws USAGE, VM_UNSUPPORTED when the checkpoint is not of a domain */
 export async function editDomain(
@@ -34,7 +38,7 @@ export async function editDomain(
     xml = withDisk(xml, target, path);
     disks = disks.flatMap((disk) => (disk.path === before ? (drivers.movedTo(disk, path) ?? []) : [disk]));
   }
-  return { xml: await throughCommand(xml, edits), disks };
+  return { xml: await throughCommand(xml, request), disks };
 }
 
 function parseDiskPath(argument: string): readonly [target: string, path: string] {
@@ -46,21 +50,29 @@ function parseDiskPath(argument: string): readonly [target: string, path: string
   });
 }
 
-async function throughCommand(xml: string, edits: DescriptionEdits | undefined): Promise<string> {
+async function throughCommand(
+  xml: string,
+  { edits, signal }: Pick<RestoreRequest, 'edits' | 'signal'>,
+): Promise<string> {
   if (edits?.command === undefined) return xml;
-  const child = spawn('/bin/sh', ['-c', edits.command], { stdio: ['pipe', 'pipe', 'inherit'] });
-  const ended = new Promise<number | null>((resolve) => child.once('close', resolve));
-  // A command that does not read all of it is free to.
-  child.stdin.on('error', () => undefined);
-  child.stdin.end(xml);
-  const edited = (await text(child.stdout)).trim();
-  const status = await ended;
-  if (status === 0 && edited.startsWith('<domain') && !edited.includes('\0')) return edited;
+  const result = await runProgram('/bin/sh', ['-c', edits.command], {
+    limitMs: COMMAND_LIMIT_MS,
+    signal,
+    input: xml,
+    // The command is the operator's, and so are its language and what it says: names in XML are UTF-8.
+    env: process.env,
+    stderr: 'inherit',
+    maxOutputBytes: MAX_XML_BYTES,
+    isShellCommand: true,
+  });
+  if (result.kind === 'interrupted') throw new CheckpointError('INTERRUPTED', 'the restore was interrupted');
+  const edited = result.kind === 'done' ? result.stdout.trim() : '';
+  if (edited.startsWith('<domain') && !edited.includes('\0')) return edited;
   throw new CheckpointError(
     'USAGE',
-    status === 0
+    result.kind === 'done'
       ? 'the command of --xml-edit wrote something that is no domain'
-      : `the command of --xml-edit failed (status ${status ?? 'unknown'})`,
+      : `the command of --xml-edit failed: ${failureOf('it', result)}`,
     { hint: 'it gets the domain XML on stdin and writes the whole changed XML to stdout' },
   );
 }

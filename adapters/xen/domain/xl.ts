@@ -1,33 +1,39 @@
 /** Xen's own tool `xl`, for what has no stable library: the configuration as JSON, names, restoring. */
 
-import { execFile } from 'node:child_process';
-
-import { CheckpointError, isCheckpointError, systemErrorCode } from '../../../src/errors.js';
+import { CheckpointError, isCheckpointError } from '../../../src/errors.js';
+import { failureOf, runProgram, type ProgramResult } from '../../../src/host/run-program.js';
 import type { Json, JsonObject } from '../../../src/types.js';
 
-const MAX_OUTPUT_BYTES = 16 << 20;
+/** Xen's tools answer within a second. One that waits for a lock of libxl or for a xenstored that hangs is given up. */
+const LIMIT_MS = 30_000;
 
 /** @returns stdout. @throws FFI_FAILED with what xl said, VM_UNSUPPORTED when there is no xl */
 export function runXl(args: readonly string[]): Promise<string> {
-  return new Promise((resolve, reject) => {
-    execFile('xl', args, { maxBuffer: MAX_OUTPUT_BYTES }, (error, stdout, stderr) => {
-      if (error === null) resolve(stdout);
-      else reject(xlFailed(args, error, stderr));
+  return runXenTool('xl', args, 'xen-utils');
+}
+
+/** @throws FFI_FAILED with what it said, VM_UNSUPPORTED when it is not there */
+export async function runXenTool(
+  program: string,
+  args: readonly string[],
+  packageName: string,
+): Promise<string> {
+  const result = await runProgram(program, args, { limitMs: LIMIT_MS });
+  if (result.kind === 'done') return result.stdout;
+  if (result.kind === 'missing') {
+    throw new CheckpointError('VM_UNSUPPORTED', `the program ${program} is not there`, {
+      hint: `install Xen's tools (Debian: ${packageName})`,
     });
+  }
+  const command = [program, ...args].join(' ');
+  throw new CheckpointError('FFI_FAILED', `${command} failed: ${lastLine(program, result)}`, {
+    ...(result.kind === 'late' ? { hint: 'does xl list answer? if not, look after xenstored' } : {}),
   });
 }
 
-function xlFailed(args: readonly string[], cause: unknown, stderr: string): CheckpointError {
-  if (systemErrorCode(cause) === 'ENOENT') {
-    return new CheckpointError('VM_UNSUPPORTED', 'the program xl is not there', {
-      cause,
-      hint: "install Xen's tools (Debian: xen-utils)",
-    });
-  }
-  const said = stderr.trim().split('\n').at(-1) ?? '';
-  return new CheckpointError('FFI_FAILED', `xl ${args.join(' ')} failed${said === '' ? '' : `: ${said}`}`, {
-    cause,
-  });
+/** What libxl says last is what it made of the lines before. */
+function lastLine(program: string, result: ProgramResult): string {
+  return failureOf(program, result).split('; ').at(-1) ?? '';
 }
 
 /** Domain id by name, id or uuid. @throws VM_UNREACHABLE when there is none */

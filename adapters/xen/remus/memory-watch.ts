@@ -8,12 +8,10 @@
  * Source: docs/misc/xenstore-paths.pandoc of Xen (memory/target, memory/static-max, vm).
  */
 
-import { execFile } from 'node:child_process';
-
-import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
+import { CheckpointError } from '../../../src/errors.js';
 import type { JsonObject } from '../../../src/types.js';
 import { videoKibOf } from '../domain/memory-target.js';
-import { domainIdOf, objectOf, runXl, textOf } from '../domain/xl.js';
+import { domainIdOf, objectOf, runXenTool, runXl, textOf } from '../domain/xl.js';
 
 export interface DomainMemory {
   /** As xenstore tells the guest: without the memory of a graphics card. */
@@ -115,19 +113,6 @@ export async function readDomainMemory(name: string, uuid: string): Promise<Doma
   throw new CheckpointError('FFI_FAILED', `how much memory the domain ${name} has could not be read`);
 }
 
-function storeText(path: string): Promise<string> {
-  return new Promise((resolve, reject) => {
-    execFile('xenstore-read', [path], (error, stdout) => {
-      if (error === null) resolve(stdout.trim());
-      else if (systemErrorCode(error) === 'ENOENT')
-        reject(
-          new CheckpointError('VM_UNSUPPORTED', 'the program xenstore-read is not there', {
-            cause: error,
-            hint: "install Xen's tools (Debian: xenstore-utils)",
-          }),
-        );
-      else
-        reject(new CheckpointError('FFI_FAILED', `reading ${path} from xenstore failed`, { cause: error }));
-    });
-  });
+async function storeText(path: string): Promise<string> {
+  return (await runXenTool('xenstore-read', [path], 'xenstore-utils')).trim();
 }

@@ -12,9 +12,8 @@
  * is only reported. The guest stands still while `paused` runs.
  */
 
-import { spawn } from 'node:child_process';
-
 import { CheckpointError, isCheckpointError } from '../../errors.js';
+import { failureOf, runProgram } from '../../host/run-program.js';
 
 export type HookPhase = 'before-pause' | 'paused' | 'resumed' | 'committed' | 'failed';
 
@@ -41,10 +40,12 @@ export class CommandHook implements Hook {
 
   /** @throws HOOK_FAILED */
   async run(phase: HookPhase, context: HookContext): Promise<void> {
-    const child = spawn('/bin/sh', ['-c', this.#command], {
-      stdio: ['ignore', 'ignore', 'inherit'],
-      // A process group of its own, so that what the shell started ends with it.
-      detached: true,
+    const result = await runProgram('/bin/sh', ['-c', this.#command], {
+      limitMs: this.#timeoutMs,
+      stdout: 'ignore',
+      // The command is the operator's, and so are its language and what it says.
+      stderr: 'inherit',
+      isShellCommand: true,
       env: {
         ...process.env,
         CAIRN_PHASE: phase,
@@ -54,16 +55,9 @@ export class CommandHook implements Hook {
         CAIRN_REPOSITORY: context.repository,
       },
     });
-    const timer = setTimeout(() => killGroup(child.pid), this.#timeoutMs);
-    const ended = await new Promise<string>((resolve) => {
-      child.once('error', (error) => resolve(error.message));
-      child.once('exit', (code, signal) =>
-        resolve(code === 0 ? '' : `ended with ${signal ?? `status ${code ?? '?'}`}`),
-      );
-    });
-    clearTimeout(timer);
-    if (ended === '') return;
-    throw new CheckpointError('HOOK_FAILED', `the hook command failed in phase ${phase}: ${ended}`, {
+    if (result.kind === 'done') return;
+    const why = failureOf('it', result);
+    throw new CheckpointError('HOOK_FAILED', `the hook command failed in phase ${phase}: ${why}`, {
       hint: 'run the command by hand with the CAIRN_ variables set; see docs/operations.md',
       detail: { phase },
     });
@@ -81,14 +75,5 @@ export async function runResumedHook(
   } catch (error) {
     if (!isCheckpointError(error, 'HOOK_FAILED')) throw error;
     warn(error.message);
-  }
-}
-
-function killGroup(pid: number | undefined): void {
-  if (pid === undefined) return;
-  try {
-    process.kill(-pid, 'SIGKILL');
-  } catch {
-    // It ended just now.
   }
 }
