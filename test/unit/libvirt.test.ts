@@ -167,9 +167,9 @@ describe('overlays of a snapshot that libvirt reported as failed', () => {
       virtualSizeBytes: 4096,
       snapshotModes: ['external'] as const,
     }));
-    const xml = named
+    const xml = `<domain><devices>${named
       .map(({ id, path }) => `<disk type='file'><source file="${path}"/><target dev='${id}'/></disk>`)
-      .join('');
+      .join('')}</devices></domain>`;
     let overlays: readonly string[] = [];
     const domain = {
       snapshotDisks: (text: string): Promise<void> => {

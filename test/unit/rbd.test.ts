@@ -291,10 +291,10 @@ describe('a restore of an image of Ceph', () => {
 
 describe('an image of Ceph in the XML of a domain', () => {
   it('has the same name as in a checkpoint', () => {
-    const xml =
+    const disk =
       "<disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='rbd' name='vms/web'>" +
       "<host name='10.0.0.1' port='6789'/></source><target dev='vda' bus='virtio'/></disk>";
-    expect(disksIn(xml)).toEqual([
+    expect(disksIn(`<domain><devices>${disk}</devices></domain>`)).toEqual([
       expect.objectContaining({ target: 'vda', path: 'rbd:vms/web', type: 'network' }),
     ]);
   });

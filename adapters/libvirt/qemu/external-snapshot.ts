@@ -15,11 +15,10 @@ import { EXTERNAL, type ExternalSnapshot } from '../../disks/qcow2/qcow2-records
 import type { OverlaySnapshots } from '../../disks/qcow2/snapshot-takers.js';
 import { disksIn } from '../xml/domain-disks.js';
 import type { LibvirtDomain } from '../domain.js';
-import { escaped, unescaped } from '../xml/xml-text.js';
+import { escaped } from '../xml/xml-text.js';
+import { parseXml, withAllBelow } from '../xml/xml-document.js';
 
 const HINT = 'virsh domblklist shows the images that the domain uses; remove no overlay that it writes to';
-/** Sources of disks and of the chains below them. */
-const FILE = /\bfile=(['"])(?<path>.*?)\1/g;
 
 /** The part of a domain that is needed here. */
 export type SnapshotTarget = Pick<LibvirtDomain, 'snapshotDisks' | 'xml'>;
@@ -61,14 +60,22 @@ async function removeUnused(
   domain: SnapshotTarget,
   snapshots: readonly ExternalSnapshot[],
 ): Promise<readonly string[]> {
-  const xml = await domain.xml().catch(() => undefined);
-  const inUse = new Set([...(xml ?? '').matchAll(FILE)].map(({ groups }) => unescaped(groups!.path!)));
+  const inUse = await domain
+    .xml()
+    .then(filesIn)
+    .catch(() => undefined);
   const kept: string[] = [];
   for (const { overlayPath } of snapshots) {
-    if (xml !== undefined && !inUse.has(overlayPath)) await rm(overlayPath, { force: true });
+    if (inUse?.has(overlayPath) === false) await rm(overlayPath, { force: true });
     else if (existsSync(overlayPath)) kept.push(overlayPath);
   }
   return kept;
+}
+
+/** Sources of disks and of the chains below them. */
+function filesIn(xml: string): ReadonlySet<string> {
+  const elements = [...withAllBelow(parseXml(xml, 'the XML of the domain'))];
+  return new Set(elements.flatMap(({ attribute }) => attribute('file') ?? []));
 }
 
 /** @throws DISK_SNAPSHOT_FAILED for a disk that the domain does not have */

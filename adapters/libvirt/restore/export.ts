@@ -32,7 +32,7 @@ export async function exportDomain(
 ): Promise<number> {
   const compression = IMAGE_COMPRESSIONS.find(({ program }) => format === `${SAVE_IMAGE}+${program}`);
   if (format !== SAVE_IMAGE && compression === undefined) return exportOfKvm(source, format, sink, signal);
-  const head = saveImageHead(recordedXml(source.machine), compression?.id);
+  const head = saveImageHead(recordedXml(source.machine, source.checkpointId), compression?.id);
   const headBytes = await pushStream(once(head), sink, signal);
   const stream = (into: Writable): Promise<number> => exportOfKvm(source, 'qemu', into, signal);
   const bytes = compression === undefined ? stream(sink) : compressInto(sink, compression, stream);

@@ -26,7 +26,7 @@ import { LibvirtConnection } from '../native/connection.js';
 import { DomainAgent } from '../qemu/domain-agent.js';
 import { domainProcess } from '../domain-process.js';
 import { editDomain } from '../xml/description-edits.js';
-import { identityIn, type DomainIdentity } from '../xml/domain-xml.js';
+import { hasFileMemory, identityIn, type DomainIdentity } from '../xml/domain-xml.js';
 import { LibvirtDomain } from '../domain.js';
 import { makeFifo, openForReader } from './fifo.js';
 import { libvirt } from '../native/native.js';
@@ -127,6 +127,7 @@ function settled<Value>(promise: Promise<Value>): Promise<Settled<Value>> {
 
 async function send(path: string, work: Load, isOver: () => boolean): Promise<number> {
   const { source, disks, drivers, request, xml, sections } = work;
+  const isInFile = hasFileMemory(xml);
   const socket = await openForReader(path, isOver, request.signal);
   if (socket === undefined) return 0;
   try {
@@ -139,7 +140,7 @@ async function send(path: string, work: Load, isOver: () => boolean): Promise<nu
       },
       {
         // Main memory of a new QEMU is all zero, unless it lies in a file that held something.
-        omitZeroPagesOf: (regionId) => regionId === 'pc.ram' && !/<source\s+type=['"]file['"]/.test(xml),
+        omitZeroPagesOf: (regionId) => regionId === 'pc.ram' && !isInFile,
         beforeDeviceState: () => drivers.rollBack(disks),
         onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
         ...(request.signal === undefined ? {} : { signal: request.signal }),

@@ -8,7 +8,8 @@ import type { CheckpointSource, RestoreRequest } from '../../../src/hypervisor/r
 import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import type { DiskDrivers } from '../../disks/disk-drivers.js';
 import { disksIn, withDisk } from './domain-disks.js';
-import { editedXml, recordedXml, renamed, withNewMacs } from './domain-xml.js';
+import { checkedDomain, editedXml, recordedXml, renamed, withNewMacs } from './domain-xml.js';
+import { MAX_XML_CHARS } from './xml-document.js';
 
 export interface EditedDomain {
   readonly xml: string;
@@ -18,8 +19,6 @@ export interface EditedDomain {
 
 /** A person may look at the XML in between; a command that hangs is still found out. */
 const COMMAND_LIMIT_MS = 30 * 60_000;
-/** What the protocol of libvirt lets through in one text (REMOTE_STRING_MAX of remote_protocol.x). */
-const MAX_XML_BYTES = 4 << 20;
 
 /** @throws USAGE, VM_UNSUPPORTED when the checkpoint is not of a domain */
 export async function editDomain(
@@ -28,7 +27,7 @@ export async function editDomain(
   drivers: Pick<DiskDrivers, 'movedTo'>,
 ): Promise<EditedDomain> {
   const { edits, setArgs, keepDisks } = request;
-  let xml = recordedXml(source.machine);
+  let xml = recordedXml(source.machine, source.checkpointId);
   let disks = keepDisks ? [] : source.disks;
   if (edits?.newName !== undefined) xml = renamed(xml, edits.newName);
   xml = editedXml(xml, setArgs);
@@ -62,12 +61,12 @@ async function throughCommand(
     // The command is the operator's, and so are its language and what it says: names in XML are UTF-8.
     env: process.env,
     stderr: 'inherit',
-    maxOutputBytes: MAX_XML_BYTES,
+    maxOutputBytes: MAX_XML_CHARS,
     isShellCommand: true,
   });
   if (result.kind === 'interrupted') throw new CheckpointError('INTERRUPTED', 'the restore was interrupted');
   const edited = result.kind === 'done' ? result.stdout.trim() : '';
-  if (edited.startsWith('<domain') && !edited.includes('\0')) return edited;
+  if (edited.startsWith('<domain')) return checkedDomain(edited, 'what the command of --xml-edit wrote');
   throw new CheckpointError(
     'USAGE',
     result.kind === 'done'

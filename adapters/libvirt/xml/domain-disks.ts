@@ -1,7 +1,16 @@
 /** The disks of a domain as its XML names them, and their edits. */
 
 import { CheckpointError } from '../../../src/errors.js';
-import { escaped, unescaped } from './xml-text.js';
+import { escaped } from './xml-text.js';
+import {
+  applyEdits,
+  below,
+  parseXml,
+  withAttributes,
+  without,
+  type XmlEdit,
+  type XmlElement,
+} from './xml-document.js';
 
 export interface DomainDisk {
   /** What virsh calls it: vda, sdb. */
@@ -15,32 +24,35 @@ export interface DomainDisk {
   /** Type of the source: file, block, network, vhostuser and so on. */
   readonly type: string;
   readonly isWritable: boolean;
-  /** The whole element. */
-  readonly xml: string;
 }
 
-const DISK = /<disk\b[^>]*>[\s\S]*?<\/disk>/g;
-
-/** Finds the disks in the order of the XML. */
+/** Finds the disks in the order of the XML. @throws VM_UNSUPPORTED */
 export function disksIn(domainXml: string): readonly DomainDisk[] {
-  return [...domainXml.matchAll(DISK)].map(([xml]) => {
-    // What stands below is the chain of images and a copy under way; each has a source of its own.
-    const own = xml.replace(/<(backingStore|mirror)\b[\s\S]*<\/\1>/g, '');
-    return {
-      target: unescaped(/<target\b[^>]*\bdev=(['"])(?<name>.*?)\1/.exec(own)?.groups?.name ?? ''),
-      path: pathIn(/<source\b[^>]*>/.exec(own)?.[0] ?? ''),
-      format: /<driver\b[^>]*\btype=(['"])(?<format>.*?)\1/.exec(own)?.groups?.format ?? 'raw',
-      type: /<disk\b[^>]*?\btype=(['"])(?<type>.*?)\1/.exec(own)?.groups?.type ?? '',
-      isWritable: !/<readonly\s*\/>/.test(own),
-      xml,
-    };
-  });
+  return diskElements(domainXml).map(diskOf);
 }
 
-function pathIn(source: string): string {
-  const value = (name: string): string =>
-    unescaped(new RegExp(`\\b(?:${name})=(['"])(?<value>.*?)\\1`).exec(source)?.groups?.value ?? '');
-  return value('protocol') === 'rbd' ? `rbd:${value('name')}` : value('file|dev|path');
+function diskElements(domainXml: string): readonly XmlElement[] {
+  return below(parseXml(domainXml, 'the XML of the domain'), 'devices', 'disk');
+}
+
+/** Its own source is right below it; the chain of images and a copy under way stand deeper. */
+function diskOf(disk: XmlElement): DomainDisk {
+  return {
+    target: targetOf(disk),
+    path: pathOf(below(disk, 'source')[0]),
+    format: below(disk, 'driver')[0]?.attribute('type') ?? 'raw',
+    type: disk.attribute('type') ?? '',
+    isWritable: below(disk, 'readonly').length === 0,
+  };
+}
+
+function targetOf(disk: XmlElement): string {
+  return below(disk, 'target')[0]?.attribute('dev') ?? '';
+}
+
+function pathOf(source: XmlElement | undefined): string {
+  if (source?.attribute('protocol') === 'rbd') return `rbd:${source.attribute('name') ?? ''}`;
+  return source?.attribute('file') ?? source?.attribute('dev') ?? source?.attribute('path') ?? '';
 }
 
 /**
@@ -48,25 +60,29 @@ function pathIn(source: string): string {
  * @throws USAGE when there is no such disk
  */
 export function withDisk(domainXml: string, target: string, path: string, format?: string): string {
-  const disk = disksIn(domainXml).find((candidate) => candidate.target === target);
+  const disks = diskElements(domainXml);
+  const disk = disks.find((candidate) => targetOf(candidate) === target);
   if (disk === undefined) {
     throw new CheckpointError('USAGE', `the domain has no disk ${target}`, {
-      hint: `it has: ${disksIn(domainXml)
-        .map((known) => known.target)
-        .join(', ')}`,
+      hint: `it has: ${disks.map(targetOf).join(', ')}`,
     });
   }
-  const source = `<source file='${escaped(path)}'`;
-  let changed = disk.xml
-    .replace(/\s*<backingStore\b[\s\S]*<\/backingStore>/, '')
-    .replace(/\s*<backingStore\b[^>]*\/>/, '')
-    .replace(/(<disk\b[^>]*?\btype=)(['"]).*?\2/, "$1'file'")
-    .replace(/<source\b[^>]*?(?=\/?>)/, () => source);
-  if (format !== undefined) {
-    changed = changed.replace(
-      /(<driver\b[^>]*?\btype=)(['"]).*?\2/,
-      (_, before: string) => `${before}'${format}'`,
-    );
-  }
-  return domainXml.replace(disk.xml, () => changed);
+  const source = below(disk, 'source')[0];
+  const driver = below(disk, 'driver')[0];
+  const startTag = withAttributes(domainXml, disk, { type: 'file' });
+  const missing = source === undefined ? `<source file='${escaped(path)}'/>` : '';
+  return applyEdits(domainXml, [
+    { ...startTag, text: `${startTag.text}${missing}` },
+    ...(source === undefined ? [] : [sourceAt(domainXml, source, path)]),
+    ...(driver === undefined || format === undefined
+      ? []
+      : [withAttributes(domainXml, driver, { type: format })]),
+    ...below(disk, 'backingStore').map((chain) => without(domainXml, chain)),
+  ]);
+}
+
+/** What else it said of the former source is no longer true; labels and the like in it stay. */
+function sourceAt(domainXml: string, source: XmlElement, path: string): XmlEdit {
+  const former = Object.fromEntries(source.attributeNames.map((name) => [name, undefined]));
+  return withAttributes(domainXml, source, { ...former, file: path });
 }

@@ -4,35 +4,48 @@ import { randomBytes, randomUUID } from 'node:crypto';
 
 import { CheckpointError } from '../../../src/errors.js';
 import type { JsonObject } from '../../../src/types.js';
-import { escaped, unescaped } from './xml-text.js';
+import { applyEdits, below, parseXml, withAllBelow, withAttributes, withText } from './xml-document.js';
 
 export interface DomainIdentity {
   readonly name: string;
   readonly uuid: string;
 }
 
-/** @throws VM_UNSUPPORTED when the checkpoint is not of a libvirt domain */
-export function recordedXml(machine: JsonObject): string {
+/**
+ * @param checkpointId for the error
+ * @throws VM_UNSUPPORTED when the checkpoint is not of a libvirt domain, or its XML is not what libvirt can have written
+ */
+export function recordedXml(machine: JsonObject, checkpointId = ''): string {
   const xml = machine.domainXml;
-  if (typeof xml === 'string' && xml.startsWith('<domain') && !xml.includes('\0')) return xml;
-  throw new CheckpointError('VM_UNSUPPORTED', 'the checkpoint holds no libvirt domain', {
-    hint: 'only checkpoints taken through a libvirt: address can be given to libvirt',
-  });
+  if (typeof xml !== 'string' || !xml.startsWith('<domain') || xml.includes('\0')) {
+    throw new CheckpointError('VM_UNSUPPORTED', 'the checkpoint holds no libvirt domain', {
+      hint: 'only checkpoints taken through a libvirt: address can be given to libvirt',
+    });
+  }
+  return checkedDomain(xml, `the XML of the domain in checkpoint ${checkpointId}`);
 }
 
-/** @throws VM_UNSUPPORTED when there is no name or UUID where libvirt writes them */
+/** @param what it is, for the error. @throws VM_UNSUPPORTED */
+export function checkedDomain(xml: string, what: string): string {
+  const { name } = parseXml(xml, what);
+  if (name === 'domain') return xml;
+  throw new CheckpointError('VM_UNSUPPORTED', `${what} is no domain but a ${name}`);
+}
+
+/** @throws VM_UNSUPPORTED when there is no name or UUID right below the domain */
 export function identityIn(xml: string): DomainIdentity {
-  const name = NAME.exec(xml)?.groups?.value;
-  const uuid = UUID.exec(xml)?.groups?.value;
-  if (name === undefined || uuid === undefined) {
+  const domain = parseXml(xml, 'the XML of the domain');
+  const name = below(domain, 'name')[0]?.text() ?? '';
+  const uuid = below(domain, 'uuid')[0]?.text() ?? '';
+  if (name === '' || uuid === '') {
     throw new CheckpointError('VM_UNSUPPORTED', 'the domain XML has no name or no UUID');
   }
-  return { name: unescaped(name), uuid };
+  return { name, uuid };
 }
 
 /** Another name, and another UUID with it. */
 export function renamed(xml: string, name: string, uuid: string = randomUUID()): string {
-  return put(put(xml, UUID, uuid), NAME, name);
+  return put(put(xml, 'uuid', uuid), 'name', name);
 }
 
 /**
@@ -51,26 +64,37 @@ export function editedXml(xml: string, setArgs: readonly string[]): string {
         hint: 'possible: -name=NAME and -uuid=UUID; for the rest --new-name, --new-macs, --disk and --xml-edit',
       });
     }
-    edited = put(edited, option === 'name' ? NAME : UUID, value);
+    edited = put(edited, option === 'name' ? 'name' : 'uuid', value);
   }
   return edited;
 }
 
 /** Every interface gets another address of the range that QEMU's guests have (52:54:00). */
 export function withNewMacs(xml: string): string {
-  return xml.replace(/(<mac\b[^>]*?\baddress=)(['"])52:54:00[^'"]*\2/gi, (_, before: string) => {
-    const own = [...randomBytes(3)].map((byte) => byte.toString(16).padStart(2, '0')).join(':');
-    return `${before}'52:54:00:${own}'`;
-  });
+  const devices = below(parseXml(xml, 'the XML of the domain'), 'devices');
+  const macs = devices
+    .flatMap((element) => [...withAllBelow(element)])
+    .filter(({ name, attribute }) => name === 'mac' && attribute('address')?.startsWith('52:54:00') === true);
+  return applyEdits(
+    xml,
+    macs.map((mac) => {
+      const own = [...randomBytes(3)].map((byte) => byte.toString(16).padStart(2, '0')).join(':');
+      return withAttributes(xml, mac, { address: `52:54:00:${own}` });
+    }),
+  );
 }
 
-/**
- * The domain's name: no element of that name stands deeper before it, because libvirt writes the domain's own
- * first.
- */
-const NAME = /(<domain\b[^>]*>\s*<name>)(?<value>[^<]+)/;
-const UUID = /(<domain\b[^>]*>\s*<name>[^<]*<\/name>\s*<uuid>)(?<value>[^<]+)/;
+/** Whether the memory of the guest lies in a file, and so need not be zero at the start. */
+export function hasFileMemory(xml: string): boolean {
+  const sources = below(parseXml(xml, 'the XML of the domain'), 'memoryBacking', 'source');
+  return sources.some(({ attribute }) => attribute('type') === 'file');
+}
 
-function put(xml: string, where: RegExp, value: string): string {
-  return xml.replace(where, (_, before: string) => `${before}${escaped(value)}`);
+/** Puts a text into an element of the domain itself: elements of these names stand deeper too. */
+function put(xml: string, name: 'name' | 'uuid', value: string): string {
+  const elements = below(parseXml(xml, 'the XML of the domain'), name).slice(0, 1);
+  return applyEdits(
+    xml,
+    elements.map((element) => withText(xml, element, value)),
+  );
 }
