@@ -41,8 +41,8 @@ const entryPoints = [
   '/guest-reader[.]ts$',
   '^src/intake/memory-file[.]ts$',
   '^adapters/kvm/trackers/qmp-stream/staging-reader[.]ts$',
-  // For a VMM that holds its own KVM file descriptors, and so embeds this tracker.
-  '^adapters/kvm/trackers/dirty-log/tracker[.]ts$',
+  // For a VMM that holds its own KVM file descriptors, and so embeds this tracker: `cairn/kvm-dirty-log`.
+  '^adapters/kvm/trackers/dirty-log/index[.]ts$',
   // A backend for trials and tests, and the twins that the WebAssembly kernels are held against.
   '^src/storage/memory[.]ts$',
   '^src/kernels/scalar[.]ts$',

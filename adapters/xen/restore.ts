@@ -25,7 +25,10 @@ import { lastAfter } from './stream/last-after.js';
 import { writeSaveFile } from './stream/writer.js';
 import { domainIdOf, listOf, objectOf, textOf } from './domain/xl.js';
 
-/** For standing still. After the last record libxl starts the device model and the scripts of network and disks, each with limits of its own. */
+/**
+ * xl may stand still for this long. After the last record libxl starts the device model and the scripts of
+ * network and disks, each with limits of its own.
+ */
 const LIMIT_MS = 600_000;
 
 /** @throws USAGE, VM_UNSUPPORTED, RESTORE_TARGET_BUSY, RESTORE_FAILED, REPO_DAMAGED, STREAM_MALFORMED, INTERRUPTED */

@@ -1,11 +1,12 @@
 /**
  * Running other programs: the one way to do it for the core and for every adapter.
  *
- * Every program has a limit, an environment in which its messages are in English (LC_ALL=C), and a bound on what is kept of its output.
- * How it ended is a value, not an exception: the caller knows which error that is and what the operator can do.
+ * Every program has a limit, an environment in which its messages are in English (LC_ALL=C), and a bound on
+ * what is kept of its output. How it ended is a value, not an exception: the caller knows which error that is
+ * and what the operator can do.
  *
- * Processes that are meant to outlive Cairn or its call have no limit and are started where they belong: the guards
- * (`adapters/guard/pause-guard.ts`) and the QEMU of a restore (`adapters/kvm/restore/process.ts`).
+ * Processes that are meant to outlive Cairn or its call have no limit and are started where they belong: the
+ * guards (`adapters/guard/pause-guard.ts`) and the QEMU of a restore (`adapters/kvm/restore/process.ts`).
  */
 
 import type { Socket } from 'node:net';
@@ -27,7 +28,10 @@ export type ProgramResult =
   | { readonly kind: 'missing' };
 
 export interface ProgramOptions {
-  /** A program that runs for longer is ended. One that `startProgram` feeds may run for as long as it makes progress. */
+  /**
+   * A program that runs for longer is ended. One that `startProgram` feeds may run for as long as it makes
+   * progress.
+   */
   readonly limitMs: number;
   /** Once aborted, the program is ended. */
   readonly signal?: AbortSignal | undefined;
@@ -42,7 +46,10 @@ export interface ProgramOptions {
   readonly stderr?: 'text' | 'inherit';
   /** A program that writes more to stdout is ended and counts as failed. */
   readonly maxOutputBytes?: number;
-  /** A shell command: what it started ends with it, and at once. Otherwise the program alone is asked to end, and has a moment to do so. */
+  /**
+   * A shell command: what it started ends with it, and at once. Otherwise the program alone is asked to end,
+   * and has a moment to do so.
+   */
   readonly isShellCommand?: boolean;
 }
 
@@ -62,9 +69,12 @@ export type RunProgram = typeof runProgram;
 const MAX_OUTPUT_BYTES = 16 << 20;
 /** Kept of stderr: its beginning. The rest is read and dropped, so that the program is not held up. */
 const MAX_SAID_CHARS = 64 << 10;
-/** After SIGTERM. lvm ignores that while it must not be disturbed. */
+/** A program has this long after SIGTERM: lvm ignores that signal while it must not be disturbed. */
 const TERM_GRACE_MS = 3000;
-/** After SIGKILL. A child of the program may still hold its pipes, and a process in a hung call into the kernel does not end. */
+/**
+ * What was sent SIGKILL is given up after this: a child of the program may still hold its pipes, and a process in a hung call into the
+ * kernel does not end.
+ */
 const KILL_GRACE_MS = 1000;
 const CHECKS_PER_LIMIT = 10;
 
@@ -92,8 +102,9 @@ export async function runProgram(
 }
 
 /**
- * Starts a program that the caller feeds or reads. The limit is for standing still: it counts while the program takes nothing of
- * what it was given, or was given all of it, and has written nothing that the caller has not read.
+ * Starts a program that the caller feeds or reads. The limit is for standing still: it counts while the
+ * program takes nothing of what it was given, or was given all of it, and has written nothing that the caller
+ * has not read.
  */
 export async function startProgram(
   program: string,
@@ -157,7 +168,10 @@ interface Launched {
   readonly kill: () => void;
 }
 
-/** Loaded with the first program, not at the start: execa is some 100 ms of modules, which most commands never need. */
+/**
+ * Loaded with the first program, not at the start: execa is some 100 ms of modules, which most commands never
+ * need.
+ */
 async function launch(
   program: string,
   args: readonly string[],

@@ -2,19 +2,12 @@ import { afterEach, describe, expect, it } from '@jest/globals';
 
 import { KvmDevice } from '../../adapters/kvm/trackers/dirty-log/device.js';
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
-import {
-  hasRings,
-  logFaults,
-  LogLab,
-  guestPagesOf,
-  SMALL_RING_BYTES,
-  whyNoKvmLog,
-  type LogMode,
-} from '../truth/kvm-log.js';
+import { runExample } from '../../examples/dirty-log-vmm/example.js';
+import { guestPagesOf, logModes, whyNoKvmLog, type LogMode } from '../../examples/dirty-log-vmm/vmm.js';
+import { logFaults, LogLab, SMALL_RING_BYTES } from '../truth/kvm-log.js';
 
 const whyNot = whyNoKvmLog();
-const modes: readonly LogMode[] =
-  whyNot === '' && hasRings() ? ['bitmap', 'manual-protect', 'ring'] : ['bitmap', 'manual-protect'];
+const modes: readonly LogMode[] = whyNot === '' ? logModes() : ['bitmap', 'manual-protect'];
 if (whyNot !== '') process.stderr.write(`KVM's dirty log is not tested on this host: ${whyNot}\n`);
 
 const labs: LogLab[] = [];
@@ -32,6 +25,14 @@ describe('/dev/kvm', () => {
     expect(() => KvmDevice.open('/dev/no-kvm')).toThrow(
       expect.objectContaining({ code: 'KVM_UNAVAILABLE', message: expect.stringContaining('/dev/no-kvm') }),
     );
+  });
+});
+
+(whyNot === '' ? describe : describe.skip)('the example of a VMM', () => {
+  it('finds exactly the pages that its guest wrote, in every way that this kernel has', async () => {
+    const lines: string[] = [];
+    expect(await runExample((line) => lines.push(line))).toBe(true);
+    expect(lines).toEqual(modes.map((mode) => expect.stringContaining(`${mode}: `)));
   });
 });
 

@@ -10,7 +10,9 @@ import { readFileSync } from 'node:fs';
 
 import type { QemuVersion } from '../lab/support/lab-files.js';
 import { chooseAccelerator, kernelTrackers } from './host.js';
-import { kvmLogFaults, whyNoKvmLog } from './kvm-log.js';
+import { runExample } from '../../examples/dirty-log-vmm/example.js';
+import { whyNoKvmLog } from '../../examples/dirty-log-vmm/vmm.js';
+import { kvmLogFaults } from './kvm-log.js';
 import { faultsOf } from './judge.js';
 import { runScenario } from './run.js';
 import { scenariosNamed } from './scenarios.js';
@@ -36,7 +38,9 @@ try {
     const whyNot = whyNoKvmLog();
     if (whyNot !== '') report({ event: 'skipped', scenario: KVM_LOG, reason: whyNot });
     else {
-      const found = kvmLogFaults();
+      const found = [...kvmLogFaults()];
+      const said: string[] = [];
+      if (!(await runExample((line) => said.push(line)))) found.push(`the example: ${said.join('; ')}`);
       report({ event: 'checked', scenario: KVM_LOG, faults: found });
       faults.push(...found);
     }

@@ -10,11 +10,14 @@ export interface ImageInfo {
   readonly backingPath: string | undefined;
 }
 
-/** For metadata of a few MiB that are read or written; storage that does not answer is found out. */
+/** Metadata of a few MiB are read or written in less; storage that does not answer is found out. */
 const LIMIT_MS = 60_000;
-/** An image of many TiB has GiB of metadata, all of which these walk. To end them in the middle leaves the image to be repaired. */
+/**
+ * Rolling back and deleting walk all metadata, which are GiB in an image of many TiB. An end in the middle
+ * leaves the image to be repaired.
+ */
 const SNAPSHOT_LIMIT_MS = 30 * 60_000;
-/** In English, which the runner of programs sees to. */
+/** What qemu-img says in English, which the runner of programs sees to. */
 const LOCKED = /Failed to get ".*" lock|another process using the image/i;
 
 /**

@@ -23,7 +23,7 @@ export const IMAGE_COMPRESSIONS: readonly ImageCompression[] = [
   { id: 5, program: 'zstd' },
 ];
 
-/** For standing still while there is something to do. xz may take seconds for a block that it cannot compress. */
+/** The program may stand still for this long while it has something to do; xz takes seconds for a block. */
 const LIMIT_MS = 300_000;
 
 /**

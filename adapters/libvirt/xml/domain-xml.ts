@@ -13,7 +13,8 @@ export interface DomainIdentity {
 
 /**
  * @param checkpointId for the error
- * @throws VM_UNSUPPORTED when the checkpoint is not of a libvirt domain, or its XML is not what libvirt can have written
+ * @throws VM_UNSUPPORTED when the checkpoint is not of a libvirt domain, or its XML is not what libvirt can
+ * have written
  */
 export function recordedXml(machine: JsonObject, checkpointId = ''): string {
   const xml = machine.domainXml;

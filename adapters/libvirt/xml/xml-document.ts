@@ -1,10 +1,12 @@
 /**
- * XML as a tree whose elements know where they stand in the text, so that an edit changes the bytes of one element and leaves everything
- * else as its author wrote it: quotes, white space, comments, elements that nobody here knows.
+ * XML as a tree whose elements know where they stand in the text, so that an edit changes the bytes of one
+ * element and leaves everything else as its author wrote it: quotes, white space, comments, elements that
+ * nobody here knows.
  *
- * fast-xml-parser reads; it expands no entity (values stay as they are written until `textOf` and `attribute` decode them), and there is no
- * document type, because the text must begin with its root element. The XML may come from a repository that others write to, so its size and
- * depth are bounded, and what XML 1.0 does not allow is refused before anybody acts on it.
+ * fast-xml-parser reads; it expands no entity (values stay as they are written until `textOf` and `attribute`
+ * decode them), and there is no document type, because the text must begin with its root element. The XML may
+ * come from a repository that others write to, so its size and depth are bounded, and what XML 1.0 does not
+ * allow is refused before anybody acts on it.
  */
 
 import { XMLParser, XMLValidator } from 'fast-xml-parser';
@@ -164,7 +166,10 @@ export function applyEdits(xml: string, edits: readonly XmlEdit[]): string {
   return done + xml.slice(at);
 }
 
-/** The start tag anew, with these attributes changed or added, or left out where they are undefined. The others stay as they were. */
+/**
+ * The start tag anew, with these attributes changed or added, or left out where they are undefined. The
+ * others stay as they were.
+ */
 export function withAttributes(
   xml: string,
   element: XmlElement,

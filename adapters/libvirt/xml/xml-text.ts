@@ -19,7 +19,10 @@ export function escaped(text: string): string {
   );
 }
 
-/** @throws RangeError when it refers to something that XML does not define by itself: there is no document type that could */
+/**
+ * @throws RangeError when it refers to something that XML does not define by itself: there is no document
+ * type that could
+ */
 export function unescaped(text: string): string {
   return text.replace(REFERENCE, (reference, ...match) => {
     const { hex, decimal, name } = match.at(-1) as { hex?: string; decimal?: string; name?: string };

@@ -1,9 +1,11 @@
-/** A guest of ten bytes: it writes a number to each address of a list and halts. 32-bit protected mode without paging. */
+/**
+ * A guest of ten bytes: it writes a number to each address of a list and halts. 32-bit protected mode without
+ * paging.
+ */
 
-import { EXIT } from '../../adapters/kvm/trackers/dirty-log/constants.js';
-import type { KvmMachine, KvmVcpu, MemorySlot } from '../../adapters/kvm/trackers/dirty-log/device.js';
-import { addressOf } from '../../src/ffi/libc.js';
-import { PAGE_SIZE_BYTES } from '../../src/types.js';
+import koffi from 'koffi';
+
+import { EXIT, PAGE_SIZE_BYTES, type KvmMachine, type KvmVcpu, type MemorySlot } from 'cairn/kvm-dirty-log';
 
 /** lodsd; test eax, eax; jz halt; mov [eax], edx; jmp start; halt: hlt */
 const CODE = Uint8Array.of(0xad, 0x85, 0xc0, 0x74, 0x04, 0x89, 0x10, 0xeb, 0xf7, 0xf4);
@@ -22,9 +24,9 @@ export interface GuestMemory {
 /** Zeroed and page-aligned. It must be referenced as long as the VM has it. */
 export function guestMemory(slot: number, guestAddress: bigint, pageCount: number): GuestMemory {
   const raw = new Uint8Array((pageCount + 1) * PAGE_SIZE_BYTES);
-  const ahead = (PAGE_SIZE_BYTES - Number(addressOf(raw) % BigInt(PAGE_SIZE_BYTES))) % PAGE_SIZE_BYTES;
+  const ahead = (PAGE_SIZE_BYTES - Number(koffi.address(raw) % BigInt(PAGE_SIZE_BYTES))) % PAGE_SIZE_BYTES;
   const bytes = raw.subarray(ahead, ahead + pageCount * PAGE_SIZE_BYTES);
-  return { slot: { slot, guestAddress, sizeBytes: bytes.length, hostAddress: addressOf(bytes) }, bytes };
+  return { slot: { slot, guestAddress, sizeBytes: bytes.length, hostAddress: koffi.address(bytes) }, bytes };
 }
 
 export class SmallGuest {
@@ -37,7 +39,8 @@ export class SmallGuest {
     low.bytes.set(CODE, CODE_AT);
     this.vcpu = machine.createVcpu(0);
     const special = this.vcpu.specialRegisters();
-    // struct kvm_segment, 24 bytes: base, limit, selector, type, present, dpl, db, s, l, g. cs, ds, es, fs, gs, ss come first.
+    // struct kvm_segment, 24 bytes: base, limit, selector, type, present, dpl, db, s, l, g. cs, ds, es, fs,
+    // gs, ss come first.
     for (let i = 0; i < 6; i++) {
       const at = i * 24;
       special.setBigUint64(at, 0n, true);
