@@ -2,7 +2,7 @@
  * The pause guard: a process of its own that outlives a Cairn killed in the pause and resumes the VM. What is
  * common to all ways of reaching a VM; `pause-guard-main.ts` is the one through QMP.
  *
- *     argv    process id of QEMU, its start time, path of the pause marker, path of the marker of a frozen guest, attachment it
+ *     argv    process id of the VM, its start time, path of the pause marker, path of the marker of a frozen guest, attachment it
  *             is for; then what the way needs
  *     stdin   "paused\n" before the marker is set and the VM stopped, "running\n" when it runs again; "frozen\n" before the
  *             other marker is set and the guest told to freeze, "thawed\n" when it is thawed; end of file when Cairn is gone
@@ -17,17 +17,12 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { isSameProcess } from '../../src/host/process-identity.js';
+import { isSameProcess, type ProcessIdentity } from '../../src/host/process-identity.js';
 import { clearPauseMarker, readPauseMarker } from './pause-marker.js';
 
 /** Whoever has kept the guard from the VM for this long does so for good: try less often. */
 const PATIENT_AFTER_MS = 30_000;
 const PATIENT_RETRY_MS = 1000;
-
-export interface GuardedQemu {
-  readonly pid: number;
-  readonly startTime: string;
-}
 
 export interface GuardOptions {
   /**
@@ -36,7 +31,7 @@ export interface GuardOptions {
    * @returns true when the VM runs or was not left any more; also a failure means another try
    */
   readonly resumeOnce: (
-    qemu: GuardedQemu,
+    vm: ProcessIdentity,
     moreArgs: readonly string[],
     isLeft: () => Promise<boolean>,
   ) => Promise<boolean>;
@@ -52,7 +47,7 @@ export interface GuardOptions {
 export function runPauseGuard({ resumeOnce, thawOnce, retryMs }: GuardOptions): void {
   const [pid = '', startTime = '', markerPath = '', frozenPath = '', attachment = '', ...moreArgs] =
     process.argv.slice(2);
-  const qemu = { pid: Number(pid), startTime };
+  const vm = { pid: Number(pid), startTime };
   let isPaused = false;
   let isFrozen = false;
   let unread = '';
@@ -67,7 +62,7 @@ export function runPauseGuard({ resumeOnce, thawOnce, retryMs }: GuardOptions): 
     marker: string,
   ): Promise<void> => {
     const patientFrom = Date.now() + PATIENT_AFTER_MS;
-    while ((await isNeeded()) && (await isSameProcess(qemu.pid, startTime))) {
+    while ((await isNeeded()) && (await isSameProcess(vm.pid, startTime))) {
       if (await tryOnce().catch(() => false)) {
         if (await isNeeded()) clearPauseMarker(marker);
         break;
@@ -76,7 +71,7 @@ export function runPauseGuard({ resumeOnce, thawOnce, retryMs }: GuardOptions): 
     }
   };
   const finish = async (): Promise<void> => {
-    await see(isLeft, () => resumeOnce(qemu, moreArgs, isLeft), markerPath);
+    await see(isLeft, () => resumeOnce(vm, moreArgs, isLeft), markerPath);
     if (thawOnce !== undefined) await see(isLeftFrozen, () => thawOnce(moreArgs), frozenPath);
     process.exit(0);
   };

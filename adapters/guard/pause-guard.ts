@@ -1,11 +1,10 @@
 /** Cairn's side of the pause guard (see `pause-guard-process.ts`): starts it, and tells it before and after each pause. */
 
 import { spawn, type ChildProcess } from 'node:child_process';
-import { fileURLToPath } from 'node:url';
 import type { Socket } from 'node:net';
 
 import { CheckpointError } from '../../src/errors.js';
-import type { QemuProcess } from '../qemu/peer-process.js';
+import type { ProcessIdentity } from '../../src/host/process-identity.js';
 
 /** A program that speaks the protocol of `pause-guard-process.ts`. */
 export interface GuardProgram {
@@ -17,19 +16,12 @@ export interface GuardProgram {
 
 /** What a guard is for, and how it learns whether it is needed. */
 export interface Guarded {
-  readonly qemu: QemuProcess;
+  /** The VM's own; as long as it lives there may be something to do. Where no process of this host is the VM: init. */
+  readonly process: ProcessIdentity;
   readonly markerPath: string;
   /** Of a frozen guest; where none is ever frozen there is none. */
   readonly frozenMarkerPath?: string;
   readonly attachment: string;
-}
-
-/** The guard that reaches QEMU through a QMP socket, and the guest's agent, where there is one, through its. */
-export function qmpGuard(socketPath: string, agentPath = ''): GuardProgram {
-  return {
-    modulePath: fileURLToPath(new URL('../kvm/run/pause-guard-main.js', import.meta.url)),
-    args: [socketPath, agentPath],
-  };
 }
 
 /** Starting Node.js takes some 50 ms, far more on a machine that swaps. */
@@ -60,9 +52,9 @@ export class PauseGuard {
   /** Started and ready. @throws VM_STATE when it does not come up: without it nothing is paused */
   static async start(
     { modulePath, args, env }: GuardProgram,
-    { qemu, markerPath, frozenMarkerPath = '', attachment }: Guarded,
+    { process: vm, markerPath, frozenMarkerPath = '', attachment }: Guarded,
   ): Promise<PauseGuard> {
-    const common = [String(qemu.pid), qemu.startTime, markerPath, frozenMarkerPath, attachment];
+    const common = [String(vm.pid), vm.startTime, markerPath, frozenMarkerPath, attachment];
     // Not through `host/run-program.ts`: the guard outlives this process, so it has no limit.
     const child = spawn(process.execPath, [modulePath, ...common, ...args], {
       // A session of its own: a terminal's Ctrl-C and a shell's kill of the job do not reach it.

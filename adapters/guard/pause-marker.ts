@@ -9,30 +9,32 @@
 import { rmSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 
-import { isSameProcess } from '../../src/host/process-identity.js';
-import type { QemuProcess } from '../qemu/peer-process.js';
-import { runtimeFile } from '../qemu/runtime-files.js';
+import { processFile } from '../../src/host/runtime-file.js';
+import { isSameProcess, ownIdentity, type ProcessIdentity } from '../../src/host/process-identity.js';
 
-export interface PauseMarker {
-  /** Process id of the Cairn that paused the VM. */
-  readonly pid: number;
-  readonly startTime: string;
+/** The process is the Cairn that paused the VM. */
+export interface PauseMarker extends ProcessIdentity {
   /** Tells attachments of one process apart: a guard acts only for its own. */
   readonly attachment: string;
   /** Socket of a frozen guest's agent; empty when that is reached through a manager. */
   readonly agentPath?: string;
 }
 
-export function pauseMarkerPath(runtimeDir: string, process: QemuProcess): string {
-  return runtimeFile(runtimeDir, 'paused', process);
+/** What a marker of this process says. */
+export function markerOf(attachment: string): PauseMarker {
+  return { ...ownIdentity(), attachment };
+}
+
+export function pauseMarkerPath(runtimeDir: string, process: ProcessIdentity): string {
+  return processFile(runtimeDir, 'paused', process);
 }
 
 /**
  * The same for file systems of the guest that a Cairn has frozen for the pause; see
  * `run/guest-agent/guest-freezer.ts`.
  */
-export function frozenMarkerPath(runtimeDir: string, process: QemuProcess): string {
-  return runtimeFile(runtimeDir, 'frozen', process);
+export function frozenMarkerPath(runtimeDir: string, process: ProcessIdentity): string {
+  return processFile(runtimeDir, 'frozen', process);
 }
 
 /** Synchronous: it is one small write to a tmpfs right before the pause. */

@@ -14,7 +14,8 @@ import { SocketAgent } from './run/guest-agent/socket-agent.js';
 import { hazardsOf, takeInventory } from './inspect/hazards.js';
 import { machineFacts, type MachineFacts } from './inspect/machine-facts.js';
 import type { Monitor } from '../qemu/monitor.js';
-import { qmpGuard, type GuardProgram } from '../guard/pause-guard.js';
+import type { GuardProgram } from '../guard/pause-guard.js';
+import { qmpGuard } from './run/qmp-guard.js';
 import { frozenMarkerPath } from '../guard/pause-marker.js';
 import type { QemuProcess } from '../qemu/peer-process.js';
 import type { StreamManager } from './trackers/qmp-stream/stream-manager.js';
@@ -86,7 +87,7 @@ export class KvmVm implements Vm {
       agent: deps.agent ?? (agentPath === '' ? undefined : new SocketAgent(agentPath)),
       agentPath,
       markerPath: frozenMarkerPath(runtimeDir, process),
-      owner: () => control.owner(),
+      owner: () => Promise.resolve(control.owner()),
       guard: () => control.guard(),
       releaseGuard: () => control.releaseGuard(),
       isRunning: async () => (await control.read()) === 'running',

@@ -6,17 +6,14 @@ import { readFile, readlink } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { basename } from 'node:path';
 
-import { processStartTime } from '../../src/host/process-identity.js';
+import { processStartTime, type ProcessIdentity } from '../../src/host/process-identity.js';
 import { CheckpointError, systemErrorCode } from '../../src/errors.js';
 import { errnoName, libc } from '../../src/ffi/libc.js';
 
 const SOL_SOCKET = 1;
 const SO_PEERCRED = 17;
 
-export interface QemuProcess {
-  readonly pid: number;
-  /** Clock ticks since boot, as in /proc/PID/stat: tells it from a later process with the same id. */
-  readonly startTime: string;
+export interface QemuProcess extends ProcessIdentity {
   /** Path of its program; what is left of it when it was deleted or replaced by an upgrade. */
   readonly program: string;
 }

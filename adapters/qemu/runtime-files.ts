@@ -1,23 +1,18 @@
 /**
- * Files of the runtime folder that belong to one process, and their end when that process has ended.
+ * The end of files in the runtime folder whose process has ended.
  *
- * One rule for all of them, those of every tracker too: KIND-PID-START, then nothing, or a dot or dash and
- * anything. What keeps to it is swept without being listed here.
+ * One rule holds for all of them, those of every tracker too (`processFile`): KIND-PID-START, then nothing, or a
+ * dot or dash and anything. What keeps to it is swept without being listed here.
  */
 
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { isSameProcess } from '../../src/host/process-identity.js';
-import type { QemuProcess } from './peer-process.js';
 
 const OF_A_PROCESS = /^[a-z][a-z-]*-(\d+)-(\d+)(?:[.-].*)?$/;
 /** The core's record of a running VM, named after `VmIdentity.instance`, which is a process only here. */
 const LEDGER = /^ledger-kvm-(\d+)_(\d+)(?:\..*)?$/;
-
-export function runtimeFile(runtimeDir: string, kind: string, process: QemuProcess): string {
-  return join(runtimeDir, `${kind}-${process.pid}-${process.startTime}.json`);
-}
 
 /** Removes what ended processes left. Best effort: nothing depends on it. */
 export async function sweepRuntimeDir(runtimeDir: string): Promise<void> {

@@ -1,22 +1,41 @@
 /**
- * Tells a process from a later one with the same id by its start time in clock ticks, field 22 of
- * /proc/PID/stat (proc(5)).
+ * Tells a process from a later one with the same id: its start time in clock ticks, field 22 of /proc/PID/stat
+ * (proc(5)).
  */
 
+import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
+
+export interface ProcessIdentity {
+  readonly pid: number;
+  /** Clock ticks since boot, as in /proc/PID/stat. */
+  readonly startTime: string;
+}
 
 /** Empty when there is no such process. */
 export async function processStartTime(pid: number): Promise<string> {
+  return startTimeIn(await readFile(`/proc/${pid}/stat`, 'latin1').catch(() => ''));
+}
+
+/** As `processStartTime`, for who cannot wait: a worker that copies, a lock. */
+export function processStartTimeSync(pid: number): string {
   try {
-    const stat = await readFile(`/proc/${pid}/stat`, 'latin1');
-    // The command name (field 2) may hold spaces and brackets; what follows the last bracket starts at field
-    // 3.
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? '';
+    return startTimeIn(readFileSync(`/proc/${pid}/stat`, 'latin1'));
   } catch {
     return '';
   }
 }
 
+/** This process. */
+export function ownIdentity(): ProcessIdentity {
+  return { pid: process.pid, startTime: processStartTimeSync(process.pid) };
+}
+
 export async function isSameProcess(pid: number, startTime: string): Promise<boolean> {
   return startTime !== '' && (await processStartTime(pid)) === startTime;
+}
+
+function startTimeIn(stat: string): string {
+  // The command name (field 2) may hold spaces and brackets; what follows the last bracket starts at field 3.
+  return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? '';
 }

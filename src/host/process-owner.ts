@@ -10,6 +10,8 @@
 import { readFileSync, readlinkSync } from 'node:fs';
 import { hostname } from 'node:os';
 
+import { processStartTimeSync } from './process-identity.js';
+
 export interface ProcessOwner {
   /** Changes with every boot of the host. */
   readonly bootId: string;
@@ -32,7 +34,7 @@ export function thisProcess(): ProcessOwner {
     hostName: hostname(),
     pidNamespace: pidNamespace(),
     pid: process.pid,
-    startTime: startTimeOf(process.pid) ?? '',
+    startTime: processStartTimeSync(process.pid),
   };
   return self;
 }
@@ -46,19 +48,7 @@ export function isCertainlyGone(owner: ProcessOwner): boolean {
     return owner.machineId !== '' && owner.machineId === here.machineId && owner.hostName === here.hostName;
   }
   if (owner.pidNamespace !== here.pidNamespace) return false;
-  return startTimeOf(owner.pid) !== owner.startTime;
-}
-
-/** Undefined when there is no such process. */
-function startTimeOf(pid: number): string | undefined {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
-    // The command name (field 2) may hold spaces and brackets; what follows the last bracket starts at field
-    // 3.
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19];
-  } catch {
-    return undefined;
-  }
+  return processStartTimeSync(owner.pid) !== owner.startTime || owner.startTime === '';
 }
 
 function pidNamespace(): string {

@@ -1,8 +1,11 @@
 /** Small files of the runtime folder: replaced whole or not at all. */
 
+import { renameSync, rmSync, writeFileSync } from 'node:fs';
 import { rename, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 
 import { CheckpointError, describeError, systemErrorCode } from '../errors.js';
+import type { ProcessIdentity } from './process-identity.js';
 import type { VmIdentity } from '../hypervisor/vm.js';
 
 /** The part of a file's name that stands for one running instance of one VM. */
@@ -22,11 +25,32 @@ export async function writeRuntimeFile(path: string, text: string): Promise<void
     await rename(fresh, path);
   } catch (cause) {
     await rm(fresh, { force: true }).catch(() => undefined);
-    throw new CheckpointError(codeOf(cause), `writing ${path}: ${describeError(cause)}`, {
-      cause,
-      hint: 'the runtime folder needs a few KiB; free some, or name another one with CAIRN_RUNTIME_DIR',
-    });
+    throw notWritten(path, cause);
   }
+}
+
+/** As `writeRuntimeFile`, where nothing may come in between. @throws the same */
+export function writeRuntimeFileSync(path: string, text: string): void {
+  const fresh = `${path}.${process.pid}`;
+  try {
+    writeFileSync(fresh, text, { mode: 0o600 });
+    renameSync(fresh, path);
+  } catch (cause) {
+    rmSync(fresh, { force: true });
+    throw notWritten(path, cause);
+  }
+}
+
+/** Path of a file that belongs to one process; `sweepRuntimeDir` knows it by its name when the process has ended. */
+export function processFile(runtimeDir: string, kind: string, process: ProcessIdentity): string {
+  return join(runtimeDir, `${kind}-${process.pid}-${process.startTime}.json`);
+}
+
+function notWritten(path: string, cause: unknown): CheckpointError {
+  return new CheckpointError(codeOf(cause), `writing ${path}: ${describeError(cause)}`, {
+    cause,
+    hint: 'the runtime folder needs a few KiB; free some, or name another one with CAIRN_RUNTIME_DIR',
+  });
 }
 
 function codeOf(cause: unknown): 'STORAGE_FULL' | 'STORAGE_READ_ONLY' | 'STORAGE_IO' {

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { qmpGuard } from '../../adapters/guard/pause-guard.js';
+import { qmpGuard } from '../../adapters/kvm/run/qmp-guard.js';
 import { isLeftPaused, pauseMarkerPath, setPauseMarker } from '../../adapters/guard/pause-marker.js';
 import { RunStateControl } from '../../adapters/kvm/run/run-state.js';
 import { CheckpointError } from '../../src/errors.js';

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
-import { writeRuntimeFile } from '../../src/host/runtime-file.js';
+import { writeRuntimeFile, writeRuntimeFileSync } from '../../src/host/runtime-file.js';
 
 let dir: string;
 beforeEach(() => {
@@ -12,11 +12,17 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(dir, { recursive: true }));
 
-describe('a file of the runtime folder', () => {
+describe.each([
+  ['', writeRuntimeFile],
+  [
+    ', at once',
+    (path: string, text: string) => Promise.resolve().then(() => writeRuntimeFileSync(path, text)),
+  ],
+])('a file of the runtime folder%s', (_, write) => {
   it('is replaced, and open to its owner only', async () => {
     const path = join(dir, 'ledger');
     writeFileSync(path, 'old');
-    await writeRuntimeFile(path, 'new');
+    await write(path, 'new');
     expect(readFileSync(path, 'utf8')).toBe('new');
     expect(statSync(path).mode & 0o777).toBe(0o600);
     expect(readdirSync(dir)).toEqual(['ledger']);
@@ -25,7 +31,7 @@ describe('a file of the runtime folder', () => {
   it('that cannot be written is named in the error, and nothing is left beside it', async () => {
     const path = join(dir, 'ledger');
     mkdirSync(path);
-    await expect(writeRuntimeFile(path, 'new')).rejects.toMatchObject({
+    await expect(write(path, 'new')).rejects.toMatchObject({
       code: 'STORAGE_IO',
       message: expect.stringContaining(path),
     });

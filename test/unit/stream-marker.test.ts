@@ -36,15 +36,15 @@ function vmThatMigrates(status: string, runStates: readonly string[] = ['running
 }
 
 /** As a Cairn that has ended since. */
-async function leave(isOver: boolean): Promise<void> {
-  await setStreamMarker(path, { attachment: 'a', putBack, isOver });
+function leave(isOver: boolean): void {
+  setStreamMarker(path, { attachment: 'a', putBack, isOver });
   const marker = JSON.parse(readFileSync(path, 'utf8')) as object;
   writeFileSync(path, JSON.stringify({ ...marker, startTime: 'another' }));
 }
 
 describe('what a stream leaves behind', () => {
   it('is a migration that is cancelled, a VM that runs again and settings that come back', async () => {
-    await leave(false);
+    leave(false);
     const monitor = vmThatMigrates('pre-switchover', ['finish-migrate', 'postmigrate']);
     expect(await recoverStream(path, monitor)).toBe(true);
     const changes = monitor.commands.filter((command) => !command.startsWith('query-'));
@@ -53,14 +53,14 @@ describe('what a stream leaves behind', () => {
   });
 
   it('is no more than settings once the stream is over: nothing is cancelled or continued', async () => {
-    await leave(true);
+    leave(true);
     const monitor = vmThatMigrates('active', ['postmigrate']);
     await finishStream(path, monitor);
     expect(monitor.commands).toEqual(SETTINGS);
   });
 
   it('waits while somebody else migrates the VM', async () => {
-    await leave(true);
+    leave(true);
     const monitor = vmThatMigrates('active');
     expect(await recoverStream(path, monitor)).toBe(false);
     expect(monitor.commands).toEqual(['query-migrate']);
@@ -68,7 +68,7 @@ describe('what a stream leaves behind', () => {
   });
 
   it('is left to the Cairn that still lives', async () => {
-    await setStreamMarker(path, { attachment: 'a', putBack, isOver: false });
+    setStreamMarker(path, { attachment: 'a', putBack, isOver: false });
     const monitor = vmThatMigrates('active');
     expect(await recoverStream(path, monitor)).toBe(false);
     expect(monitor.commands).toEqual([]);

@@ -3,8 +3,7 @@
  * description names. Options: { pid, startTime, regions: [{ id, firstPage, pageCount, host }] }.
  */
 
-import { readFileSync } from 'node:fs';
-
+import { processStartTimeSync } from '../../../src/host/process-identity.js';
 import { CheckpointError } from '../../../src/errors.js';
 import type { GuestReader, GuestReaderDescription } from '../../../src/hypervisor/guest-reader.js';
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
@@ -51,7 +50,8 @@ export function describeGuestReader(
 /** @throws VM_GONE when the process has ended, or its id belongs to another one by now */
 export function openGuestReader(options: Json): GuestReader {
   const { pid, startTime, regions } = options as unknown as ReaderOptions;
-  if (startTimeNow(pid) !== startTime) throw new CheckpointError('VM_GONE', `process ${pid} has ended`);
+  if (processStartTimeSync(pid) !== startTime)
+    throw new CheckpointError('VM_GONE', `process ${pid} has ended`);
   const remote = new BigUint64Array(MAX_IOVECS * 2);
   return {
     readRuns(runs: PageRuns, into: Uint8Array): void {
@@ -148,13 +148,4 @@ function unreadable(address: number, regions: readonly ReaderRegion[]): Checkpoi
       detail: { region: region?.id ?? '', offset },
     },
   );
-}
-
-function startTimeNow(pid: number): string {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? '';
-  } catch {
-    return '';
-  }
 }

@@ -9,11 +9,10 @@
 
 import { readFile } from 'node:fs/promises';
 
-import { writeRuntimeFile } from '../../../src/host/runtime-file.js';
+import { processFile, writeRuntimeFile } from '../../../src/host/runtime-file.js';
 import { CheckpointError } from '../../../src/errors.js';
 import { humanCommand, type Monitor } from '../../qemu/monitor.js';
 import type { QemuProcess } from '../../qemu/peer-process.js';
-import { runtimeFile } from '../../qemu/runtime-files.js';
 import { backingOf, mappingsOf, readMaps, type Backing, type Mapping } from './process-maps.js';
 import { findRamBlocks, recheckBlock, type FoundBlock } from './ram-block-heap.js';
 import { parseRamBlockTable, type RamBlockRow } from './ram-block-table.js';
@@ -60,7 +59,7 @@ export class RamBlocks {
   constructor(monitor: Monitor, process: QemuProcess, runtimeDir: string) {
     this.#monitor = monitor;
     this.#process = process;
-    this.#cachePath = runtimeFile(runtimeDir, 'ramblocks', process);
+    this.#cachePath = processFile(runtimeDir, 'ramblocks', process);
   }
 
   /** The blocks in the order in which QEMU lists them. @throws VM_GONE, VM_PERMISSION, VM_UNSUPPORTED */

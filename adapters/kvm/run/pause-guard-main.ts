@@ -8,7 +8,8 @@
 
 import { thawGuest } from './guest-agent/guest-agent.js';
 import { SocketAgent } from './guest-agent/socket-agent.js';
-import { runPauseGuard, type GuardedQemu } from '../../guard/pause-guard-process.js';
+import type { ProcessIdentity } from '../../../src/host/process-identity.js';
+import { runPauseGuard } from '../../guard/pause-guard-process.js';
 import { asObject } from '../../qemu/qmp-json.js';
 import { peerPid } from '../../qemu/peer-process.js';
 import { QmpClient } from '../../qemu/qmp-client.js';
@@ -20,7 +21,7 @@ const THAW_LIMIT_MS = 5000;
 runPauseGuard({ resumeOnce, thawOnce, retryMs: RETRY_MS });
 
 async function resumeOnce(
-  qemu: GuardedQemu,
+  qemu: ProcessIdentity,
   [path = '']: readonly string[],
   isLeft: () => Promise<boolean>,
 ): Promise<boolean> {

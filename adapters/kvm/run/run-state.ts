@@ -2,17 +2,18 @@
 
 import { randomBytes } from 'node:crypto';
 
-import { processStartTime } from '../../../src/host/process-identity.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
 import type { RunState } from '../../../src/hypervisor/run-state.js';
 import type { Json } from '../../../src/types.js';
 import { isMigrating } from '../inspect/hazards.js';
 import { eventsOf, type Monitor } from '../../qemu/monitor.js';
-import { PauseGuard, type GuardProgram } from '../../guard/pause-guard.js';
+import { GuardKeeper } from '../../guard/guard-keeper.js';
+import type { GuardProgram, PauseGuard } from '../../guard/pause-guard.js';
 import {
   clearPauseMarker,
   frozenMarkerPath,
   isLeftPaused,
+  markerOf,
   pauseMarkerPath,
   setPauseMarker,
   type PauseMarker,
@@ -31,9 +32,9 @@ export interface RunStateOptions {
 export class RunStateControl {
   readonly #options: RunStateOptions;
   readonly #markerPath: string;
+  readonly #guard: GuardKeeper;
   readonly #attachment = randomBytes(8).toString('hex');
   readonly #stopListening: () => void;
-  #guard: Promise<PauseGuard> | undefined;
   /** `stop` was sent and nothing since then has shown that the VM runs. */
   #stopSent = false;
   /** `stop` was answered and `cont` not sent: who resumes the VM now is somebody else. */
@@ -44,7 +45,15 @@ export class RunStateControl {
 
   constructor(options: RunStateOptions) {
     this.#options = options;
-    this.#markerPath = pauseMarkerPath(options.runtimeDir, options.process);
+    const { process, runtimeDir } = options;
+    this.#markerPath = pauseMarkerPath(runtimeDir, process);
+    const guarded = {
+      process,
+      markerPath: this.#markerPath,
+      frozenMarkerPath: frozenMarkerPath(runtimeDir, process),
+      attachment: this.#attachment,
+    };
+    this.#guard = new GuardKeeper(options.guard, () => Promise.resolve(guarded));
     this.#stopListening = onResume(options.monitor, () => {
       if (!this.#isStopped) return;
       this.#resumedByOthers = true;
@@ -77,31 +86,17 @@ export class RunStateControl {
 
   /** The guard of this attachment, ready. @throws VM_STATE */
   async guard(): Promise<PauseGuard> {
-    const present = await this.#guard?.catch(() => undefined);
-    if (present?.isAlive === true) return present;
-    const { guard, process, runtimeDir } = this.#options;
-    this.#guard = PauseGuard.start(guard, {
-      qemu: process,
-      markerPath: this.#markerPath,
-      frozenMarkerPath: frozenMarkerPath(runtimeDir, process),
-      attachment: this.#attachment,
-    });
-    return this.#guard;
+    return this.#guard.ready();
   }
 
   /** Leaves the guard to itself: it sees to what it was told of. The next pause gets another. */
   async releaseGuard(): Promise<void> {
-    (await this.#guard?.catch(() => undefined))?.close();
-    this.#guard = undefined;
+    await this.#guard.release();
   }
 
   /** What markers of this attachment say. */
-  async owner(): Promise<PauseMarker> {
-    this.#marker ??= {
-      pid: process.pid,
-      startTime: await processStartTime(process.pid),
-      attachment: this.#attachment,
-    };
+  owner(): PauseMarker {
+    this.#marker ??= markerOf(this.#attachment);
     return this.#marker;
   }
 
@@ -137,7 +132,7 @@ export class RunStateControl {
         retryable: true,
       });
     }
-    const owner = await this.owner();
+    const owner = this.owner();
     this.#resumedByOthers = false;
     await guard.pausing();
     setPauseMarker(this.#markerPath, owner);
@@ -227,7 +222,7 @@ export class RunStateControl {
     this.#stopSent = false;
     this.#isStopped = false;
     clearPauseMarker(this.#markerPath);
-    (await this.#guard?.catch(() => undefined))?.running();
+    (await this.#guard.present())?.running();
   }
 }
 

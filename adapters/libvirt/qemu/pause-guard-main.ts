@@ -6,7 +6,8 @@
  */
 
 import { thawGuest } from '../../kvm/run/guest-agent/guest-agent.js';
-import { runPauseGuard, type GuardedQemu } from '../../guard/pause-guard-process.js';
+import type { ProcessIdentity } from '../../../src/host/process-identity.js';
+import { runPauseGuard } from '../../guard/pause-guard-process.js';
 import { LibvirtConnection } from '../native/connection.js';
 import { DomainAgent } from './domain-agent.js';
 import { LibvirtDomain } from '../domain.js';
@@ -18,7 +19,7 @@ const THAW_LIMIT_MS = 5000;
 runPauseGuard({ resumeOnce, thawOnce, retryMs: RETRY_MS });
 
 async function resumeOnce(
-  _qemu: GuardedQemu,
+  _qemu: ProcessIdentity,
   [uri = '', uuid = '']: readonly string[],
   isLeft: () => Promise<boolean>,
 ): Promise<boolean> {

@@ -5,7 +5,8 @@
  *     argv    what all guards get, then the URI of libvirt, the UUID and the path of the marker
  */
 
-import { runPauseGuard, type GuardedQemu } from '../../guard/pause-guard-process.js';
+import type { ProcessIdentity } from '../../../src/host/process-identity.js';
+import { runPauseGuard } from '../../guard/pause-guard-process.js';
 import { finishStream } from '../../kvm/trackers/qmp-stream/stream-marker.js';
 import { LibvirtConnection } from '../native/connection.js';
 import { LibvirtDomain } from '../domain.js';
@@ -16,7 +17,7 @@ const RETRY_MS = 200;
 runPauseGuard({ resumeOnce: finishOnce, retryMs: RETRY_MS });
 
 async function finishOnce(
-  _qemu: GuardedQemu,
+  _qemu: ProcessIdentity,
   [uri = '', uuid = '', markerPath = '']: readonly string[],
   isLeft: () => Promise<boolean>,
 ): Promise<boolean> {

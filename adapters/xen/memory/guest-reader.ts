@@ -7,30 +7,21 @@
  * stopped guest, not here.
  */
 
-import { CheckpointError } from '../../../src/errors.js';
-import { errnoName } from '../../../src/ffi/libc.js';
 import type { GuestReader, GuestReaderDescription } from '../../../src/hypervisor/guest-reader.js';
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
-import { PAGE_SIZE_BYTES, countRunPages, type Json, type PageRuns } from '../../../src/types.js';
+import { PAGE_SIZE_BYTES, type Json, type PageRuns } from '../../../src/types.js';
 import { bindXen } from '../ffi/bind.js';
 import { MAX_BATCH_PAGES, type LibraryCalls } from '../ffi/library.js';
 import type { XenVersion } from '../ffi/versions.js';
-import { firstFrameOf } from '../domain/physmap.js';
-
-interface ReaderRegion {
-  readonly firstPage: number;
-  readonly pageCount: number;
-  readonly firstFrame: number;
-}
-
-export interface ReaderOptions {
-  readonly version: XenVersion;
-  readonly domid: number;
-  readonly regions: readonly ReaderRegion[];
-}
+import {
+  checkedPageCount,
+  FrameFinder,
+  readerRegions,
+  unreadable,
+  type ReaderOptions,
+} from './reader-regions.js';
 
 const EINVAL = 22;
-const ESRCH = 3;
 
 export function describeGuestReader(
   version: XenVersion,
@@ -42,11 +33,7 @@ export function describeGuestReader(
     options: {
       version: { ...version },
       domid,
-      regions: layout.regions.map((region) => ({
-        firstPage: region.firstPage,
-        pageCount: region.pageCount,
-        firstFrame: firstFrameOf(region),
-      })),
+      regions: readerRegions(layout),
     },
   };
 }
@@ -59,22 +46,21 @@ export function openGuestReader(options: Json): GuestReader {
 /** Reads frames, also in-process, with any `LibraryCalls`. Closes `calls` with itself. */
 export class FrameReader implements GuestReader {
   readonly #calls: LibraryCalls;
+  readonly #finder: FrameFinder;
   readonly #options: ReaderOptions;
   readonly #frames = new BigUint64Array(MAX_BATCH_PAGES);
   /** The low halves of `#frames`, to spare a bigint a page. */
   readonly #halves = new Uint32Array(this.#frames.buffer);
   readonly #errors = new Int32Array(MAX_BATCH_PAGES);
-  #region: ReaderRegion | undefined;
 
   constructor(calls: LibraryCalls, options: ReaderOptions) {
     this.#calls = calls;
+    this.#finder = new FrameFinder(options.regions);
     this.#options = options;
   }
 
   readRuns(runs: PageRuns, into: Uint8Array): void {
-    if (countRunPages(runs) * PAGE_SIZE_BYTES > into.length) {
-      throw new RangeError(`${countRunPages(runs)} pages do not fit in ${into.length} bytes`);
-    }
+    checkedPageCount(runs, into);
     let count = 0;
     let filled = 0;
     const flush = (): void => {
@@ -85,7 +71,7 @@ export class FrameReader implements GuestReader {
     for (let i = 0; i < runs.length; i += 2) {
       const end = runs[i]! + runs[i + 1]!;
       for (let page = runs[i]!; page < end; page++) {
-        this.#halves[2 * count++] = this.#frameOf(page);
+        this.#halves[2 * count++] = this.#finder.frameOf(page);
         if (count === MAX_BATCH_PAGES) flush();
       }
     }
@@ -94,18 +80,6 @@ export class FrameReader implements GuestReader {
 
   close(): void {
     this.#calls.close();
-  }
-
-  #frameOf(page: number): number {
-    let region = this.#region;
-    if (region === undefined || page < region.firstPage || page >= region.firstPage + region.pageCount) {
-      region = this.#options.regions.find(
-        ({ firstPage, pageCount }) => page >= firstPage && page < firstPage + pageCount,
-      );
-      if (region === undefined) throw new RangeError(`page ${page} is in no memory region`);
-      this.#region = region;
-    }
-    return region.firstFrame + (page - region.firstPage);
   }
 
   #readBatch(count: number, into: Uint8Array): void {
@@ -120,14 +94,4 @@ export class FrameReader implements GuestReader {
       into.fill(0, i * PAGE_SIZE_BYTES, (i + 1) * PAGE_SIZE_BYTES);
     }
   }
-}
-
-function unreadable(domid: number, errno: number): CheckpointError {
-  if (errno === ESRCH)
-    return new CheckpointError('VM_GONE', `domain ${domid} has ended while its memory was read`);
-  const name = errnoName(errno);
-  return new CheckpointError('VM_MEMORY_READ', `cannot map memory of domain ${domid}: ${name}`, {
-    retryable: true,
-    detail: { domid, errno: name },
-  });
 }

@@ -14,10 +14,12 @@ import { fileURLToPath } from 'node:url';
 import { processStartTime } from '../../../src/host/process-identity.js';
 import { CheckpointError } from '../../../src/errors.js';
 import type { RunState } from '../../../src/hypervisor/run-state.js';
-import { PauseGuard, type GuardProgram } from '../../guard/pause-guard.js';
+import { GuardKeeper } from '../../guard/guard-keeper.js';
+import type { GuardProgram } from '../../guard/pause-guard.js';
 import {
   clearPauseMarker,
   isLeftPaused,
+  markerOf,
   setPauseMarker,
   type PauseMarker,
 } from '../../guard/pause-marker.js';
@@ -48,8 +50,8 @@ export interface RunStateOptions {
 export class SuspendControl {
   readonly #options: RunStateOptions;
   readonly #markerPath: string;
+  readonly #guard: GuardKeeper;
   readonly #attachment = randomBytes(8).toString('hex');
-  #guard: Promise<PauseGuard> | undefined;
   #marker: PauseMarker | undefined;
   /** Counts the stops; 0 while the guest runs. */
   #stop = 0;
@@ -64,6 +66,16 @@ export class SuspendControl {
     this.#markerPath = join(
       options.runtimeDir,
       `xen-suspended-${options.instance.replace(/[^A-Za-z0-9.-]/g, '_')}.json`,
+    );
+    const { domain, uuid, deviceModel } = options;
+    this.#guard = new GuardKeeper(
+      options.guard ?? suspendGuard(domain, uuid, deviceModel !== undefined),
+      async () => ({
+        // No process of this host is the VM. Whether the domain lives, the guard asks the hypervisor.
+        process: { pid: 1, startTime: await processStartTime(1) },
+        markerPath: this.#markerPath,
+        attachment: this.#attachment,
+      }),
     );
   }
 
@@ -89,7 +101,7 @@ export class SuspendControl {
   }
 
   async prepare(): Promise<void> {
-    await this.#readyGuard();
+    await this.#guard.ready();
   }
 
   /** Asks the guest to suspend and waits until it has; see `PauseControl.pause`. @throws VM_STATE, VM_GONE */
@@ -97,7 +109,7 @@ export class SuspendControl {
     const { domain, foreignSave, deviceModel } = this.#options;
     // Before there is a guard: it would stay for a domain that is gone.
     this.read();
-    const guard = await this.#readyGuard();
+    const guard = await this.#guard.ready();
     const found = this.read();
     if (found === 'paused') {
       if (deviceModel === undefined || this.#stop !== 0) return false;
@@ -130,11 +142,7 @@ export class SuspendControl {
         },
       );
     }
-    this.#marker ??= {
-      pid: process.pid,
-      startTime: await processStartTime(process.pid),
-      attachment: this.#attachment,
-    };
+    this.#marker ??= markerOf(this.#attachment);
     await deviceModel?.hold();
     try {
       await guard.pausing();
@@ -178,7 +186,7 @@ export class SuspendControl {
     this.#isAsked = false;
     await deviceModel?.release();
     const info = domain.info();
-    (await this.#guard?.catch(() => undefined))?.running();
+    (await this.#guard.present())?.running();
     clearPauseMarker(this.#markerPath);
     if (info.isDown || info.isDying) {
       throw new CheckpointError('VM_NOT_RESUMED', `domain ${domain.domid} shut down during the checkpoint`);
@@ -194,8 +202,7 @@ export class SuspendControl {
 
   async close(): Promise<void> {
     await this.#options.deviceModel?.release();
-    (await this.#guard?.catch(() => undefined))?.close();
-    this.#guard = undefined;
+    await this.#guard.release();
   }
 
   /** @returns false when the guest has not suspended within the limit. @throws VM_STATE when it shut down instead */
@@ -217,21 +224,6 @@ export class SuspendControl {
   #withdraw(): void {
     const { calls, domid } = this.#options.domain;
     if (suspendIsPending(calls, domid)) withdrawSuspend(calls, domid);
-  }
-
-  async #readyGuard(): Promise<PauseGuard> {
-    const present = await this.#guard?.catch(() => undefined);
-    if (present?.isAlive === true) return present;
-    const { domain, uuid, guard, deviceModel } = this.#options;
-    this.#guard = processStartTime(1).then((startTime) =>
-      PauseGuard.start(guard ?? suspendGuard(domain, uuid, deviceModel !== undefined), {
-        // No process of this host is the VM. Init stands for it; whether the domain lives, the guard asks the hypervisor.
-        qemu: { pid: 1, startTime, program: '' },
-        markerPath: this.#markerPath,
-        attachment: this.#attachment,
-      }),
-    );
-    return this.#guard;
   }
 }
 

@@ -8,10 +8,11 @@
  * all pages.
  */
 
-import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { DirtyBitmap } from '../../../src/bitmap/dirty-bitmap.js';
+import { writeRuntimeFileSync } from '../../../src/host/runtime-file.js';
 import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
 
 export interface LogDirtyRecord {
@@ -45,6 +46,7 @@ export function readRecord(path: string, layout: MemoryLayout): LogDirtyRecord |
   }
 }
 
+/** @throws STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO */
 export function writeRecord(path: string, layout: MemoryLayout, token: string, present: DirtyBitmap): void {
   const runs = present.toRuns();
   const stored: Stored = {
@@ -52,9 +54,7 @@ export function writeRecord(path: string, layout: MemoryLayout, token: string, p
     regions: regionsKey(layout),
     present: Buffer.from(runs.buffer, runs.byteOffset, runs.byteLength).toString('base64'),
   };
-  const fresh = `${path}.${process.pid}`;
-  writeFileSync(fresh, JSON.stringify(stored), { mode: 0o600 });
-  renameSync(fresh, path);
+  writeRuntimeFileSync(path, JSON.stringify(stored));
 }
 
 export function removeRecord(path: string): void {

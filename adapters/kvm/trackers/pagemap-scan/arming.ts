@@ -10,9 +10,8 @@ import { randomBytes } from 'node:crypto';
 import { readdirSync, readFileSync, readlinkSync, rmSync, statSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 
-import { writeRuntimeFile } from '../../../../src/host/runtime-file.js';
+import { processFile, writeRuntimeFile } from '../../../../src/host/runtime-file.js';
 import type { QemuProcess } from '../../../qemu/peer-process.js';
-import { runtimeFile } from '../../../qemu/runtime-files.js';
 import { FEATURE_WP_ASYNC } from './userfaultfd.js';
 
 export interface TrackedRange {
@@ -46,7 +45,7 @@ export function newToken(process: QemuProcess): string {
 }
 
 export function armingPath(runtimeDir: string, process: QemuProcess): string {
-  return runtimeFile(runtimeDir, 'uffd', process);
+  return processFile(runtimeDir, 'uffd', process);
 }
 
 /** Undefined when there is none, or it cannot be read. */

@@ -217,7 +217,7 @@ export class StreamCapture {
     const guard = await readyGuard();
     this.#underWay = { putBack: plan.putBack, guard };
     await guard.pausing();
-    await setStreamMarker(markerPath, { attachment, putBack: plan.putBack, isOver: false });
+    setStreamMarker(markerPath, { attachment, putBack: plan.putBack, isOver: false });
     await setSettings(monitor, plan.apply);
   }
 
@@ -252,7 +252,7 @@ export class StreamCapture {
     const { putBack } = underWay;
     underWay.migration?.close();
     try {
-      await setStreamMarker(markerPath, { attachment, putBack, isOver: true });
+      setStreamMarker(markerPath, { attachment, putBack, isOver: true });
       await setSettings(monitor, putBack);
       clearStreamMarker(markerPath);
       underWay.guard.running();

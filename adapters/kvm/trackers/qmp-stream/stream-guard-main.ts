@@ -8,7 +8,8 @@
  * It shares the socket with the pause guard: whoever comes second finds the work done or does the rest.
  */
 
-import { runPauseGuard, type GuardedQemu } from '../../../guard/pause-guard-process.js';
+import type { ProcessIdentity } from '../../../../src/host/process-identity.js';
+import { runPauseGuard } from '../../../guard/pause-guard-process.js';
 import { peerPid } from '../../../qemu/peer-process.js';
 import { QmpClient } from '../../../qemu/qmp-client.js';
 import { finishStream } from './stream-marker.js';
@@ -18,7 +19,7 @@ const RETRY_MS = 50;
 runPauseGuard({ resumeOnce: finishOnce, retryMs: RETRY_MS });
 
 async function finishOnce(
-  qemu: GuardedQemu,
+  qemu: ProcessIdentity,
   [path = '', markerPath = '']: readonly string[],
   isLeft: () => Promise<boolean>,
 ): Promise<boolean> {

@@ -6,19 +6,19 @@
 import { rmSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 
-import { isSameProcess, processStartTime } from '../../../../src/host/process-identity.js';
+import { processFile } from '../../../../src/host/runtime-file.js';
+import { isSameProcess } from '../../../../src/host/process-identity.js';
 import type { Json, JsonObject } from '../../../../src/types.js';
 import { isMigrating } from '../../inspect/hazards.js';
 import type { Monitor } from '../../../qemu/monitor.js';
-import type { PauseMarker } from '../../../guard/pause-marker.js';
+import { markerOf } from '../../../guard/pause-marker.js';
 import type { QemuProcess } from '../../../qemu/peer-process.js';
 import { asArray, asNumber, asObject, asText } from '../../../qemu/qmp-json.js';
-import { runtimeFile } from '../../../qemu/runtime-files.js';
 import { abandonMigration, migrationStatus } from './abandon.js';
 import { setSettings, type MigrationSettings } from './settings.js';
 
 export function streamMarkerPath(runtimeDir: string, qemu: QemuProcess): string {
-  return runtimeFile(runtimeDir, 'stream', qemu);
+  return processFile(runtimeDir, 'stream', qemu);
 }
 
 export interface StreamMarker {
@@ -29,10 +29,8 @@ export interface StreamMarker {
   readonly isOver: boolean;
 }
 
-export async function setStreamMarker(path: string, marker: StreamMarker): Promise<void> {
-  const startTime = await processStartTime(process.pid);
-  const owner: PauseMarker = { pid: process.pid, startTime, attachment: marker.attachment };
-  writeFileSync(path, JSON.stringify({ ...owner, ...marker }), { mode: 0o600 });
+export function setStreamMarker(path: string, marker: StreamMarker): void {
+  writeFileSync(path, JSON.stringify({ ...markerOf(marker.attachment), ...marker }), { mode: 0o600 });
 }
 
 export function clearStreamMarker(path: string): void {

@@ -21,7 +21,7 @@ import {
 } from '../../../../src/hypervisor/dirty-tracker.js';
 import type { MemoryLayout } from '../../../../src/hypervisor/memory-layout.js';
 import type { Monitor } from '../../../qemu/monitor.js';
-import { PauseGuard } from '../../../guard/pause-guard.js';
+import { GuardKeeper } from '../../../guard/guard-keeper.js';
 import type { QemuProcess } from '../../../qemu/peer-process.js';
 import type { RunStateControl } from '../../run/run-state.js';
 import { StreamCapture } from './capture.js';
@@ -59,13 +59,19 @@ export class QmpStreamTracker implements DirtyTracker {
   readonly #options: QmpStreamOptions;
   #started: Started | undefined;
   readonly #attachment = randomBytes(8).toString('hex');
-  #guard: PauseGuard | undefined;
+  readonly #guard: GuardKeeper;
   /** Some stream has arrived whole: what is zero in the staging file is zero in the guest. */
   #isFilled = false;
   #recordsBeforeStop = 0;
 
   constructor(options: QmpStreamOptions) {
     this.#options = options;
+    const { process, socketPath, manager } = options;
+    const markerPath = this.#markerPath();
+    const guarded = { process, markerPath, attachment: this.#attachment };
+    this.#guard = new GuardKeeper(manager?.guard(markerPath) ?? streamGuard(socketPath, markerPath), () =>
+      Promise.resolve(guarded),
+    );
     const records = (): number => this.#started?.views.counters[0] ?? 0;
     const recordsBeforeStop = (): number => this.#recordsBeforeStop;
     const picture: MemoryPicture = {
@@ -111,7 +117,7 @@ export class QmpStreamTracker implements DirtyTracker {
         stopFirst,
         markerPath: this.#markerPath(),
         attachment: this.#attachment,
-        readyGuard: () => this.#readyGuard(),
+        readyGuard: () => this.#guard.ready(),
         onBroken: () => this.#distrust(),
       }),
     };
@@ -152,10 +158,8 @@ export class QmpStreamTracker implements DirtyTracker {
     void started.capture
       .close()
       .catch(() => undefined)
-      .then(() => {
-        this.#guard?.close();
-        return started.receiver.close();
-      })
+      .then(() => this.#guard.release())
+      .then(() => started.receiver.close())
       .finally(() => closeSync(started.staging));
   }
 
@@ -186,18 +190,6 @@ export class QmpStreamTracker implements DirtyTracker {
 
   #markerPath(): string {
     return streamMarkerPath(this.#options.runtimeDir, this.#options.process);
-  }
-
-  async #readyGuard(): Promise<PauseGuard> {
-    if (this.#guard?.isAlive === true) return this.#guard;
-    const { process, socketPath, manager } = this.#options;
-    const markerPath = this.#markerPath();
-    this.#guard = await PauseGuard.start(manager?.guard(markerPath) ?? streamGuard(socketPath, markerPath), {
-      qemu: process,
-      markerPath,
-      attachment: this.#attachment,
-    });
-    return this.#guard;
   }
 
   #on(): Started {

@@ -4,12 +4,12 @@
  */
 
 import { randomBytes } from 'node:crypto';
-import { readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { readFile, rename, writeFile } from 'node:fs/promises';
+import { readFileSync, rmSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 
+import { processFile, writeRuntimeFile, writeRuntimeFileSync } from '../../../../src/host/runtime-file.js';
 import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
 import type { QemuProcess } from '../../../qemu/peer-process.js';
-import { runtimeFile } from '../../../qemu/runtime-files.js';
 import { MARK_BYTES } from './canary.js';
 
 export interface ArmedRange {
@@ -41,7 +41,7 @@ export function newArming(
 }
 
 export function armingPath(runtimeDir: string, process: QemuProcess): string {
-  return runtimeFile(runtimeDir, 'soft-dirty', process);
+  return processFile(runtimeDir, 'soft-dirty', process);
 }
 
 /** Undefined when there is none, it cannot be read, or it is about other memory. */
@@ -60,10 +60,9 @@ export async function readArming(path: string, ranges: readonly ArmedRange[]): P
   }
 }
 
-export async function writeArming(path: string, arming: Arming): Promise<void> {
-  const fresh = `${path}.${process.pid}`;
-  await writeFile(fresh, JSON.stringify(arming), { mode: 0o600 });
-  await rename(fresh, path);
+/** @throws STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO */
+export function writeArming(path: string, arming: Arming): Promise<void> {
+  return writeRuntimeFile(path, JSON.stringify(arming));
 }
 
 export function removeArming(path: string): void {
@@ -104,7 +103,7 @@ export function takeState(path: string, token: string, pageSpan: number): LeftSt
 export function leaveState(path: string, token: string, absent: DirtyBitmap, migrations: string): void {
   try {
     const left = JSON.stringify({ token, absent: [...absent.toRuns()], migrations });
-    writeFileSync(statePath(path), left, { mode: 0o600 });
+    writeRuntimeFileSync(statePath(path), left);
   } catch {
     // Costs the next process a comparison of all pages.
     rmSync(statePath(path), { force: true });

@@ -7,33 +7,24 @@
  * read while it runs is kept.
  */
 
-import { CheckpointError } from '../../../../src/errors.js';
-import { errnoName } from '../../../../src/ffi/libc.js';
 import type { GuestReader, GuestReaderDescription } from '../../../../src/hypervisor/guest-reader.js';
 import type { MemoryLayout } from '../../../../src/hypervisor/memory-layout.js';
-import {
-  PAGE_SIZE_BYTES,
-  countRunPages,
-  expandRuns,
-  type Json,
-  type PageRuns,
-} from '../../../../src/types.js';
+import { PAGE_SIZE_BYTES, expandRuns, type Json, type PageRuns } from '../../../../src/types.js';
 import { bindXen } from '../../ffi/bind.js';
 import { MAX_BATCH_PAGES, type LibraryCalls } from '../../ffi/library.js';
 import type { XenVersion } from '../../ffi/versions.js';
-import { firstFrameOf } from '../../domain/physmap.js';
+import {
+  checkedPageCount,
+  FrameFinder,
+  readerRegions,
+  unreadable,
+  type ReaderOptions,
+} from '../reader-regions.js';
 import { FrameTableFile, NO_FRAME, type FrameTable } from './frame-table.js';
 import { tableLevel, toGuestFrames } from './page-table.js';
 
-export interface PvReaderOptions {
-  readonly version: XenVersion;
-  readonly domid: number;
+export interface PvReaderOptions extends ReaderOptions {
   readonly tablePath: string;
-  readonly regions: readonly {
-    readonly firstPage: number;
-    readonly pageCount: number;
-    readonly firstFrame: number;
-  }[];
 }
 
 export function describePvReader(
@@ -48,11 +39,7 @@ export function describePvReader(
       version: { ...version },
       domid,
       tablePath,
-      regions: layout.regions.map((region) => ({
-        firstPage: region.firstPage,
-        pageCount: region.pageCount,
-        firstFrame: firstFrameOf(region),
-      })),
+      regions: readerRegions(layout),
     },
   };
 }
@@ -65,21 +52,20 @@ export function openGuestReader(options: Json): GuestReader {
 /** Also used in-process, with any `LibraryCalls`. Closes `calls` with itself. */
 export class PvReader implements GuestReader {
   readonly #calls: LibraryCalls;
+  readonly #finder: FrameFinder;
   readonly #options: PvReaderOptions;
   readonly #file: FrameTableFile;
 
   constructor(calls: LibraryCalls, options: PvReaderOptions) {
     this.#calls = calls;
+    this.#finder = new FrameFinder(options.regions);
     this.#options = options;
     this.#file = new FrameTableFile(options.tablePath);
   }
 
   readRuns(runs: PageRuns, into: Uint8Array): void {
-    const total = countRunPages(runs);
-    if (total * PAGE_SIZE_BYTES > into.length) {
-      throw new RangeError(`${total} pages do not fit in ${into.length} bytes`);
-    }
-    const frames = expandRuns(runs).map((page) => this.#frameOf(page));
+    const total = checkedPageCount(runs, into);
+    const frames = expandRuns(runs).map((page) => this.#finder.frameOf(page));
     const table = this.#file.read();
     if (table === undefined) {
       into.fill(0, 0, total * PAGE_SIZE_BYTES);
@@ -97,14 +83,6 @@ export class PvReader implements GuestReader {
 
   close(): void {
     this.#calls.close();
-  }
-
-  #frameOf(page: number): number {
-    const region = this.#options.regions.find(
-      ({ firstPage, pageCount }) => page >= firstPage && page < firstPage + pageCount,
-    );
-    if (region === undefined) throw new RangeError(`page ${page} is in no memory region`);
-    return region.firstFrame + (page - region.firstPage);
   }
 
   #readBatch(table: FrameTable, frames: Uint32Array, into: Uint8Array): void {
@@ -126,14 +104,4 @@ export class PvReader implements GuestReader {
       if (level > 0) toGuestFrames(page, level, (machineFrame) => table.guestFrameOf(machineFrame));
     });
   }
-}
-
-function unreadable(domid: number, errno: number): CheckpointError {
-  const name = errnoName(errno);
-  if (name === 'ESRCH')
-    return new CheckpointError('VM_GONE', `domain ${domid} has ended while its memory was read`);
-  return new CheckpointError('VM_MEMORY_READ', `cannot map memory of domain ${domid}: ${name}`, {
-    retryable: true,
-    detail: { domid, errno: name },
-  });
 }
