@@ -1,5 +1,6 @@
 /**
- * A domain of libvirt as the core sees it: a QEMU like any other, whose monitor, pauses and identity go through libvirt.
+ * A domain of libvirt as the core sees it: a QEMU like any other, whose monitor, pauses and identity go
+ * through libvirt.
  */
 
 import type { VmDeviceState } from '../../src/hypervisor/device-state.js';
@@ -122,14 +123,15 @@ export class LibvirtVm implements Vm {
       },
       foreign: () => disksIn(this.#xml).flatMap((disk) => (disk.type === 'vhostuser' ? asForeign(disk) : [])),
       cwd: folderOf(qemu.machine),
-      // libvirt takes an internal snapshot of a running domain only together with its memory: those are QEMU's own.
+      // libvirt takes an internal snapshot of a running domain only together with its memory: those are
+      // QEMU's own.
       images: monitorImages(monitor),
       overlays: libvirtOverlays(domain, () => this.#xml),
       options: parts.diskOptions,
     });
   }
 
-  /** As of a QEMU, and: domainXml as of the last pause, libvirtUri. */
+  /** What KVM records of a QEMU, and besides: domainXml as of the last pause, libvirtUri. */
   get machine(): JsonObject {
     const { qemu, domain } = this.#parts;
     return { ...qemu.machine, domainXml: this.#xml, libvirtUri: domain.connection.uri };

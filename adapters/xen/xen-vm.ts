@@ -43,7 +43,7 @@ export interface XenVmDeps {
   readonly domain: XenDomain;
   readonly foreignSave: () => string;
   readonly guard?: GuardProgram;
-  /** Of an HVM guest. */
+  /** The device model of an HVM guest. */
   readonly deviceModel?: DeviceModel | undefined;
 }
 
@@ -126,7 +126,10 @@ export class XenVm implements Vm {
     });
   }
 
-  /** Changes nothing, except that a guest which a killed Cairn left suspended is resumed. @throws VM_GONE, FFI_FAILED, USAGE */
+  /**
+   * Changes nothing, except that a guest which a killed Cairn left suspended is resumed.
+   * @throws VM_GONE, FFI_FAILED, USAGE
+   */
   static async attach(options: XenVmOptions, deps: XenVmDeps): Promise<XenVm> {
     const vm = new XenVm(options, deps);
     if (await vm.#control.recover()) {
@@ -139,7 +142,7 @@ export class XenVm implements Vm {
     return vm;
   }
 
-  /** As it was in the last stop. */
+  /** The machine as it was in the last stop. */
   get machine(): JsonObject {
     const { config } = this.#options;
     const { memoryTarget } = this.deviceState;
@@ -178,7 +181,8 @@ export class XenVm implements Vm {
 
   #openTracker(kind: string, { layout, scan }: KnownXenMemory): DirtyTracker {
     const { domain, foreignSave, deviceModel } = this.#deps;
-    // Whoever asks for a tracker is about to take checkpoints, and alone. The guard gets ready in the meantime.
+    // Whoever asks for a tracker is about to take checkpoints, and alone. The guard gets ready in the
+    // meantime.
     this.#guest.discardLeftovers();
     this.#control.prepare().catch(() => undefined);
     if (kind === LOG_DIRTY_KIND) {

@@ -1,4 +1,4 @@
-/** From the address of a VM to a session on it. */
+/** Opens a session on the VM of an address. */
 
 import { defaultRuntimeDir, openRuntimeDir } from '../host/runtime-dir.js';
 import type { AttachOptions } from '../hypervisor/hypervisor.js';

@@ -1,6 +1,7 @@
 /**
- * A VM under checkpoints: everything that a row of checkpoints shares. One-shot commands take one checkpoint and
- * close it; a watcher keeps it open, and with it the previous versions and the page map. One checkpoint is an `Attempt`.
+ * A VM under checkpoints: everything that a row of checkpoints shares. One-shot commands take one checkpoint
+ * and close it; a watcher keeps it open, and with it the previous versions and the page map. One checkpoint
+ * is an `Attempt`.
  */
 
 import { performance } from 'node:perf_hooks';
@@ -53,7 +54,10 @@ export class CheckpointSession {
   readonly #policy: StopPolicy;
   readonly #hook: Hook | undefined;
   #source: PageSource;
-  /** The tracker lost the VM or must no longer be trusted: choose one anew before the next checkpoint. */
+  /**
+   * Whether the tracker lost the VM or must no longer be trusted: then one is chosen anew before the next
+   * checkpoint.
+   */
   #sourceIsStale = false;
   #state: ChainState | undefined;
   #early: EarlyMap | undefined;
@@ -78,8 +82,8 @@ export class CheckpointSession {
 
   /**
    * Takes both locks (of the running VM and of its chain), arms or takes over the tracker.
-   * @param vm the session's from here on: it closes the VM in `close`, and also when this fails. Its tracker goes before it, and nobody
-   *   else may have one on it
+   * @param vm the session's from here on: it closes the VM in `close`, and also when this fails. Its tracker
+   *   goes before it, and nobody else may have one on it
    * @throws VM_LOCKED, REPO_LOCKED, CHAIN_WRONG_VM, TRACKER_UNAVAILABLE, what the VM throws
    */
   static async open(vm: Vm, options: SessionOptions): Promise<CheckpointSession> {
@@ -150,7 +154,8 @@ export class CheckpointSession {
   }
 
   /**
-   * Between checkpoints: forgets those of the chain that a policy does not keep. The newest one stays, and with it what the tracker counts from.
+   * Forgets, between checkpoints, those of the chain that a policy does not keep. The newest one stays, and
+   * with it what the tracker counts from.
    * @param options.withDisks removes their disk snapshots too, where that is possible
    * @throws see `forget`
    */
@@ -200,18 +205,22 @@ export class CheckpointSession {
     };
   }
 
-  /** After hotplug, or when the tracker lost its record: readers and tracker follow what the VM is now. */
+  /**
+   * Has readers and tracker follow what the VM is now, after hotplug or when the tracker has lost its record.
+   */
   async #followMemory(): Promise<void> {
     const isSame = async (): Promise<boolean> =>
       (await fingerprint(this.vm, this.#source.tracker)) === this.#source.fingerprint;
     if (!this.#sourceIsStale && (await isSame())) return;
     const before = this.#source;
-    // Two trackers of one kind may share the record in the kernel: the old handle goes first. It stays usable to be closed twice.
+    // Two trackers of one kind may share the record in the kernel: the old handle goes first. It stays usable
+    // to be closed twice.
     before.tracker.close();
     this.#sourceIsStale = true;
     this.#source = await openSource(this.vm, this.#options);
     this.#sourceIsStale = false;
-    // What the workers kept goes with the pool, and what was put back into the old tracker is not in the new one.
+    // What the workers kept goes with the pool, and what was put back into the old tracker is not in the new
+    // one.
     this.#state = undefined;
     await before.pool.close();
   }
@@ -247,7 +256,10 @@ export class CheckpointSession {
     }
   }
 
-  /** The page map and the reader that go with `parent`; kept from checkpoint to checkpoint while nothing else intervenes. */
+  /**
+   * The page map and the reader that go with `parent`; kept from checkpoint to checkpoint while nothing else
+   * intervenes.
+   */
   async #stateFor(scope: Scope, parent: Manifest | null): Promise<ChainState> {
     const { layout, pool } = this.#source;
     const from = scope.kind === 'base' ? null : parent;
@@ -280,7 +292,10 @@ interface SessionParts {
   readonly early: EarlyMap | undefined;
 }
 
-/** Runs every step whatever becomes of the others. What fails is a warning: the work that mattered is done or has its own error. */
+/**
+ * Runs every step whatever becomes of the others. What fails is a warning: the work that mattered is done or
+ * has its own error.
+ */
 async function runAll(steps: readonly (() => Promise<void> | void)[]): Promise<void> {
   for (const step of steps) {
     try {

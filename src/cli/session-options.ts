@@ -25,7 +25,10 @@ export interface SessionCliOptions extends SharedOptions {
   readonly guestAgent?: string;
 }
 
-/** An agent that has to write out much of a page cache takes its time; a guest whose disk hangs must not be waited for for ever. */
+/**
+ * An agent that has to write out much of a page cache takes its time; a guest whose disk hangs must not be
+ * waited for for ever.
+ */
 const FREEZE_LIMIT_S = 10;
 
 export function addSessionOptions(to: Command): Command {

@@ -1,9 +1,11 @@
 /**
- * Disk snapshots that others than the hypervisor were asked for, by checkpoints that may never have been committed: written down before the pause.
- * When Cairn is killed in it, such a snapshot is there with nobody to drop it, or comes into being only afterwards, when a storage that hung
- * goes on. The next checkpoint that is committed drops those of which no manifest tells: by then the storage has done as it was told again.
+ * Disk snapshots that others than the hypervisor were asked for, by checkpoints that may never have been
+ * committed: written down before the pause. When Cairn is killed in it, such a snapshot is there with nobody
+ * to drop it, or comes into being only afterwards, when a storage that hung goes on. The next checkpoint that
+ * is committed drops those of which no manifest tells: by then the storage has done as it was told again.
  *
- * Lives as long as the ledger: until the VM ends. Only entries of the same repository are touched, as nobody else knows what was committed.
+ * Lives as long as the ledger: until the VM ends. Only entries of the same repository are touched, as nobody
+ * else knows what was committed.
  */
 
 import { readFile } from 'node:fs/promises';
@@ -35,7 +37,10 @@ export class SnapshotRecord {
     this.#repositoryId = repositoryId;
   }
 
-  /** Before the pause of a checkpoint. Nothing is written when nobody but the hypervisor will be asked. */
+  /**
+   * Writes down, before the pause of a checkpoint, what will be asked for. Nothing is written when nobody but
+   * the hypervisor will be asked.
+   */
   async add(checkpointId: string, plan: DiskPlan): Promise<void> {
     const snapshots = plan.flatMap(({ disks, driver }) => this.#vm.disks.plan(checkpointId, disks, driver));
     if (snapshots.length === 0) return;
@@ -43,20 +48,24 @@ export class SnapshotRecord {
     await this.#write([...(await this.#read()), entry]);
   }
 
-  /** After a checkpoint that certainly is not there: drops what it took. Never throws; what cannot be dropped is for `settle`. */
+  /**
+   * Drops what a checkpoint took that certainly is not there. Never throws; what cannot be dropped is for
+   * `settle`.
+   */
   async dropFailed(checkpointId: string, snapshots: readonly DiskSnapshot[], cause: unknown): Promise<void> {
     try {
       if (snapshots.length > 0) await this.#vm.disks.drop(snapshots);
       if (!mayHaveLeftSnapshots(cause)) await this.#remove(checkpointId);
     } catch (error) {
-      // The failure that led here is what the caller must hear of; what stays behind on the disks is said beside it.
+      // The failure that led here is what the caller must hear of; what stays behind on the disks is said
+      // beside it.
       process.emitWarning(describeError(error));
     }
   }
 
   /**
-   * After a commit: forgets those of checkpoints that were committed and drops the others. What cannot be dropped is tried again the
-   * next time.
+   * Forgets, after a commit, the snapshots of checkpoints that were committed, and drops the others. What
+   * cannot be dropped is tried again the next time.
    * @param isCommitted whether there is a manifest, readable or not
    * @returns what stays behind, in words
    */
@@ -82,7 +91,7 @@ export class SnapshotRecord {
     if (rest.length < entries.length) await this.#write(rest);
   }
 
-  /** Empty as well when what is there cannot be read: it was cut off, or is none of ours. */
+  /** Gives nothing as well when the file cannot be read: it was cut off, or is none of ours. */
   async #read(): Promise<readonly BegunSnapshots[]> {
     try {
       const record = JSON.parse(await readFile(this.#path, 'utf8')) as JsonObject[];

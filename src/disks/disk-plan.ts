@@ -1,6 +1,7 @@
 /**
- * What happens to the VM's disks in the pause. Memory without the disks of the same instant restores into a guest whose
- * page cache and file system disagree, so a VM with writable disks is never checkpointed without a word.
+ * What happens to the VM's disks in the pause. Memory without the disks of the same instant restores into a
+ * guest whose page cache and file system disagree, so a VM with writable disks is never checkpointed without
+ * a word.
  */
 
 import { CheckpointError } from '../errors.js';
@@ -13,7 +14,7 @@ export interface DiskGroup {
   readonly disks: readonly VmDisk[];
 }
 
-/** In the order in which the snapshots are taken. */
+/** Disks by driver, in the order in which the snapshots are taken. */
 export type DiskPlan = readonly DiskGroup[];
 
 /** Name of a driver, or `auto`. */
@@ -25,8 +26,8 @@ export interface DiskOptions {
   /** Leave the disks alone; the operator knows what that means. */
   readonly memoryOnly: boolean;
   /**
-   * The driver of this name takes every disk that it can. Of the drivers of a hypervisor it is then the only one; those of a storage are used
-   * besides, unless a hook sees to their disks.
+   * The driver of this name takes every disk that it can. It is then the only driver of a hypervisor; those
+   * of a storage are used besides, unless a hook sees to their disks.
    */
   readonly mode: DiskMode;
   /** A hook command takes care of the disks. */
@@ -34,7 +35,8 @@ export interface DiskOptions {
 }
 
 /**
- * Each disk goes to the first driver in play that can snapshot it, the one that `mode` names before all others.
+ * Each disk goes to the first driver in play that can snapshot it, the one that `mode` names before all
+ * others.
  * @param drivers `VmDisks.drivers`
  * @throws DISK_NOT_COVERED naming the disks that nobody would snapshot
  */
@@ -77,7 +79,7 @@ function driversInPlay(
   return [named, ofHypervisor, ...ofStorage].filter((driver) => driver !== undefined);
 }
 
-/** Of the disks that the driver would take. */
+/** Whether all disks that the driver would take are within its limit. */
 function isWithinLimit(
   { name, autoLimitBytes = Infinity }: DiskDriverTraits,
   disks: readonly VmDisk[],

@@ -1,6 +1,6 @@
 /**
- * The manifest: one checkpoint, and the point at which it is committed (docs/format.md, manifest). Sealed JSON.
- * What is in it is durable before it is written.
+ * The manifest: one checkpoint, and the point at which it is committed (docs/format.md, manifest). Sealed
+ * JSON. What is in it is durable before it is written.
  */
 
 import type { DiskSnapshot } from '../hypervisor/disks.js';

@@ -7,9 +7,9 @@ import type { VmIdentity } from './vm.js';
 /** A machine as a file of the hypervisor's own tools holds it, without its memory. */
 export interface ImportedMachine {
   readonly identity: Omit<VmIdentity, 'instance'>;
-  /** As `Vm.machine`. */
+  /** What `Vm.machine` would say. */
   readonly machine: JsonObject;
-  /** As `VmDeviceState.take`. */
+  /** What `VmDeviceState.take` would give. */
   readonly deviceState: Uint8Array;
 }
 
@@ -28,20 +28,30 @@ export interface ImportRequest {
 }
 
 export interface ReceiveRequest {
-  /** Read on at once, whatever becomes of what was read: the machine stands still until it is. */
+  /**
+   * Whoever reads the stream reads on at once, whatever becomes of what was read: the machine stands still
+   * until it is.
+   */
   readonly stream: AsyncIterable<Uint8Array>;
-  /** Where what was read is kept until it is applied: a folder that is nobody else's. */
+  /** Folder that is nobody else's, where what was read is kept until it is applied. */
   readonly workDir: string;
   /** Called for each whole state, with the pages that came for it. */
   readonly onState?: (state: number, pageCount: number) => void;
 }
 
-/** A machine that runs elsewhere and sends its states, each of one instant: first whole, then what has changed. */
+/**
+ * A machine that runs elsewhere and sends its states, each of one instant: first whole, then what has
+ * changed.
+ */
 export interface ReceivedMachine extends Omit<ImportedMachine, 'deviceState'> {
   /** What changes are known by: the kind of a tracker. */
   readonly trackerKind: string;
   readonly layout: MemoryLayout;
-  /** Waits for a whole state that was not claimed yet. @returns false when the stream has ended @throws STREAM_MALFORMED and what reading it throws */
+  /**
+   * Waits for a whole state that was not claimed yet.
+   * @returns false when the stream has ended
+   * @throws STREAM_MALFORMED and what reading it throws
+   */
   nextState(): Promise<boolean>;
   /**
    * The newest whole state. Those before it that were not applied are in it.
@@ -53,13 +63,19 @@ export interface ReceivedMachine extends Omit<ImportedMachine, 'deviceState'> {
 }
 
 export interface ReceivedState {
-  /** Counted from 1. */
+  /** Number of the state, counted from 1. */
   readonly number: number;
   /** How many of the stream's states it stands for. */
   readonly stateCount: number;
   readonly pageCount: number;
-  /** How long the machine stood still to send the last of them; undefined when that cannot be told from the stream. */
+  /**
+   * How long the machine stood still to send the last of them; undefined when that cannot be told from the
+   * stream.
+   */
   readonly pauseMs: number | undefined;
-  /** Puts the pages that came, and gives the rest of the state, as `VmDeviceState.take`. What fails here may be done again. */
+  /**
+   * Puts the pages that came, and gives the rest of the state, as `VmDeviceState.take`. What fails here may
+   * be done again.
+   */
   apply(memory: MemorySink): Promise<Uint8Array>;
 }

@@ -5,14 +5,17 @@ import type { DiskSnapshot } from './disks.js';
 import type { MemoryLayout } from './memory-layout.js';
 import type { FrozenGuest } from './freezer.js';
 
-/** Pages in ascending order. `bytes` is null for a run of zero pages, otherwise pageCount x 4096 bytes valid until the next chunk. */
+/**
+ * Pages in ascending order. `bytes` is null for a run of zero pages, otherwise pageCount x 4096 bytes valid
+ * until the next chunk.
+ */
 export interface PageChunk {
   readonly firstPage: number;
   readonly pageCount: number;
   readonly bytes: Uint8Array | null;
 }
 
-/** One checkpoint as a restore or an export needs it, verified while it is read. */
+/** What a restore or an export needs of one checkpoint, verified while it is read. */
 export interface CheckpointSource {
   readonly checkpointId: string;
   readonly hypervisor: string;
@@ -30,7 +33,7 @@ export interface CheckpointSource {
 
 /** Changes to a machine that a manager such as libvirt describes and starts. */
 export interface DescriptionEdits {
-  /** Another name, and with it another UUID. */
+  /** Restores under another name, and with it under another UUID. */
   readonly newName?: string;
   readonly newMacs: boolean;
   /** Disks that lie elsewhere now, each `DISK=PATH`, DISK as the manager calls it. */
@@ -40,14 +43,17 @@ export interface DescriptionEdits {
 }
 
 export interface RestoreRequest {
-  /** Undefined: start a new VM. Otherwise an address that waits for an incoming stream, such as unix:/path or tcp:host:port. */
+  /**
+   * Undefined: start a new VM. Otherwise an address that waits for an incoming stream, such as unix:/path or
+   * tcp:host:port.
+   */
   readonly target?: string;
   /** Replace (or add) arguments of the recorded command line, each `-option=value` or `-flag`. */
   readonly setArgs: readonly string[];
   readonly dropArgs: readonly string[];
   /** Only where a manager starts the VM. */
   readonly edits?: DescriptionEdits;
-  /** Another program than the recorded one. */
+  /** Runs another program than the recorded one. */
   readonly program?: string;
   /** Where the new VM takes commands; default: as recorded. */
   readonly socketPath?: string;

@@ -1,6 +1,7 @@
 /**
- * The contract of an attached virtual machine. Implemented by the adapters, driven by `checkpoint/`. Each part of it that can be
- * replaced on its own is an object of its own: a manager such as libvirt hands on those of its QEMU and brings what it does itself.
+ * The contract of an attached virtual machine. Implemented by the adapters, driven by `checkpoint/`. Each
+ * part of it that can be replaced on its own is an object of its own: a manager such as libvirt hands on
+ * those of its QEMU and brings what it does itself.
  */
 
 import type { JsonObject } from '../types.js';
@@ -16,13 +17,13 @@ export interface VmIdentity {
   readonly hypervisor: string;
   /** What the operator calls it; empty when it has no name. */
   readonly name: string;
-  /** Empty when it has none. */
+  /** UUID of the VM; empty when it has none. */
   readonly uuid: string;
   /** Resolved machine type, such as pc-i440fx-7.2. */
   readonly machineType: string;
   /**
-   * Names this run of this VM on this host (process id and start time, or domain id and boot): equal only for the
-   * same uninterrupted instance.
+   * Names this run of this VM on this host (process id and start time, or domain id and boot): equal only for
+   * the same uninterrupted instance.
    */
   readonly instance: string;
 }
@@ -38,7 +39,10 @@ export interface VmHazard {
   /** Stable: VFIO_DEVICE, VHOST_USER, MEMORY_HOTPLUG and so on. */
   readonly code: string;
   readonly text: string;
-  /** `compare`: trackers are not trusted, all pages are compared in the pause. `refuse`: no checkpoint is taken. */
+  /**
+   * `compare`: trackers are not trusted, all pages are compared in the pause. `refuse`: no checkpoint is
+   * taken.
+   */
   readonly effect: 'compare' | 'refuse' | 'note';
 }
 

@@ -1,4 +1,7 @@
-/** A machine that was read from a file, as the engine sees it: it stands still, and all of its memory is there to be read. */
+/**
+ * A machine that was read from a file, as the engine sees it: it stands still, and all of its memory is there
+ * to be read.
+ */
 
 import { randomBytes } from 'node:crypto';
 

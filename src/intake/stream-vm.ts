@@ -1,6 +1,6 @@
 /**
- * A machine that arrives in a stream, as the engine sees it: a tracker with a picture, whose pages are those that have come since the
- * last checkpoint.
+ * A machine that arrives in a stream, as the engine sees it: a tracker with a picture, whose pages are those
+ * that have come since the last checkpoint.
  */
 
 import { randomBytes } from 'node:crypto';

@@ -19,8 +19,8 @@ export interface LiveSubject extends Subject {
 }
 
 /**
- * Takes the VM's lock meanwhile: the record of the tracker is harvested here, so that the next checkpoint of the VM compares
- * all pages.
+ * Takes the VM's lock meanwhile: the record of the tracker is harvested here, so that the next checkpoint of
+ * the VM compares all pages.
  * @throws VM_LOCKED, TRACKER_UNAVAILABLE, VM_UNSUPPORTED, VM_GONE
  */
 export async function openLiveSubject(
@@ -49,7 +49,8 @@ export async function openLiveSubject(
           yield { runMs, pages, contentPages: keptPages(pages, hasContent), before, after };
         }
       },
-      // Stopped, not left armed: the token changes, and with it the next checkpoint knows that it has to compare.
+      // The tracker is stopped and not left armed: so its token changes, by which the next checkpoint knows
+      // that it has to compare.
       close: async () => {
         await armed.stop();
         await lock.release();
@@ -62,7 +63,10 @@ export async function openLiveSubject(
   }
 }
 
-/** What a pause costs before a single page is copied: stop, device state, cont. Undefined for a VM that does not run. */
+/**
+ * What a pause costs before a single page is copied: stop, device state, cont. Undefined for a VM that does
+ * not run.
+ */
 async function shortestPauseMs(vm: Vm): Promise<number | undefined> {
   const times: number[] = [];
   for (let i = 0; i < TIMED_PAUSES; i++) {

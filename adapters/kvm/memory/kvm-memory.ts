@@ -22,7 +22,7 @@ export interface KvmMemoryDeps {
 
 export interface ReadableMemory {
   readonly layout: MemoryLayout;
-  /** One for each region of the layout, in its order. */
+  /** A block for each region of the layout, in its order. */
   readonly blocks: readonly RamBlock[];
 }
 

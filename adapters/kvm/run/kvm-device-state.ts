@@ -28,14 +28,17 @@ export class KvmDeviceState implements VmDeviceState {
     await this.#ready();
   }
 
-  /** As `ready`, in the background. A failure shows again, and is reported, when the pause needs it. */
+  /**
+   * Does in the background what `ready` does. A failure shows again, and is reported, when the pause needs
+   * it.
+   */
   prepare(): void {
     this.#ready().catch(() => (this.#opening = undefined));
   }
 
   async save(): Promise<void> {
-    // Without a wait when it is open, so that QEMU is at work already while the caller goes on with the
-    // harvest.
+    // An open channel is used without a wait, so that QEMU is at work already while the caller goes on with
+    // the harvest.
     const devices = this.#open ?? (await this.#ready());
     this.#savesUnderWay++;
     try {

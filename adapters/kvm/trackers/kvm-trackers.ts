@@ -40,8 +40,8 @@ export class KvmTrackers {
   }
 
   /**
-   * In the order in which they are preferred.
-   * @param blocks undefined when this process may not read QEMU's memory
+   * Reports on the trackers, in the order in which they are preferred. @param blocks undefined when this
+   * process may not read QEMU's memory
    */
   async reports(
     memoryBytes: number,

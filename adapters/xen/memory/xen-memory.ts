@@ -70,7 +70,7 @@ export class XenMemory implements VmMemory {
     return this.#deps.openTracker(kind, this.known());
   }
 
-  /** As it was looked at last. */
+  /** The memory as it was looked at last. */
   known(): KnownXenMemory {
     if (this.#known === undefined) throw new RangeError('layout() comes first');
     return this.#known;

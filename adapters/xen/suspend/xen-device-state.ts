@@ -16,7 +16,7 @@ export interface XenDeviceStateDeps {
   readonly domain: XenDomain;
   readonly guest: GuestMemory;
   readonly known: () => KnownXenMemory;
-  /** Of an HVM guest. */
+  /** The device model of an HVM guest. */
   readonly deviceModel: DeviceModel | undefined;
   /** Memory of the domain that is the device model's, in KiB. */
   readonly videoKib: number;

@@ -73,10 +73,11 @@ export class LogDirtyTracker implements DirtyTracker {
   }
 
   /**
-   * Probes: a new token means that somebody had switched tracking off. After it either both the hypervisor and the device model have kept
-   * the record all the time, or both keep it from here under a new token. Whoever saves the domain switches the hypervisor off first and
-   * the device model after it, and is gone only after both; nobody is under way when the device model is told, so what switches it off
-   * later shows in the hypervisor's bitmap.
+   * Probes: a new token means that somebody had switched tracking off. After it either both the hypervisor
+   * and the device model have kept the record all the time, or both keep it from here under a new token.
+   * Whoever saves the domain switches the hypervisor off first and the device model after it, and is gone
+   * only after both; nobody is under way when the device model is told, so what switches it off later shows
+   * in the hypervisor's bitmap.
    * @throws VM_STATE while somebody else saves or migrates the domain, and so uses the bitmap
    */
   async beginCheckpoint(): Promise<string> {

@@ -1,4 +1,6 @@
-/** What pages come from: the regions of a VM as they are now, who tells which changed, who reads them. */
+/**
+ * Says where pages come from: the regions of a VM as they are now, who tells which changed, who reads them.
+ */
 
 import type { DirtyTracker } from '../../hypervisor/dirty-tracker.js';
 import type { GuestReaderDescription } from '../../hypervisor/guest-reader.js';
@@ -10,7 +12,7 @@ import { chooseTracker } from '../trust/tracker-choice.js';
 
 export interface PageSource {
   readonly layout: MemoryLayout;
-  /** Of regions and of where a reader finds them. */
+  /** Fingerprint of the regions and of where a reader finds them. */
   readonly fingerprint: string;
   readonly tracker: DirtyTracker;
   readonly reason: string;

@@ -24,7 +24,7 @@ export class PendingPages {
   readonly harvested: DirtyBitmap;
   /** Everything taken so far, each page once. */
   readonly #touched: DirtyBitmap;
-  /** Of what was taken: pages of which the last word is that no memory is behind them. */
+  /** Pages that were taken and of which the last word is that no memory is behind them. */
   readonly #takenAbsent: DirtyBitmap;
 
   constructor(pageSpan: number) {
@@ -66,7 +66,10 @@ export class PendingPages {
     return new Uint32Array(0);
   }
 
-  /** Pages to be recorded as zero, once everything that was taken is written: the last harvest that reported them found no memory behind them. */
+  /**
+   * Pages to be recorded as zero, once everything that was taken is written: the last harvest that reported
+   * them found no memory behind them.
+   */
   absentPages(): Uint32Array {
     return expandRuns(this.#takenAbsent.toRuns());
   }

@@ -15,9 +15,12 @@ export interface PhaseTimes {
   readonly deviceStateMs: number;
   readonly disksMs: number;
   readonly hookMs: number;
-  /** From asking for the resume until the VM runs. */
+  /** Time from asking for the resume until the VM runs. */
   readonly resumeMs: number;
-  /** Short stops before the pause, in live rounds, of a tracker that clears only while the VM stands. Not part of `pauseMs`. */
+  /**
+   * Short stops before the pause, in live rounds, of a tracker that clears only while the VM stands. Not part
+   * of `pauseMs`.
+   */
   readonly roundStopsMs: number;
 }
 
@@ -26,7 +29,7 @@ export interface Captured {
   readonly deviceState: Uint8Array;
   readonly disks: readonly DiskSnapshot[];
   readonly frozen: FrozenGuest | undefined;
-  /** For how long the guest's file systems were frozen, as seen from here; 0 when they were not. */
+  /** Time for which the guest's file systems were frozen, as seen from here; 0 when they were not. */
   readonly frozenMs: number;
   readonly pauseMs: number;
   readonly phases: PhaseTimes;
@@ -34,7 +37,7 @@ export interface Captured {
   readonly dirtyPages: number;
   readonly pausePages: number;
   readonly warnings: readonly string[];
-  /** In which the VM was found and left. */
+  /** The run state in which the VM was found and left. */
   readonly runState: 'running' | 'paused';
 }
 

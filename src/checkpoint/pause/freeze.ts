@@ -28,7 +28,7 @@ export class Freeze {
     return this.#frozen;
   }
 
-  /** For how long, as seen from here; 0 when nothing was frozen. */
+  /** Time for which file systems were frozen, as seen from here; 0 when nothing was. */
   get frozenMs(): number {
     return this.#frozenMs;
   }

@@ -53,7 +53,7 @@ export class Standstill {
       // `resume` leaves a VM alone that `pause` did not stop.
       if (!this.#isLetGo) {
         await resumeAfterFailure(vm.address, control, error).catch(async (notResumed: unknown) => {
-          // It cannot thaw while it stands still, and that it does is the worse news.
+          // The guest cannot thaw while it stands still, and that it stands still is the worse news.
           await freeze.thaw().catch(() => undefined);
           throw notResumed;
         });

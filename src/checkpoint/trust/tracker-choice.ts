@@ -1,4 +1,7 @@
-/** Which dirty tracker a session uses: the best that is proven on this host and this VM, or the one insisted on. */
+/**
+ * Chooses the dirty tracker of a session: the best that is proven on this host and this VM, or the one
+ * insisted on.
+ */
 
 import { CheckpointError } from '../../errors.js';
 import type { DirtyTracker, TrackerReport } from '../../hypervisor/dirty-tracker.js';
@@ -12,8 +15,8 @@ export interface TrackerChoice {
 }
 
 /**
- * `auto` takes the first usable one in the order of the adapter's report. A hazard through which writes escape a tracker
- * leaves `compare` and those that are immune to it, also when another was asked for.
+ * `auto` takes the first usable one in the order of the adapter's report. A hazard through which writes
+ * escape a tracker leaves `compare` and those that are immune to it, also when another was asked for.
  * @throws VM_UNSUPPORTED for a hazard that allows no checkpoint at all, TRACKER_UNAVAILABLE
  */
 export async function chooseTracker(vm: Vm, wanted: string): Promise<TrackerChoice> {
@@ -23,7 +26,7 @@ export async function chooseTracker(vm: Vm, wanted: string): Promise<TrackerChoi
   return { tracker, reason };
 }
 
-/** As `chooseTracker`, without touching the VM. */
+/** Decides as `chooseTracker` does, without touching the VM. */
 export function decideTracker(
   address: string,
   report: VmReport,

@@ -1,6 +1,6 @@
 /**
- * One checkpoint as it is read back: its pages, its device state, and what the manifest says. Hides the parent chain. All reading may
- * end with CHECKPOINT_GONE: the checkpoint was forgotten meanwhile.
+ * One checkpoint as it is read back: its pages, its device state, and what the manifest says. Hides the
+ * parent chain. All reading may end with CHECKPOINT_GONE: the checkpoint was forgotten meanwhile.
  */
 
 import type { CheckpointSource, PageChunk } from '../../hypervisor/restore.js';
@@ -23,7 +23,9 @@ import { sha256Hex } from '../../format/sealed-json.js';
 /** 1 MiB. */
 const MAX_CHUNK_PAGES = 256;
 
-/** Pages [firstPage, endPage) of one region, with the bytes of those that have a record, one after the other. */
+/**
+ * Pages [firstPage, endPage) of one region, with the bytes of those that have a record, one after the other.
+ */
 interface Window {
   readonly firstPage: number;
   readonly endPage: number;
@@ -103,8 +105,8 @@ export class CheckpointReader implements CheckpointSource {
   }
 
   /**
-   * All pages of all regions, region by region, at most 1 MiB a chunk. The next window is read while the consumer is at
-   * work on this one.
+   * All pages of all regions, region by region, at most 1 MiB a chunk. The next window is read while the
+   * consumer is at work on this one.
    * @throws REPO_DAMAGED, INTERRUPTED, and what the backend throws
    */
   async *pages(signal?: AbortSignal): AsyncGenerator<PageChunk> {

@@ -1,7 +1,7 @@
 /**
- * Records what a running VM writes: lets it run for an epoch, pauses it, harvests and reads the dirty pages, and hands on
- * their contents before and after. The VM stands still while an epoch is handed on, so that an epoch is the
- * time it ran, however slow the consumer is.
+ * Records what a running VM writes: lets it run for an epoch, pauses it, harvests and reads the dirty pages,
+ * and hands on their contents before and after. The VM stands still while an epoch is handed on, so that an
+ * epoch is the time it ran, however slow the consumer is.
  */
 
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -32,8 +32,8 @@ export interface RecordOptions {
   readonly epochMs: number;
   readonly epochs: number;
   /**
-   * Contents are kept of at most about this many pages an epoch: of whole stretches of 64 pages, chosen by page index alone,
-   * so that neighbours stay together and a page is kept again and again.
+   * Contents are kept of at most about this many pages an epoch: of whole stretches of 64 pages, chosen by
+   * page index alone, so that neighbours stay together and a page is kept again and again.
    */
   readonly maxContentPages: number;
   readonly signal?: AbortSignal | undefined;
@@ -45,7 +45,8 @@ const STRETCH_PAGES = 64;
 const HASH = 0x9e3779b1;
 
 /**
- * Holds a copy of all guest memory meanwhile. The VM is in the run state it was found in afterwards, on every path.
+ * Holds a copy of all guest memory meanwhile. The VM is in the run state it was found in afterwards, on every
+ * path.
  * @param tracker started; whoever counts on it otherwise must not at the same time
  * @throws what VM and tracker throw
  */
@@ -112,7 +113,9 @@ class MemoryCopy {
     this.#read(all.toRuns(), (page, bytes) => bytes.copy(this.#bytes, page * PAGE_SIZE_BYTES));
   }
 
-  /** Contents of the kept ones of `pages` before and after, and the copy brought up to date for all of them. */
+  /**
+   * Contents of the kept ones of `pages` before and after, and the copy brought up to date for all of them.
+   */
   advance(
     dirty: DirtyBitmap,
     absent: DirtyBitmap,
