@@ -1,12 +1,12 @@
 /**
- * All disk drivers as one: each disk and each snapshot goes to the driver whose name it bears. A new kind of disk is a folder beside this file
- * and a line in `DISK_DRIVERS`.
+ * All disk drivers as one: each disk and each snapshot goes to the driver whose name it bears. A new kind of
+ * disk is a folder beside this file and a line in `DISK_DRIVERS`.
  *
  *     Vm.disks, Hypervisor.recordedDisks, restores of the adapters
  *                             |
  *                        DiskDrivers                 by name
- *            +-----------+--------+-------+
- *        internal    external    lvm     rbd
+ *            +-----------+--------+-------+--------+--------+
+ *        internal    external    lvm     rbd    reflink    zfs
  */
 
 import { rm } from 'node:fs/promises';
@@ -31,7 +31,7 @@ import { rbdDriver } from './rbd/rbd-driver.js';
 import { reflinkDriver } from './reflink/reflink-driver.js';
 import { zfsDriver } from './zfs/zfs-driver.js';
 
-/** In the order in which a plan prefers them and disks are offered to them. */
+/** The drivers, in the order in which a plan prefers them and disks are offered to them. */
 export const DISK_DRIVERS: readonly DiskDriverKind[] = [
   internalDriver,
   externalDriver,
@@ -125,7 +125,10 @@ export class DiskDrivers implements RecordedDisks {
     return this.#driver(snapshot.driver)?.overwrites?.(snapshot);
   }
 
-  /** To be asked before a restore does anything. @throws VM_UNSUPPORTED for snapshots of a driver that is not there */
+  /**
+   * A restore asks this before it does anything.
+   * @throws VM_UNSUPPORTED for snapshots of a driver that is not there
+   */
   refuseUnknown(snapshots: readonly DiskSnapshot[]): void {
     const unknown = this.#unknownAmong(snapshots);
     if (unknown !== undefined) throw this.#unknown('VM_UNSUPPORTED', unknown.driver);
@@ -137,12 +140,15 @@ export class DiskDrivers implements RecordedDisks {
     for (const { driver, snapshots: own } of this.#shares(snapshots, this.#drivers)) await driver.check(own);
   }
 
-  /** Those first that may still be refused for want of room. See `DiskDriver.rollBack`. */
+  /** Rolls back first the disks that may still be refused for want of room. See `DiskDriver.rollBack`. */
   async rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {
     for (const { driver, snapshots: own } of this.#storageFirst(snapshots)) await driver.rollBack(own);
   }
 
-  /** In the order of the snapshots; of those that are put back in place there is none. See `DiskDriver.standIn`. */
+  /**
+   * Stand-ins in the order of the snapshots; a snapshot that is put back in place has none. See
+   * `DiskDriver.standIn`.
+   */
   standIns(snapshots: readonly DiskSnapshot[], checkpointId: string): readonly StandIn[] {
     return snapshots.flatMap(
       (snapshot) => this.#driver(snapshot.driver)?.standIn?.(snapshot, checkpointId) ?? [],
@@ -216,7 +222,10 @@ export class DriverDisks extends DiskDrivers implements VmDisks {
   }
 }
 
-/** Snapshots in images of a QEMU that does not run: qemu-img works on them. @param machine `Vm.machine` as it was recorded */
+/**
+ * Snapshots in images of a QEMU that does not run: qemu-img works on them.
+ * @param machine `Vm.machine` as it was recorded
+ */
 export function disksOfStoppedQemu(machine: JsonObject): DiskDrivers {
   return new DiskDrivers({ cwd: folderOf(machine), images: storedImages });
 }

@@ -1,6 +1,7 @@
 /**
- * Running the tools of lvm2 and Ceph: always with the same environment, so that their output does not depend on who calls, and always
- * with a limit. What one that is killed in the middle leaves behind is the caller's to look after.
+ * Running the tools of lvm2 and Ceph: always with the same environment, so that their output does not depend
+ * on who calls, and always with a limit. What one that is killed in the middle leaves behind is the caller's
+ * to look after.
  */
 
 import { failureOf as failureOfProgram, runProgram, type ProgramResult } from '../../src/host/run-program.js';

@@ -2,10 +2,11 @@
  * The pause guard: a process of its own that outlives a Cairn killed in the pause and resumes the VM. What is
  * common to all ways of reaching a VM; `pause-guard-main.ts` is the one through QMP.
  *
- *     argv    process id of the VM, its start time, path of the pause marker, path of the marker of a frozen guest, attachment it
- *             is for; then what the way needs
- *     stdin   "paused\n" before the marker is set and the VM stopped, "running\n" when it runs again; "frozen\n" before the
- *             other marker is set and the guest told to freeze, "thawed\n" when it is thawed; end of file when Cairn is gone
+ *     argv    process id of the VM, its start time, path of the pause marker, path of the marker of a frozen
+ *             guest, attachment it is for; then what the way needs
+ *     stdin   "paused\n" before the marker is set and the VM stopped, "running\n" when it runs again;
+ *             "frozen\n" before the other marker is set and the guest told to freeze, "thawed\n" when it is
+ *             thawed; end of file when Cairn is gone
  *     stdout  "ready\n" at the start, "ok\n" for each "paused" and "frozen"
  *
  * The VM is resumed first: a guest that stands still cannot thaw.

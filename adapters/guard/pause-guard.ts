@@ -1,4 +1,7 @@
-/** Cairn's side of the pause guard (see `pause-guard-process.ts`): starts it, and tells it before and after each pause. */
+/**
+ * Cairn's side of the pause guard (see `pause-guard-process.ts`): starts it, and tells it before and after
+ * each pause.
+ */
 
 import { spawn, type ChildProcess } from 'node:child_process';
 import type { Socket } from 'node:net';
@@ -16,10 +19,13 @@ export interface GuardProgram {
 
 /** What a guard is for, and how it learns whether it is needed. */
 export interface Guarded {
-  /** The VM's own; as long as it lives there may be something to do. Where no process of this host is the VM: init. */
+  /**
+   * The process of the VM; as long as it lives there may be something to do. Init where no process of this
+   * host is the VM.
+   */
   readonly process: ProcessIdentity;
   readonly markerPath: string;
-  /** Of a frozen guest; where none is ever frozen there is none. */
+  /** Path of the marker of a frozen guest; absent where no guest is ever frozen. */
   readonly frozenMarkerPath?: string;
   readonly attachment: string;
 }
@@ -43,7 +49,7 @@ export class PauseGuard {
       this.#text += text;
       this.#waiting?.();
     });
-    // It must not keep this process alive, nor must its pipes.
+    // Neither the guard nor its pipes may keep this process alive.
     child.unref();
     (child.stdin as Socket | null)?.unref();
     (child.stdout as Socket | null)?.unref();
@@ -72,7 +78,10 @@ export class PauseGuard {
     return !this.#dead;
   }
 
-  /** From now on the guard resumes the VM when this process dies. Returns once it has confirmed. @throws VM_STATE */
+  /**
+   * From now on the guard resumes the VM when this process dies. Returns once it has confirmed.
+   * @throws VM_STATE
+   */
   async pausing(): Promise<void> {
     this.#child.stdin?.write('paused\n');
     await this.#answer('ok\n');
@@ -82,7 +91,10 @@ export class PauseGuard {
     if (!this.#dead) this.#child.stdin?.write('running\n');
   }
 
-  /** From now on the guard has the guest thawed when this process dies. Returns once it has confirmed. @throws VM_STATE */
+  /**
+   * From now on the guard has the guest thawed when this process dies. Returns once it has confirmed.
+   * @throws VM_STATE
+   */
   async freezing(): Promise<void> {
     this.#child.stdin?.write('frozen\n');
     await this.#answer('ok\n');
@@ -93,8 +105,8 @@ export class PauseGuard {
   }
 
   /**
-   * Ends the guard. If it has been told of a pause or a freeze and of no end, it resumes the VM and has the guest thawed: that is what
-   * it is for.
+   * Ends the guard. If it has been told of a pause or a freeze and of no end, it resumes the VM and has the
+   * guest thawed: that is what it is for.
    */
   close(): void {
     this.#child.stdin?.end();

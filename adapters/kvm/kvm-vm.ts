@@ -114,7 +114,10 @@ export class KvmVm implements Vm {
     });
   }
 
-  /** Changes nothing, except that a VM which a killed Cairn left paused is resumed. @throws VM_GONE, VM_PERMISSION, QMP_COMMAND, USAGE */
+  /**
+   * Changes nothing, except that a VM which a killed Cairn left paused is resumed.
+   * @throws VM_GONE, VM_PERMISSION, QMP_COMMAND, USAGE
+   */
   static async attach(options: KvmVmOptions, deps: KvmVmDeps): Promise<KvmVm> {
     const vm = new KvmVm(options, deps, await machineFacts(deps.monitor, deps.process, options.socketPath));
     const hadStream = await recoverStream(streamMarkerPath(options.runtimeDir, deps.process), deps.monitor);

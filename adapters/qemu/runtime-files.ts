@@ -1,8 +1,8 @@
 /**
  * The end of files in the runtime folder whose process has ended.
  *
- * One rule holds for all of them, those of every tracker too (`processFile`): KIND-PID-START, then nothing, or a
- * dot or dash and anything. What keeps to it is swept without being listed here.
+ * One rule holds for all of them, those of every tracker too (`processFile`): KIND-PID-START, then nothing,
+ * or a dot or dash and anything. What keeps to it is swept without being listed here.
  */
 
 import { readdir, rm } from 'node:fs/promises';

@@ -1,9 +1,10 @@
 /**
- * Bringing a domain back with `xl restore`: the save file is written into its standard input as it is read from the repository. The guest
- * starts only after the last record: a damaged checkpoint breaks the stream off, and xl takes the half-built domain down again.
+ * Bringing a domain back with `xl restore`: the save file is written into its standard input as it is read
+ * from the repository. The guest starts only after the last record: a damaged checkpoint breaks the stream
+ * off, and xl takes the half-built domain down again.
  *
- * Disks with an internal snapshot and logical volumes are rolled back right before the last record: by then all memory has been read and verified, and
- * libxl starts the QEMU that opens the images only after it.
+ * Disks with an internal snapshot and logical volumes are rolled back right before the last record: by then
+ * all memory has been read and verified, and libxl starts the QEMU that opens the images only after it.
  */
 
 import { randomUUID } from 'node:crypto';
@@ -31,7 +32,10 @@ import { domainIdOf, listOf, objectOf, textOf } from './domain/xl.js';
  */
 const LIMIT_MS = 600_000;
 
-/** @throws USAGE, VM_UNSUPPORTED, RESTORE_TARGET_BUSY, RESTORE_FAILED, REPO_DAMAGED, STREAM_MALFORMED, INTERRUPTED */
+/**
+ * @throws USAGE, VM_UNSUPPORTED, RESTORE_TARGET_BUSY, RESTORE_FAILED, REPO_DAMAGED, STREAM_MALFORMED,
+ *   INTERRUPTED
+ */
 export async function restoreCheckpoint(
   source: CheckpointSource,
   request: RestoreRequest,
@@ -66,7 +70,8 @@ async function feedXl(
   { paused, signal }: RestoreRequest,
   beforeTheLast: () => Promise<void>,
 ): Promise<number> {
-  // xl wants a file that it can open; Node's pipes are sockets, which cannot be opened by name. Hence the shell and its pipe.
+  // xl wants a file that it can open; Node's pipes are sockets, which cannot be opened by name. Hence the
+  // shell and its pipe.
   const script = 'cat | exec xl restore "$@" /proc/self/fd/0';
   const child = await startProgram('sh', ['-c', script, 'sh', ...(paused ? ['-p'] : [])], {
     limitMs: LIMIT_MS,

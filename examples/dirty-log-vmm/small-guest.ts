@@ -13,7 +13,7 @@ const CODE_AT = 0x1000;
 const LIST_AT = 0x2000;
 /** A ring that stays full after it was emptied would go on for ever. */
 const MOST_FULL_RINGS = 100;
-/** Of the first slot: code and list, which the guest does not write. */
+/** Pages of the first slot that hold code and list, which the guest does not write. */
 export const OWN_PAGES = 16;
 
 export interface GuestMemory {

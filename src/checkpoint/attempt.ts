@@ -2,10 +2,10 @@
  * One attempt at a checkpoint, from the question what the tracker can be trusted with to the durable
  * manifest.
  *
- *     prepare   tracker, ledger -> scope -> writer                   nothing is owed yet
+ *     prepare   tracker, ledger -> scope -> writer             nothing is owed yet
  *     commit    ledger: owed -> capture -> packs, index -> manifest
- *     settle    ledger: clean                                        the checkpoint is there: nothing here may fail it
- *     giveBack  tracker, writer, disk snapshots as they were         the checkpoint is not there, or may not be
+ *     settle    ledger: clean                                  the checkpoint is there: nothing may fail it
+ *     giveBack  tracker, writer, disk snapshots as they were   the checkpoint is not there, or may not be
  */
 
 import { performance } from 'node:perf_hooks';

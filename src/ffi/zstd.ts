@@ -134,7 +134,8 @@ export function compressInBlocks(src: Uint8Array, cuts: readonly number[], level
   const output = new BigUint64Array([koffi.address(into), BigInt(into.length), 0n]);
   for (const end of [...cuts, src.length]) {
     input[1] = BigInt(end);
-    // SAFETY: `src` and the output are alive during the synchronous call; zstd keeps to the sizes in the two structs.
+    // SAFETY: `src` and the output are alive during the synchronous call; zstd keeps to the sizes in the two
+    // structs.
     const left = checked(
       zstd,
       zstd.compressStream(context, output, input, end === src.length ? END : FLUSH),
@@ -161,8 +162,8 @@ export function compressWithPrefix(src: Uint8Array, prefix: Uint8Array, level: n
   try {
     checked(zstd, zstd.setParameter(context, C_COMPRESSION_LEVEL, level), step);
     checked(zstd, zstd.setParameter(context, C_WINDOW_LOG, windowLog), step);
-    // SAFETY: zstd keeps a pointer to `prefix` until the end of this compression; it is alive until then and not moved: the
-    // memory of an ArrayBuffer stays in its place.
+    // SAFETY: zstd keeps a pointer to `prefix` until the end of this compression; it is alive until then and
+    // not moved: the memory of an ArrayBuffer stays in its place.
     if (prefix.length > 0) checked(zstd, zstd.refPrefix(context, koffi.address(prefix), prefix.length), step);
     const result = zstd.compress2(context, into, into.length, src, src.length);
     return into.slice(0, checked(zstd, result, step));
@@ -178,7 +179,8 @@ export function decompressWithPrefix(src: Uint8Array, prefix: Uint8Array, rawLen
   const zstd = library();
   const step = `decompressing ${src.length} bytes against ${prefix.length}`;
   const out = new Uint8Array(rawLength);
-  // SAFETY: as in `compressWithPrefix`; the prefix is for one decompression, and dropped by it also when it fails.
+  // SAFETY: as in `compressWithPrefix`; the prefix is for one decompression, and dropped by it also when it
+  // fails.
   checked(zstd, zstd.refPrefixD(zstd.decompressionContext, koffi.address(prefix), prefix.length), step);
   const result = zstd.decompress(zstd.decompressionContext, out, rawLength, src, src.length);
   expectLength(checked(zstd, result, step), rawLength);

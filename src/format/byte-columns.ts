@@ -2,7 +2,7 @@
  * Numbers laid out for zstd: differences to the number before, split into planes of equal significance, so
  * that the many zero bytes come together (docs/format.md, columns).
  *
- *     numbers   a0 a1 a2        bytes   a0.0 a1.0 a2.0 | a0.1 a1.1 a2.1 | a0.2 ...       x.0: least significant byte
+ *     numbers  a0 a1 a2     bytes  a0.0 a1.0 a2.0 | a0.1 a1.1 a2.1 | a0.2 ...     x.0: least significant byte
  */
 
 /** Writes one plane a byte of `width`; numbers below 2^32. @returns the offset behind */

@@ -2,7 +2,8 @@
  * Index segments: page -> (record, depth), sorted by page (docs/format.md, index segments).
  *
  *     0  8 "CAIRNIDX" | 8 2 version | 10 1 level | 11 1 entropy stage | 12 4 seq | 16 16 owner
- *     32 4 entry count | 36 4 raw length | 40 4 stored length | 44 4 zero | 48 32 SHA-256 over bytes 0-47 and body
+ *     32 4 entry count | 36 4 raw length | 40 4 stored length | 44 4 zero
+ *     48 32 SHA-256 over bytes 0-47 and body
  *     80 body: page indexes as differences in 4 planes | references as differences in 8 planes | depths
  */
 

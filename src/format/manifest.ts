@@ -67,7 +67,7 @@ export interface Manifest {
   /** The adapter's own; nothing here reads it. */
   readonly machine: JsonObject;
   readonly layout: MemoryLayout;
-  /** In which the VM was found and left; empty when nobody said. */
+  /** The run state in which the VM was found and left; empty when nobody said. */
   readonly runState: string;
   readonly packs: readonly PackEntry[];
   /** Absent when the checkpoint regrouped no pages. */

@@ -1,9 +1,11 @@
 /**
  * Header, directory and trailer of a pack (docs/format.md, packs).
  *
- *     header 64    0 8 "CAIRNPAK" | 8 2 version | 10 2 zero | 12 4 seq | 16 16 owner | 32 32 SHA-256 over bytes 0-31
+ *     header 64    0 8 "CAIRNPAK" | 8 2 version | 10 2 zero | 12 4 seq | 16 16 owner
+ *                  32 32 SHA-256 over bytes 0-31
  *     frames ...   one after the other, no gaps
- *     directory    24 a frame: 0 4 length of frame | 4 1 kind | 5 1 zero | 6 2 record count | 8 16 frame checksum, cut
+ *     directory    24 a frame: 0 4 length of frame | 4 1 kind | 5 1 zero | 6 2 record count
+ *                  8 16 frame checksum, cut
  *     trailer 64   0 8 "CAIRNEND" | 8 4 frame count | 12 4 seq | 16 8 offset of directory | 24 8 zero
  *                  32 32 SHA-256 over header, directory and bytes 0-31 of the trailer
  */

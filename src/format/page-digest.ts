@@ -25,7 +25,7 @@ export function digestOf(kernels: Kernels, pages: Uint8Array): bigint {
   );
 }
 
-/** As `digestOf`, for pages that need not lie together. */
+/** Does what `digestOf` does, for pages that need not lie together. */
 export function digestOfPages(kernels: Kernels, pages: readonly Uint8Array[]): bigint {
   return digestOfHashes(
     kernels,

@@ -2,9 +2,9 @@
  * Frames of patched pages (docs/format.md, patch frames): pages that changed so much that runs of bytes say
  * little. zstd compresses them as one piece, and may refer to the contents of other records, the sources.
  *
- *     header, 64 bytes    24 2 source count | 26 2 zero | 28 4 length of the columns as stored
- *     columns             one zstd frame: 4n page indexes, 8m sources; both ascending, as differences in planes
- *     pages               one zstd frame with the m sources' pages as prefix: the n pages
+ *     header, 64 bytes  24 2 source count | 26 2 zero | 28 4 length of the columns as stored
+ *     columns           one zstd frame: 4n page indexes, 8m sources; both ascending, as differences in planes
+ *     pages             one zstd frame with the m sources' pages as prefix: the n pages
  */
 
 import { CODEC_RAW } from '../kernels/codec-ids.js';

@@ -1,6 +1,6 @@
 /**
- * Tells a process from a later one with the same id: its start time in clock ticks, field 22 of /proc/PID/stat
- * (proc(5)).
+ * Tells a process from a later one with the same id: its start time in clock ticks, field 22 of
+ * /proc/PID/stat (proc(5)).
  */
 
 import { readFileSync } from 'node:fs';
@@ -17,7 +17,7 @@ export async function processStartTime(pid: number): Promise<string> {
   return startTimeIn(await readFile(`/proc/${pid}/stat`, 'latin1').catch(() => ''));
 }
 
-/** As `processStartTime`, for who cannot wait: a worker that copies, a lock. */
+/** Does what `processStartTime` does, for callers that cannot wait: a worker that copies, a lock. */
 export function processStartTimeSync(pid: number): string {
   try {
     return startTimeIn(readFileSync(`/proc/${pid}/stat`, 'latin1'));

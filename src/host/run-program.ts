@@ -56,7 +56,7 @@ export interface ProgramOptions {
 /** A program that reads or writes a stream of unknown length. */
 export interface RunningProgram {
   readonly stdin: Writable;
-  /** To be read by `for await`. */
+  /** The caller reads it by `for await`. */
   readonly stdout: Readable;
   /** Never rejects. `stdout` of the result is empty. */
   readonly ended: Promise<ProgramResult>;
@@ -72,8 +72,8 @@ const MAX_SAID_CHARS = 64 << 10;
 /** A program has this long after SIGTERM: lvm ignores that signal while it must not be disturbed. */
 const TERM_GRACE_MS = 3000;
 /**
- * What was sent SIGKILL is given up after this: a child of the program may still hold its pipes, and a process in a hung call into the
- * kernel does not end.
+ * What was sent SIGKILL is given up after this: a child of the program may still hold its pipes, and a
+ * process in a hung call into the kernel does not end.
  */
 const KILL_GRACE_MS = 1000;
 const CHECKS_PER_LIMIT = 10;
@@ -240,7 +240,7 @@ async function launch(
     .finally(() => {
       over.abort();
       signal?.removeEventListener('abort', onAbort);
-      // Of a program that could not be ended: its pipes must not keep this process alive.
+      // The pipes of a program that could not be ended must not keep this process alive.
       for (const stream of [subprocess.stdin, subprocess.stdout, subprocess.stderr])
         if (forced !== undefined) stream?.destroy();
     });

@@ -29,7 +29,7 @@ export async function writeRuntimeFile(path: string, text: string): Promise<void
   }
 }
 
-/** As `writeRuntimeFile`, where nothing may come in between. @throws the same */
+/** Does what `writeRuntimeFile` does, where nothing may come in between. @throws the same */
 export function writeRuntimeFileSync(path: string, text: string): void {
   const fresh = `${path}.${process.pid}`;
   try {
@@ -41,7 +41,10 @@ export function writeRuntimeFileSync(path: string, text: string): void {
   }
 }
 
-/** Path of a file that belongs to one process; `sweepRuntimeDir` knows it by its name when the process has ended. */
+/**
+ * Path of a file that belongs to one process; `sweepRuntimeDir` knows it by its name when the process has
+ * ended.
+ */
 export function processFile(runtimeDir: string, kind: string, process: ProcessIdentity): string {
   return join(runtimeDir, `${kind}-${process.pid}-${process.startTime}.json`);
 }

@@ -1,24 +1,28 @@
 /**
- * The contract of a disk driver: one way to snapshot disks in a pause, to put them back, and to remove the snapshots. Implemented in
- * `adapters/disks`, a folder for each kind of storage; put together by `adapters/disks/disk-drivers.ts`, which hands each snapshot to the
- * driver that its record names. The core knows drivers by their traits alone.
+ * The contract of a disk driver: one way to snapshot disks in a pause, to put them back, and to remove the
+ * snapshots. Drivers are in `adapters/disks`, a folder for each kind of storage; they are put together by
+ * `adapters/disks/disk-drivers.ts`, which hands each snapshot to the driver that its record names. The core
+ * knows drivers by their traits alone.
  *
  *     before the pause   describe -> checkStorage -> plan
- *     in the pause       snapshot                                    all disks, or none
+ *     in the pause       snapshot                        all disks, or none
  *     before the commit  makeDurable
- *     later              drop | remedy                               of a checkpoint that failed, or was forgotten
- *     restore            check -> (standIn, then a new VM) -> rollBack   nothing is written before all memory has been read
+ *     later              drop | remedy                   the checkpoint has failed, or is forgotten
+ *     restore            check -> (standIn, new VM)      nothing is written before all memory has been read
+ *                        -> rollBack
  *
- * A driver reads a record (`DiskSnapshot.data`) only through a reader of its own that checks every field: it comes out of a repository. Wrong
- * fields are REPO_DAMAGED; names that would become arguments of a program are checked besides.
+ * A driver reads a record (`DiskSnapshot.data`) only through a reader of its own that checks every field: it
+ * comes out of a repository. Wrong fields are REPO_DAMAGED; names that would become arguments of a program
+ * are checked besides.
  */
 
 import type { DiskDriverTraits, DiskSnapshot, OverwrittenFile, VmDisk } from './disks.js';
 
 export interface DiskDriver extends DiskDriverTraits {
   /**
-   * The same disks, in the same order. Those that the driver can snapshot have its name among their `snapshotModes`; those that are its
-   * kind but cannot be snapshotted now may say why. What it finds out is kept for the calls below. Asks nobody when no disk is its kind.
+   * Returns the same disks, in the same order. Disks that the driver can snapshot have its name among their
+   * `snapshotModes`; disks that are its kind but cannot be snapshotted now may say why. What it finds out is
+   * kept for the calls below. Asks nobody when no disk is its kind.
    */
   describe(disks: readonly VmDisk[]): Promise<readonly VmDisk[]>;
   /** See `VmDisks.checkStorage`. Absent where the storage cannot hang by itself. */
@@ -26,7 +30,7 @@ export interface DiskDriver extends DiskDriverTraits {
   /** What `snapshot` would take: the same disks by the same names. */
   plan(name: string, disks: readonly VmDisk[]): readonly DiskSnapshot[];
   /**
-   * Of the paused VM: all or none, within a time limit.
+   * Snapshots the disks of the paused VM, all or none, within a time limit.
    * @param disks as `describe` has given them last
    * @throws DISK_SNAPSHOT_FAILED, see `VmDisks.snapshot`; VM_GONE
    */
@@ -45,16 +49,23 @@ export interface DiskDriver extends DiskDriverTraits {
 
   /**
    * Whether all can still be had, before anything is touched.
-   * @throws RESTORE_FAILED when one is gone, DISK_CHANGED when what it needs was written to, RESTORE_TARGET_BUSY while the disk is in use
+   * @throws RESTORE_FAILED when one is gone, DISK_CHANGED when what it needs was written to,
+   *   RESTORE_TARGET_BUSY while the disk is in use
    */
   check(snapshots: readonly DiskSnapshot[]): Promise<void>;
-  /** Puts the disks back in place; the snapshots stay. Does nothing where there is a stand-in. @throws RESTORE_FAILED */
+  /**
+   * Puts the disks back in place; the snapshots stay. Does nothing where there is a stand-in.
+   * @throws RESTORE_FAILED
+   */
   rollBack(snapshots: readonly DiskSnapshot[]): Promise<void>;
-  /** Of a driver whose snapshots are never written to: what a restored VM gets in their place. Absent: `rollBack` does it. */
+  /**
+   * What a restored VM gets in place of a snapshot that is never written to. Absent when `rollBack` puts
+   * disks back.
+   */
   standIn?(snapshot: DiskSnapshot, checkpointId: string): StandIn;
   /**
-   * The snapshot, when the operator says that the disk lies at `path` now. Undefined: the disk there is taken as it is. Absent: always
-   * undefined.
+   * The snapshot, when the operator says that the disk lies at `path` now. Undefined: the disk there is taken
+   * as it is. Absent: always undefined.
    */
   movedTo?(snapshot: DiskSnapshot, path: string): DiskSnapshot | undefined;
 }

@@ -54,7 +54,7 @@ export interface ReceivedMachine extends Omit<ImportedMachine, 'deviceState'> {
    */
   nextState(): Promise<boolean>;
   /**
-   * The newest whole state. Those before it that were not applied are in it.
+   * The newest whole state. Earlier states that were not applied are in it.
    * @throws VM_UNSUPPORTED when the machine has become one whose changes are not all in the stream
    */
   claim(): Promise<ReceivedState>;

@@ -2,7 +2,8 @@
  * The memory of a VM as the core sees it: named regions laid end to end in one flat space of page indexes.
  *
  *     page index   0 ........ 262143 | 262144 ...... 266239 | 266240 ...
- *     region       pc.ram            | vga.vram             | pc.bios (64 pages, then a gap to the next multiple of 64)
+ *     region       pc.ram            | vga.vram             | pc.bios (64 pages, then a gap
+ *                                                             to the next multiple of 64)
  *
  * Every region starts at a multiple of 64 pages, so that each has whole 64-bit words of a dirty bitmap to
  * itself. The pages of a gap do not exist: their bits are never set. A region is one RAM block of QEMU, or

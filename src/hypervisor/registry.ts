@@ -33,7 +33,7 @@ export class HypervisorRegistry {
     });
   }
 
-  /** The one that takes machines from a stream. @throws VM_UNSUPPORTED when there is none */
+  /** The hypervisor that takes machines from a stream. @throws VM_UNSUPPORTED when there is none */
   receiving(): ReceivingHypervisor {
     const found = this.#all.find(
       (hypervisor): hypervisor is ReceivingHypervisor => hypervisor.receive !== undefined,

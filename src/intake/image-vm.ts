@@ -69,7 +69,7 @@ export function memoryOf(memory: MemoryFile, trackerKind: string, open: () => Di
   };
 }
 
-/** As the engine wants it: a VM that is paused by it, and resumed. */
+/** The run state that the engine expects: that of a VM which it pauses and resumes. */
 export class ImageRunState implements VmRunState {
   #isPaused = false;
 

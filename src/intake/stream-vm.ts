@@ -36,7 +36,7 @@ export class StreamVm extends ImageVm {
     this.memory = memoryOf(memory, received.trackerKind, () => tracker);
   }
 
-  /** The one that the last checkpoint is of. */
+  /** The state that the last checkpoint is of. */
   get state(): ReceivedState | undefined {
     return this.#tracker.state;
   }
@@ -61,7 +61,7 @@ class StreamTracker implements DirtyTracker, MemoryPicture {
   readonly token = `stream:${randomBytes(12).toString('hex')}`;
   readonly #received: ReceivedMachine;
   readonly #memory: MemoryFile;
-  /** In the memory, and in no checkpoint yet. */
+  /** Pages that are in the memory, and in no checkpoint yet. */
   readonly #owed: DirtyBitmap;
   #state: ReceivedState | undefined;
 

@@ -11,9 +11,10 @@
  * Payload of `runs`: control is a sequence of (gap, length) varint pairs, data is the new bytes of all runs
  * in order.
  *
- *     page     ........XXXX..........YY......      X, Y: bytes that differ from the base
- *     control  08 04 | 0a 02                       gap: bytes kept since the end of the run before (or the page's start)
- *     data     XXXXYY                              length: at least 1
+ *     page     ........XXXX..........YY......   X, Y: bytes that differ from the base
+ *     control  08 04 | 0a 02                    gap: bytes kept since the end of the run before
+ *                                               (or the page's start)
+ *     data     XXXXYY                           length: at least 1
  *
  * Varints are LEB128, shortest form, hence at most two bytes here. Bytes after the last run are those of the
  * base.

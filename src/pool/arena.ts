@@ -1,7 +1,7 @@
 /**
- * Linear memory of one share, laid out once. All values are byte offsets.
+ * Linear memory of one share, laid out once; the room for captured pages grows. All values are byte offsets.
  *
- *     | scratch of one encode batch | gather | provided bases | previous versions | captured pages ... (grows) |
+ *     | scratch of one encode batch | gather | provided bases | previous versions | captured pages ... |
  *
  * The budget for previous versions is address space, not memory: what no page was ever put into is never
  * touched.

@@ -5,7 +5,7 @@
  * One checkpoint, seen by one share:
  *
  *     reserve -> capture* (some of them inside the pause) -> seal -> (missing -> encode)* -> reset
- *                                                                                          \-> forget, when it failed
+ *                                                                        when it failed:    -> forget
  */
 
 import type { GuestReaderDescription } from '../hypervisor/guest-reader.js';

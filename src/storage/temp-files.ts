@@ -4,7 +4,9 @@
  * The name starts with "~", which no key contains, so an unfinished file can never be taken for an object. It
  * carries its writer, so that another process can tell a leftover from work in progress:
  *
- *     ~<host>-<boot>-<pid namespace>-<pid>-<start time>-<random>      the first three as 8 hex digits of a SHA-256
+ *     ~<host>-<boot>-<pid namespace>-<pid>-<start time>-<random>
+ *
+ * The first three are written as 8 hex digits of a SHA-256.
  */
 
 import { createHash, randomBytes } from 'node:crypto';

@@ -13,7 +13,7 @@ export function openTraceSubject(path: string): Subject & { close(): Promise<voi
     memoryBytes: layout.sizeBytes,
     epochMs,
     pauseMs: undefined,
-    // eslint-disable-next-line @typescript-eslint/require-await -- the trace is read synchronously, the contract is not
+    // eslint-disable-next-line @typescript-eslint/require-await -- read synchronously, unlike the contract
     async *epochs(): AsyncGenerator<ObservedEpoch> {
       yield* reader.epochs();
     },

@@ -107,7 +107,7 @@ export function describeDiskDriver(kind: DiskDriverKind, open: () => DiskDriverU
   });
 }
 
-/** As out of a manifest. */
+/** The snapshot as it comes back out of a manifest. */
 function readBack(snapshot: DiskSnapshot): DiskSnapshot {
   const entry = JSON.parse(JSON.stringify(diskEntry(snapshot))) as JsonObject;
   return readDiskEntry(new JsonFields(KEY, entry), snapshot.feature === undefined ? [] : [snapshot.feature]);

@@ -125,7 +125,7 @@ export function describeVm(
     }
 
     /**
-     * Of the changed pages those that were not reported. Where others write to the paused VM as well, a page that they wrote to between the
+     * The changed pages that were not reported. Where others write to the paused VM as well, a page that they wrote to between the
      * collect and the reading is reported by the next collect.
      */
     function missedPages(

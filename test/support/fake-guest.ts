@@ -44,7 +44,7 @@ export class FakeGuest {
   readonly disks: readonly VmDisk[];
   readonly hazards: VmHazard[];
   readonly canTrack: boolean;
-  /** Of its trackers, see `TrackerTraits.isLastCollectEnough`. */
+  /** Trait of the guest's trackers, see `TrackerTraits.isLastCollectEnough`. */
   isLastCollectEnough = false;
   /** The tracker has lost its record when that many checkpoints have begun. */
   asksUntilRecordIsLost = Infinity;
@@ -122,7 +122,7 @@ export class FakeGuest {
     this.#write(page, bytes, offset);
   }
 
-  /** As device emulation does while the vCPUs stand still. */
+  /** Writes as device emulation does while the vCPUs stand still. */
   writeAsDevice(page: number, bytes: Uint8Array): void {
     this.#write(page, bytes, 0);
   }

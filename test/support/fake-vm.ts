@@ -196,7 +196,7 @@ export class FakeVm implements Vm {
     };
   }
 
-  /** As `call`, but not straight away: what a caller does not wait for must show. */
+  /** Does what `call` does, but not straight away: what a caller does not wait for must show. */
   async later<T>(method: FakeMethod, work: () => T): Promise<T> {
     await new Promise((resolve) => setImmediate(resolve));
     return this.call(method, work);
@@ -231,7 +231,7 @@ class FakeTracker implements DirtyTracker {
   async beginCheckpoint(): Promise<string> {
     return this.vm.call('beginCheckpoint', () => {
       const { guest } = this.vm;
-      // As on Xen: it turns out that somebody had switched tracking off, and it is on again from here, with nothing in it.
+      // This happens on Xen: it turns out that somebody had switched tracking off, and it is on again from here, with nothing in it.
       if (--guest.asksUntilRecordIsLost === 0) {
         guest.loseTracker();
         this.#token = guest.arm();

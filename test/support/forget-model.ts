@@ -46,7 +46,7 @@ export async function mustBeWhole(backend: StorageBackend, expected: readonly Ex
       mkdirSync(dirname(join(folder, key)), { recursive: true });
       writeFileSync(join(folder, key), await backend.load(key));
     }
-    // Of a chain all of whose checkpoints are forgotten.
+    // The verifier looks for this folder, also when all checkpoints of the chain are forgotten and none made it.
     mkdirSync(join(folder, 'vms/web1/checkpoints'), { recursive: true });
     expect(verifyRepository(folder).map(({ id }) => id)).toEqual(expected.map(({ id }) => id));
   } finally {

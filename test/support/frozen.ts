@@ -45,7 +45,7 @@ const KINDS: readonly Kind[] = [
   { ...V2, root: '/sys/fs/cgroup' },
 ];
 
-/** Those that can be used here; empty on most hosts for anybody but root. */
+/** The freezers that can be used here; empty on most hosts for anybody but root. */
 export function freezers(): readonly Freezer[] {
   return KINDS.filter((kind) => {
     const group = join(kind.root, `cairn-probe-${process.pid}`);

@@ -3,7 +3,7 @@
 import type { SuiteRunner } from '../contract/suite-runner.js';
 
 export interface CaseResult {
-  /** With the names of the groups around it. */
+  /** The name of the case, with the names of the groups around it. */
   readonly name: string;
   /** Undefined of a case that passed. */
   readonly error: string | undefined;

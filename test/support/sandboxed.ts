@@ -11,7 +11,7 @@ const PR_SET_NO_NEW_PRIVS = 38;
 const SET_MODE_FILTER = 1;
 const ALL_THREADS = 1;
 
-/** Of struct sock_filter: code, jump if true, jump if false, constant. */
+/** Fields of struct sock_filter: code, jump if true, jump if false, constant. */
 const PROGRAM = [
   [0x20, 0, 0, 0],
   [0x15, 0, 1, Number(process.argv[2])],

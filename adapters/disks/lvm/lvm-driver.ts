@@ -1,9 +1,10 @@
 /**
- * Disks on logical volumes: which can be snapshotted, and their snapshots in the pause. For every hypervisor alike: it needs no more of
- * a disk than its path.
+ * Disks on logical volumes: which can be snapshotted, and their snapshots in the pause. The driver serves
+ * every hypervisor alike: it needs no more of a disk than its path.
  *
- * The snapshot (`lvcreate -s`, read-only) is named `LV-cairn-ID` and stays until somebody removes it. A thick volume needs room for all that
- * changes while it is there; a snapshot that has overflowed is worth nothing, which a restore notices.
+ * The snapshot (`lvcreate -s`, read-only) is named `LV-cairn-ID` and stays until somebody removes it. A thick
+ * volume needs room for all that changes while it is there; a snapshot that has overflowed is worth nothing,
+ * which a restore notices.
  */
 
 import { CheckpointError } from '../../../src/errors.js';
@@ -23,7 +24,7 @@ const KINDS = ['linear', 'thin'];
 /** The guest stands still. lvcreate takes some 100 ms, longer while others hold the lock of the group. */
 const SNAPSHOT_LIMIT_MS = 20_000;
 const REMOVE_LIMIT_MS = 30_000;
-/** Of thick snapshots. */
+/** Size of a snapshot of a thick volume, when the operator names none. */
 const DEFAULT_SNAPSHOT_SIZE = '20%ORIGIN';
 const SIZE = /^[0-9]{1,12}(\.[0-9]{1,6})?[bBsSkKmMgGtT]$/;
 const EXTENTS = /^[0-9]{1,3}%(ORIGIN|VG|FREE)$/;
@@ -46,7 +47,7 @@ export const lvmDriver: DiskDriverKind = {
 };
 
 export interface LvmOptions {
-  /** Of each snapshot of a thick volume, as `snapshotSizeArguments` takes it. Default `20%ORIGIN`. */
+  /** Size of each snapshot of a thick volume, as `snapshotSizeArguments` takes it. Default `20%ORIGIN`. */
   readonly snapshotSize?: string | undefined;
 }
 
@@ -58,9 +59,9 @@ export class LvmDriver implements DiskDriver {
   readonly #sizeArguments: readonly string[];
   readonly #run: RunTool;
   readonly #deviceOf: typeof deviceNumber;
-  /** By path of the disk, as of the last `describe`. */
+  /** Volumes that the last `describe` found, by path of the disk. */
   readonly #volumes = new Map<string, LogicalVolume>();
-  /** Of the pool, by that of its thin volume. */
+  /** The UUID of each pool, by the UUID of its thin volume. */
   readonly #poolUuids = new Map<string, string>();
 
   /** @throws USAGE for a size that is none: not in the pause, where it would be found out otherwise */
@@ -70,7 +71,10 @@ export class LvmDriver implements DiskDriver {
     this.#deviceOf = deviceOf;
   }
 
-  /** The same disks, with what lvm2 can do for those that are block devices. Runs lvm2 only when there is one. */
+  /**
+   * Returns the same disks, with what lvm2 can do for block devices among them. Runs lvm2 only when there is
+   * one.
+   */
   async describe(disks: readonly VmDisk[]): Promise<readonly VmDisk[]> {
     const candidates = new Map<string, string>();
     for (const { path, writable, snapshotModes } of disks) {
@@ -106,7 +110,8 @@ export class LvmDriver implements DiskDriver {
   /**
    * Snapshots of all, or none. The VM stands still.
    * @param disks of the last `describe`
-   * @throws DISK_SNAPSHOT_FAILED with nothing left behind and nothing suspended, unless `detail.possiblyPresent` or the text say so
+   * @throws DISK_SNAPSHOT_FAILED with nothing left behind and nothing suspended, unless
+   *   `detail.possiblyPresent` or the text say so
    */
   async snapshot(name: string, disks: readonly VmDisk[]): Promise<readonly DiskSnapshot[]> {
     const taken: VolumeSnapshot[] = [];

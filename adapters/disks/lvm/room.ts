@@ -15,9 +15,9 @@ const SPARE_BYTES = 1 << 20;
 
 export interface RoomQuestion {
   readonly origin: LogicalVolume;
-  /** That is put back; it has what is overwritten. */
+  /** The snapshot that is put back; it has what is overwritten. */
   readonly snapshot: LogicalVolume;
-  /** All of the host. */
+  /** All logical volumes of the host. */
   readonly volumes: readonly LogicalVolume[];
   /** What is overwritten. */
   readonly runs: DifferingRuns;

@@ -1,6 +1,7 @@
 /**
- * Overlays on qcow2 images. The image at the checkpoint is never written again: the running VM writes to an overlay on it, and a restored VM to
- * another overlay, `<frozen>.cairn-restore-<id>.qcow2`. Only a merge removes the snapshot, and that is the operator's.
+ * Overlays on qcow2 images. The image at the checkpoint is never written again: the running VM writes to an
+ * overlay on it, and a restored VM to another overlay, `<frozen>.cairn-restore-<id>.qcow2`. Only a merge
+ * removes the snapshot, and that is the operator's.
  *
  *     base <- web (frozen by the checkpoint) <- web.cairn-ID           the VM that goes on
  *                                           <- web.cairn-restore-ID    the restored VM
@@ -87,7 +88,10 @@ class ExternalDriver implements DiskDriver {
     return { path, create: (format) => putOverlayOn(path, format, checkpointId) };
   }
 
-  /** What the operator puts in the place of an image is taken for the same; what lies below it is still what was recorded. */
+  /**
+   * What the operator puts in the place of an image is taken for the same; what lies below it is still what
+   * was recorded.
+   */
   movedTo(record: DiskSnapshot, path: string): DiskSnapshot {
     const snapshot = externalSnapshot(record);
     const below = snapshot.frozen?.filter((layer) => layer.path !== record.path);

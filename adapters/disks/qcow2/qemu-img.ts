@@ -21,8 +21,8 @@ const SNAPSHOT_LIMIT_MS = 30 * 60_000;
 const LOCKED = /Failed to get ".*" lock|another process using the image/i;
 
 /**
- * @param format undefined has the format guessed from the content, which only what QEMU itself guessed may be: a guest
- *   can write into a raw disk what looks like another format.
+ * @param format undefined has the format guessed from the content, which only what QEMU itself guessed may
+ *   be: a guest can write into a raw disk what looks like another format.
  */
 export async function imageInfo(path: string, format?: string): Promise<ImageInfo> {
   const formatArguments = format === undefined ? [] : ['-f', format];
@@ -40,12 +40,18 @@ export async function imageInfo(path: string, format?: string): Promise<ImageInf
   };
 }
 
-/** Puts the image back to an internal snapshot; the snapshot stays. @throws RESTORE_TARGET_BUSY, RESTORE_FAILED */
+/**
+ * Puts the image back to an internal snapshot; the snapshot stays.
+ * @throws RESTORE_TARGET_BUSY, RESTORE_FAILED
+ */
 export async function applySnapshot(path: string, name: string): Promise<void> {
   await qemuImg(['snapshot', '-a', name, path], `rolling ${path} back to the snapshot ${name}`);
 }
 
-/** Removes an internal snapshot. QEMU locks its images, so that of a running VM stays as it is. @throws RESTORE_TARGET_BUSY, RESTORE_FAILED */
+/**
+ * Removes an internal snapshot. QEMU locks its images, so that of a running VM stays as it is.
+ * @throws RESTORE_TARGET_BUSY, RESTORE_FAILED
+ */
 export async function deleteSnapshot(path: string, name: string): Promise<void> {
   await qemuImg(['snapshot', '-d', name, path], `deleting the snapshot ${name} of ${path}`);
 }

@@ -1,10 +1,13 @@
 /**
- * Disks on images of Ceph RBD that QEMU opens itself (its block driver `rbd`): which can be snapshotted, and their snapshots in the pause.
+ * Disks on images of Ceph RBD that QEMU opens itself (its block driver `rbd`): which can be snapshotted, and
+ * their snapshots in the pause.
  *
- * By the program `rbd` and not by QEMU's blockdev-snapshot-internal-sync, for two reasons, both seen with QEMU 7.2. QEMU does not take
- * the member of a failed transaction back ("rbd do not support snapshot id"), so one of two images would keep its snapshot. And it waits for the
- * cluster with its main loop: as long as that hangs, `cont` is not heard. What QEMU holds back in its cache is in the snapshot all the same:
- * `stop` flushes all disks, and librbd flushes once more when the snapshot is asked of the client that holds the image's lock.
+ * The program `rbd` takes the snapshots, and not QEMU's blockdev-snapshot-internal-sync, for two reasons,
+ * both seen with QEMU 7.2. QEMU does not take the member of a failed transaction back ("rbd do not support
+ * snapshot id"), so one of two images would keep its snapshot. And it waits for the cluster with its main
+ * loop: as long as that hangs, `cont` is not heard. What QEMU holds back in its cache is in the snapshot all
+ * the same: `stop` flushes all disks, and librbd flushes once more when the snapshot is asked of the client
+ * that holds the image's lock.
  *
  * The snapshot is named `cairn-ID` and stays until somebody removes it.
  */
@@ -24,9 +27,12 @@ import { imageFacts, rbd, rbdFailure, watchers } from './rbd-command.js';
 import { imageRecord, imageSnapshot, RBD, type ImageSnapshot, type SnapshotImage } from './rbd-record.js';
 import { checkImages, rollBackImages } from './rbd-restore.js';
 
-/** The guest stands still. With the grace of `runTool` for a program that does not end at once, the two come to 21 s. */
+/**
+ * The guest stands still. With the grace of `runTool` for a program that does not end at once, the two come
+ * to 21 s.
+ */
 const SNAPSHOT_LIMIT_MS = 10_000;
-/** Of a snapshot whose sister failed: the guest still stands. */
+/** Limit for removing a snapshot whose sister failed: the guest still stands. */
 const UNDO_LIMIT_MS = 5000;
 const REMOVE_LIMIT_MS = 30_000;
 /** What rbd says when the snapshot is not there, or was there before. */
@@ -51,9 +57,9 @@ export class RbdDriver implements DiskDriver {
   readonly isRemovable = TRAITS.isRemovable;
   readonly #run: RunTool;
   readonly #ownAddresses: () => readonly string[];
-  /** By id of the disk, as of the last `describe`. */
+  /** Images that the last `describe` found, by id of the disk. */
   readonly #images = new Map<string, SnapshotImage>();
-  /** Those of the last `describe` that are QEMU's, or that the cluster did not answer for in time. */
+  /** Images of the last `describe` that QEMU uses, or that the cluster did not answer for in time. */
   #toAsk: readonly RbdLocation[] = [];
 
   constructor(run: RunTool = runTool, ownAddresses = addressesOfHost) {
@@ -62,8 +68,9 @@ export class RbdDriver implements DiskDriver {
   }
 
   /**
-   * The same disks; those on RBD with what can be done for them, and with `rbd:POOL/IMAGE` for a path. Asks the cluster only when there is
-   * one. A cluster that does not answer is found out here, before anything is paused.
+   * Returns the same disks; a disk on RBD has with it what can be done for it, and `rbd:POOL/IMAGE` for a
+   * path. Asks the cluster only when there is such a disk. A cluster that does not answer is found out here,
+   * before anything is paused.
    */
   async describe(disks: readonly VmDisk[]): Promise<readonly VmDisk[]> {
     this.#images.clear();
@@ -72,7 +79,8 @@ export class RbdDriver implements DiskDriver {
   }
 
   /**
-   * Whether the cluster answers for the images: if not, `stop` may wait for requests that QEMU has under way there, and the guest stands.
+   * Asks whether the cluster answers for the images: if not, `stop` may wait for requests that QEMU has under
+   * way there, and the guest stands.
    * @returns false when there is nothing to ask
    * @throws DISK_STALLED, within 18 s
    */
@@ -153,7 +161,8 @@ export class RbdDriver implements DiskDriver {
     const left = await Promise.all(
       ours.map(async ({ snapshot, isLate }) => {
         const { state, text } = await this.#remove(snapshot, UNDO_LIMIT_MS);
-        // The program was killed, not what it had asked of the cluster and of the client that has the image open.
+        // The program was killed, not what it had asked of the cluster and of the client that has the image
+        // open.
         if (isLate && state === 'absent')
           return `${snapshot.snapshotName} of ${snapshot.path}, which may still come into being`;
         return text;
@@ -196,7 +205,10 @@ export class RbdDriver implements DiskDriver {
   }
 }
 
-/** A mapped image is not QEMU's to flush, nor was it tried. Of qcow2 on it QEMU itself takes the snapshots. */
+/**
+ * A mapped image is not QEMU's to flush, nor was it tried. QEMU itself takes the snapshots of qcow2 on such
+ * an image.
+ */
 async function withoutMapping(disk: VmDisk): Promise<VmDisk> {
   if (disk.snapshotModes.length > 0) return disk;
   const device = await realpath(disk.path).catch(() => disk.path);

@@ -20,7 +20,7 @@ export interface ImageSnapshot {
 
 /** Texts that nothing was said about are empty. */
 export interface SnapshotImage extends RbdLocation {
-  /** That Ceph gave the image; another image of the same name has another one. */
+  /** The id that Ceph gave the image; another image of the same name has another one. */
   readonly id: string;
 }
 

@@ -69,7 +69,9 @@ function flagsOf(file: FileHandle): number {
   return Number(flags[0]! & 0xffff_ffffn);
 }
 
-/** In how many pieces the file lies on the disk. Not all of what was written a moment ago is counted. */
+/**
+ * Counts the pieces in which the file lies on the disk. Not all of what was written a moment ago is counted.
+ */
 export async function extentCount(file: FileHandle): Promise<number> {
   // struct fiemap: u64 start, u64 length, u32 flags, u32 mapped_extents (filled in), u32 extent_count (0:
   // only count), u32 reserved.

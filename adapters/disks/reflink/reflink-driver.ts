@@ -8,8 +8,9 @@
  * writes out before it clones. QEMU does not say when that flush fails; for a full file system, the likely
  * reason, the room is looked at.
  *
- *     before the pause   the file system is tried with small files; what is dirty in the page cache is written out
- *     in the pause       clones without names, then a name for each: a Cairn that is killed before leaves nothing
+ *     before the pause   the file system is tried with small files; dirty pages of the page cache are written
+ *                        out
+ *     in the pause       clones without names, then a name for each: a Cairn killed before leaves nothing
  *     after the pause    clones and names are made durable
  *
  * A raw image is cloned unless told otherwise, since nobody else snapshots it. A qcow2 image is cloned only
@@ -71,7 +72,7 @@ export class ReflinkDriver implements DiskDriver {
   readonly #cwd: string;
   readonly #maxPauseMs: number;
   readonly #limitMs: number;
-  /** By id of the disk, as of the last `describe`. */
+  /** Images that the last `describe` found, by id of the disk. */
   readonly #images = new Map<string, ImageFile>();
   /** Images of the last `plan`. */
   #toWriteOut: readonly string[] = [];
@@ -90,7 +91,7 @@ export class ReflinkDriver implements DiskDriver {
       disks.map(async (disk) => {
         const answer = await imageFileOf(disk, this.#cwd, this.#maxPauseMs);
         if (answer === undefined) return disk;
-        // Others may do it.
+        // Other drivers may take the disk.
         if ('whyNot' in answer)
           return disk.snapshotModes.length > 0 ? disk : { ...disk, whyNoSnapshot: answer.whyNot };
         this.#images.set(disk.id, answer);
@@ -135,8 +136,8 @@ export class ReflinkDriver implements DiskDriver {
   }
 
   /**
-   * Of snapshots that were just taken, once the VM runs again: they outlast a power cut then. @throws
-   * DISK_SNAPSHOT_FAILED
+   * Makes snapshots that were just taken outlast a power cut, once the VM runs again.
+   * @throws DISK_SNAPSHOT_FAILED
    */
   async makeDurable(snapshots: readonly DiskSnapshot[]): Promise<void> {
     const paths = snapshots.map((record) => cloneSnapshot(record).clonePath);

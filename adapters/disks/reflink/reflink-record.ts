@@ -10,7 +10,7 @@ export const REFLINK = 'reflink';
 
 export interface CloneSnapshot {
   readonly diskId: string;
-  /** As the hypervisor names the image. */
+  /** The path by which the hypervisor names the image. */
   readonly path: string;
   /** The image, absolute and without symbolic links. */
   readonly imagePath: string;

@@ -9,7 +9,10 @@ const LIST_LIMIT_MS = 15_000;
 
 export interface ZfsVolume {
   readonly name: string;
-  /** Of this volume alone; a sent and received one has the same, another one of its name has another. */
+  /**
+   * The number that ZFS gave the volume. A copy that was sent and received has the same, another volume of
+   * its name has another.
+   */
   readonly guid: string;
 }
 

@@ -1,7 +1,7 @@
 /**
  * Disks on ZFS volumes (zvols), raw, opened as block devices: which can be snapshotted, and their snapshots
- * in the pause, by the program `zfs`. Those of one pool are of one instant by one command (zfs-snapshot(8));
- * the VM stands still anyway.
+ * in the pause, by the program `zfs`. One command takes the snapshots of one pool, at one instant
+ * (zfs-snapshot(8)); the VM stands still anyway.
  *
  * The snapshot is named `cairn-ID` and stays until somebody removes it.
  */
@@ -26,7 +26,7 @@ const UNPROVEN_VARIABLE = 'CAIRN_ZFS_UNPROVEN';
  * for.
  */
 const SNAPSHOT_LIMIT_MS = 20_000;
-/** Of a snapshot whose sister failed: the guest still stands. */
+/** Limit for removing a snapshot whose sister failed: the guest still stands. */
 const UNDO_LIMIT_MS = 5000;
 const REMOVE_LIMIT_MS = 30_000;
 /** What zfs says when the snapshot is not there. */
@@ -64,7 +64,7 @@ export class ZfsDriver implements DiskDriver {
   readonly #run: RunTool;
   readonly #devices: ZfsDevices;
   readonly #allowsUnproven: boolean;
-  /** By id of the disk, as of the last `describe`. */
+  /** Volumes that the last `describe` found, by id of the disk. */
   readonly #volumes = new Map<string, ZfsVolume>();
 
   constructor({

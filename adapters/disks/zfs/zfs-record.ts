@@ -8,11 +8,11 @@ export const ZFS = 'zfs';
 
 export interface ZvolSnapshot {
   readonly diskId: string;
-  /** Of the device, as the hypervisor names it. */
+  /** Path of the device, as the hypervisor names it. */
   readonly path: string;
   /** `POOL/VOLUME` */
   readonly volume: string;
-  /** That ZFS gave the volume. */
+  /** The number that ZFS gave the volume. */
   readonly guid: string;
   /** What follows the @. */
   readonly snapshotName: string;

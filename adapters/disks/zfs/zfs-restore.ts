@@ -15,11 +15,11 @@ import { forgetCachedPages, userOf } from './zvol-device.js';
 
 /** A QEMU that was killed keeps its disks until the last of its threads has ended. */
 const CLOSING_WAIT_MS = 5000;
-/** It waits for a transaction group to be written. */
+/** `zfs rollback` waits for a transaction group to be written. */
 const ROLLBACK_LIMIT_MS = 10 * 60_000;
 
 export interface ZvolDevices {
-  /** In words; undefined when nobody has it open. */
+  /** Says in words who has the device open; undefined when nobody has. */
   userOf(path: string): Promise<string | undefined>;
   forgetCachedPages(path: string): Promise<void>;
 }

@@ -56,7 +56,7 @@ export async function forgetCachedPages(path: string): Promise<void> {
   }
 }
 
-/** In words; undefined when nobody has it open. Needs root, as ZFS does. */
+/** Says in words who has the device open; undefined when nobody has. Needs root, as ZFS does. */
 export async function userOf(path: string): Promise<string | undefined> {
   const { rdev } = await stat(path);
   for (const pid of await readdir('/proc')) {

@@ -2,14 +2,18 @@
  * The command line with which a checkpoint's VM starts again: the recorded one, with as few changes as
  * possible.
  *
- * In this order: 1. `dropArgs`, then `setArgs` of the operator (see `applyOperatorEdits`). 2. -incoming,
- * -loadvm and -daemonize leave (the stream brings the state, the process is detached by Cairn); -S leaves or
- * comes. 3. The path of the QMP socket becomes the one asked for; a machine without a QMP socket gets one. 4.
- * The machine type becomes the resolved one (pc -> pc-i440fx-7.2): the stream is bound to it, and an alias
- * means something
- *     else in another version of QEMU. An operator who set -machine is left alone.
- * 5. `-incoming defer` comes last. File descriptors that were handed to the recorded process do not exist any
- * more: such arguments are refused.
+ * The changes are made in this order:
+ *
+ * 1. `dropArgs`, then `setArgs` of the operator (see `applyOperatorEdits`).
+ * 2. -incoming, -loadvm and -daemonize leave (the stream brings the state, the process is detached by Cairn);
+ *    -S leaves or comes.
+ * 3. The path of the QMP socket becomes the one asked for; a machine without a QMP socket gets one.
+ * 4. The machine type becomes the resolved one (pc -> pc-i440fx-7.2): the stream is bound to it, and an alias
+ *    means something else in another version of QEMU. An operator who set -machine is left alone.
+ * 5. `-incoming defer` comes last.
+ *
+ * File descriptors that were handed to the recorded process do not exist any more: such arguments are
+ * refused.
  */
 
 import { resolve } from 'node:path';

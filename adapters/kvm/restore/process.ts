@@ -1,4 +1,6 @@
-/** The QEMU that a restore starts: detached from Cairn, its output in a file, killed when the restore fails. */
+/**
+ * The QEMU that a restore starts: detached from Cairn, its output in a file, killed when the restore fails.
+ */
 
 import { spawn, type ChildProcess } from 'node:child_process';
 import { open, rm, stat } from 'node:fs/promises';
@@ -28,7 +30,7 @@ export class RestoredQemu {
   readonly #start: QemuStart;
   readonly #child: ChildProcess;
   readonly #exited: Promise<string>;
-  /** Of the log, when this process was started: what stands before is of former ones. */
+  /** Where the log ended when this process was started: what stands before it is from former processes. */
   readonly #logOffset: number;
   #exitText: string | undefined;
   #pid: number;
@@ -71,7 +73,7 @@ export class RestoredQemu {
     }
   }
 
-  /** Of the process that serves the monitor; of the one started until that is known. */
+  /** Id of the process that serves the monitor; until that is known, id of the process that was started. */
   get pid(): number {
     return this.#pid;
   }
@@ -83,7 +85,8 @@ export class RestoredQemu {
 
   /** Resolves when the process has ended or the time is over. */
   async waitForExit(timeoutMs: number): Promise<void> {
-    // The timer keeps this process alive while it waits (the child does not), and goes when the child is first.
+    // The timer keeps this process alive while it waits (the child does not), and goes when the child is
+    // first.
     const over = new AbortController();
     const timer = delay(timeoutMs, undefined, { signal: over.signal }).catch(() => undefined);
     await Promise.race([this.#exited, timer]);
@@ -110,7 +113,10 @@ export class RestoredQemu {
     }
   }
 
-  /** Ends it at once and takes its monitor socket away. It never ran a guest instruction, so there is nothing to save. */
+  /**
+   * Ends it at once and takes its monitor socket away. It never ran a guest instruction, so there is nothing
+   * to save.
+   */
   async kill(): Promise<void> {
     for (const pid of new Set([this.#child.pid ?? 0, this.#pid])) {
       if (pid <= 0 || (pid === this.#child.pid && this.#exitText !== undefined)) continue;

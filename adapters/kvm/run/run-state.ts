@@ -152,11 +152,14 @@ export class RunStateControl {
     if (this.#resumedByOthers || this.#stopSent) await this.resumeFromMigration(running);
   }
 
-  /** Makes a VM run again after a migration to Cairn was cancelled: QEMU may have done so itself. @throws VM_NOT_RESUMED, VM_GONE */
+  /**
+   * Makes a VM run again after a migration to Cairn was cancelled: QEMU may have done so itself.
+   * @throws VM_NOT_RESUMED, VM_GONE
+   */
   async resumeFromCancelled(): Promise<void> {
     this.#isStopped = false;
     const status = statusOf(await this.#options.monitor.execute('query-status'));
-    // In plain `paused` it was stopped by `pause`, or by somebody whose business it is.
+    // A VM in plain `paused` was stopped by `pause`, or by somebody whose business it is.
     if (status !== 'running' && (this.#stopSent || status !== 'paused')) await this.#cont();
     await this.#pauseIsOver();
   }
@@ -167,7 +170,7 @@ export class RunStateControl {
   }
 
   /**
-   * As `resume`, also of a VM that was stopped by a migration to Cairn instead of `pause`.
+   * Resumes as `resume` does, also a VM that was stopped by a migration to Cairn instead of `pause`.
    * @throws VM_NOT_RESUMED, VM_STATE, VM_GONE
    */
   async resumeFromMigration(running?: () => void): Promise<void> {
@@ -226,7 +229,9 @@ export class RunStateControl {
   }
 }
 
-/** Of the reply of query-status. `prelaunch` is a VM started with -S that has not run yet. */
+/**
+ * The run state that a reply of query-status tells. `prelaunch` is a VM started with -S that has not run yet.
+ */
 export function runStateOf(reply: Json): RunState {
   const status = statusOf(reply);
   if (status === 'running') return 'running';
@@ -244,7 +249,10 @@ function notResumed(why: string, cause?: unknown): CheckpointError {
   });
 }
 
-/** Its main loop waits in `stop` for requests to a disk. What was sent to it is carried out after that, in order. */
+/**
+ * QEMU's main loop waits in `stop` for requests to a disk. It carries out after that, in order, what was sent
+ * to it.
+ */
 function unanswered(cause: CheckpointError): CheckpointError {
   return new CheckpointError('VM_NOT_RESUMED', `QEMU does not answer, \`cont\` neither: ${cause.message}`, {
     cause,

@@ -1,10 +1,11 @@
 /**
- * External snapshots of a domain's disks, taken by libvirt: its XML then names the overlays, and `virsh domblklist`, `virsh
- * snapshot-create-as` and `virsh blockcommit` go on from there. Without snapshot metadata: the checkpoint is in the repository,
- * and a domain with metadata can neither be undefined nor, before libvirt 9.9, have such a snapshot deleted.
+ * External snapshots of a domain's disks, taken by libvirt: its XML then names the overlays, and `virsh
+ * domblklist`, `virsh snapshot-create-as` and `virsh blockcommit` go on from there. libvirt keeps no
+ * snapshot metadata for them: the checkpoint is in the repository, and a domain with metadata can neither be
+ * undefined nor, before libvirt 9.9, have such a snapshot deleted.
  *
- * Internal ones stay with QEMU's own command: libvirt takes an internal snapshot of a running domain only together with its memory.
- * They change no chain of images, so there is nothing for libvirt to follow.
+ * Internal snapshots stay with QEMU's own command: libvirt takes one of a running domain only together
+ * with its memory. They change no chain of images, so there is nothing for libvirt to follow.
  */
 
 import { existsSync } from 'node:fs';
@@ -52,8 +53,8 @@ async function snapshotExternally(
 }
 
 /**
- * An error does not say that nothing was done: the answer may be lost while the domain already writes to the overlays. So
- * libvirt is asked which images the domain has now; when it does not say, all are kept.
+ * An error does not say that nothing was done: the answer may be lost while the domain already writes to the
+ * overlays. So libvirt is asked which images the domain has now; when it does not say, all are kept.
  * @returns the overlays that are there and were kept
  */
 async function removeUnused(

@@ -30,7 +30,8 @@ const LIMIT_MS = 300_000;
  * Does not end the sink.
  * @param fill writes what is to be compressed, and does not end its stream
  * @returns bytes after compression
- * @throws USAGE when the program is not installed, WORKER_FAILED when it fails, and what `fill` and the sink throw
+ * @throws USAGE when the program is not installed, WORKER_FAILED when it fails, and what `fill` and the sink
+ *   throw
  */
 export async function compressInto(
   sink: Writable,

@@ -1,4 +1,7 @@
-/** A private FIFO through which libvirt reads an image while it is being made: no copy of guest memory on any disk. */
+/**
+ * A private FIFO through which libvirt reads an image while it is being made: no copy of guest memory on any
+ * disk.
+ */
 
 import { constants, openSync } from 'node:fs';
 import { Socket } from 'node:net';

@@ -1,10 +1,11 @@
 /**
- * Bringing a domain back through libvirt: it reads a save image from a FIFO into which the checkpoint is written.
+ * Bringing a domain back through libvirt: it reads a save image from a FIFO into which the checkpoint is
+ * written.
  *
  *     checkpoint, verified while it is read --> image --> FIFO --> libvirt, as in `virsh restore` --> QEMU
  *
- * Invariant: as of any restore, the VM runs only when the whole checkpoint has been read. A stream that breaks off has no
- * device state, QEMU refuses it, and libvirt ends that QEMU.
+ * Invariant: as of any restore, the VM runs only when the whole checkpoint has been read. A stream that
+ * breaks off has no device state, QEMU refuses it, and libvirt ends that QEMU.
  */
 
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -38,9 +39,11 @@ const SAVE_RUNNING = 2;
 const SAVE_PAUSED = 4;
 
 /**
- * Without a target, or with libvirt[:URI], libvirt starts the domain. Another target is a waiting QEMU, as of any KVM checkpoint.
- * @throws RESTORE_TARGET_BUSY when the domain runs or its disks are in use, USAGE for edits libvirt does not take,
- *   VM_UNSUPPORTED, VM_UNREACHABLE, REPO_DAMAGED and RESTORE_FAILED with nothing left running, INTERRUPTED
+ * Without a target, or with libvirt[:URI], libvirt starts the domain. Another target is a waiting QEMU, as of
+ * any KVM checkpoint.
+ * @throws RESTORE_TARGET_BUSY when the domain runs or its disks are in use, USAGE for edits libvirt does not
+ *   take, VM_UNSUPPORTED, VM_UNREACHABLE, REPO_DAMAGED and RESTORE_FAILED with nothing left running,
+ *   INTERRUPTED
  */
 export async function restoreDomain(
   source: CheckpointSource,

@@ -1,4 +1,7 @@
-/** What `cairn restore` changes about a domain: name, UUID, MAC addresses, disks, and the operator's own command. */
+/**
+ * What `cairn restore` changes about a domain: name, UUID, MAC addresses, disks, and the operator's own
+ * command.
+ */
 
 import { isAbsolute } from 'node:path';
 

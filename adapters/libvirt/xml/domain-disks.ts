@@ -35,7 +35,9 @@ function diskElements(domainXml: string): readonly XmlElement[] {
   return below(parseXml(domainXml, 'the XML of the domain'), 'devices', 'disk');
 }
 
-/** Its own source is right below it; the chain of images and a copy under way stand deeper. */
+/**
+ * The disk's own source is right below its element; the chain of images and a copy under way stand deeper.
+ */
 function diskOf(disk: XmlElement): DomainDisk {
   return {
     target: targetOf(disk),

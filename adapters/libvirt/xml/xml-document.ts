@@ -23,7 +23,7 @@ export interface XmlElement {
   readonly children: readonly XmlElement[];
   /** The text right in it, decoded. @throws VM_UNSUPPORTED as `attribute` */
   readonly text: () => string;
-  /** In the document: of `<`, and behind the last `>`. */
+  /** Offsets in the document: that of the first `<`, and that behind the last `>`. */
   readonly start: number;
   readonly end: number;
 }
@@ -37,9 +37,9 @@ export interface XmlEdit {
 
 /** What the protocol of libvirt lets through in one text (REMOTE_STRING_MAX of remote_protocol.x). */
 export const MAX_XML_CHARS = 4 << 20;
-/** As libxml2, by which libvirt reads, without its option for huge documents. */
+/** The limit of libxml2, by which libvirt reads, without its option for huge documents. */
 const MAX_DEPTH = 256;
-/** Of an element's node, beside its name. */
+/** The key of the attributes in an element's node, beside its name. */
 const ATTRIBUTES = ':@';
 const TEXT = '#text';
 const CDATA = '#cdata';
@@ -62,7 +62,7 @@ export function parseXml(xml: string, what: string): XmlElement {
   if (!/^<[^!?]/.test(xml)) throw refused(what, 'it does not begin with an element');
   if (FORBIDDEN.test(xml)) throw refused(what, 'it holds characters that XML does not allow');
   if (xml.replace(VERBATIM, '').includes('<!')) throw refused(what, 'it declares a document type');
-  // eslint-disable-next-line @typescript-eslint/no-deprecated -- what shall replace it is a further package with the same code
+  // eslint-disable-next-line @typescript-eslint/no-deprecated -- its successor is another package, same code
   const valid = XMLValidator.validate(xml);
   if (valid !== true) throw refused(what, `${valid.err.msg} (line ${valid.err.line})`);
   const [root, ...more] = elementsOf(parsed(xml, what), what);

@@ -12,7 +12,7 @@ export function escaped(text: string): string {
       .replaceAll('>', '&gt;')
       .replaceAll("'", '&apos;')
       .replaceAll('"', '&quot;')
-      // In an attribute they would be read as spaces.
+      // An XML reader takes these for spaces in an attribute.
       .replaceAll('\t', '&#9;')
       .replaceAll('\n', '&#10;')
       .replaceAll('\r', '&#13;')

@@ -3,7 +3,8 @@
  * the length of the section's body follows. Input is hostile until proven otherwise: depth and sums are
  * bounded.
  *
- *     { devices: [ { name, instance_id, fields: [ { size, array_len? } ], subsections: [ { vmsd_name, fields } ] } ] }
+ *     { devices: [ { name, instance_id, fields: [ { size, array_len? } ],
+ *                    subsections: [ { vmsd_name, fields } ] } ] }
  */
 
 import { CheckpointError } from '../../../src/errors.js';

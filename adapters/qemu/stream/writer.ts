@@ -2,7 +2,8 @@
  * A complete migration stream made from a checkpoint, as `-incoming` of an unmodified QEMU loads it (7.2,
  * 10.0):
  *
- *     header, configuration | START ram: block list | END ram: every page | device sections | EOF | vmdesc "{}"
+ *     header, configuration | START ram: block list | END ram: every page | device sections | EOF
+ *     | vmdesc "{}"
  *
  * Invariant: the EOF byte, without which no destination starts its VM, comes only after every page of every
  * block has been read and verified. A source that throws midway leaves a stream that cannot be loaded.

@@ -8,7 +8,10 @@ import { EXTERNAL, INTERNAL } from '../../disks/qcow2/qcow2-records.js';
 import { RBD } from '../../disks/rbd/rbd-record.js';
 import { isSet, listOf, objectOf, textOf } from '../domain/xl.js';
 
-/** Xen has no call for snapshots: `qcow2-disks.ts` knows of those that QEMU can take, `adapters/disks/lvm` of logical volumes. */
+/**
+ * Xen has no call for snapshots: `qcow2-disks.ts` knows of those that QEMU can take, `adapters/disks/lvm` of
+ * logical volumes.
+ */
 export function disksOf(config: JsonObject): readonly VmDisk[] {
   return listOf(config.disks).map((entry) => {
     const disk = objectOf(entry);
@@ -27,8 +30,8 @@ export function disksOf(config: JsonObject): readonly VmDisk[] {
 const TRIED = [INTERNAL, EXTERNAL, LVM];
 
 /**
- * Drivers that were not tried with Xen, with what is said of them: a new one is among them until somebody has tried it. No checkpoint of a domain
- * has such a snapshot: whoever meets one must not guess.
+ * Drivers that were not tried with Xen, with what is said of them: a new one is among them until somebody has
+ * tried it. No checkpoint of a domain has such a snapshot: whoever meets one must not guess.
  */
 export const UNTRIED_DRIVERS: Readonly<Record<string, string>> = {
   ...Object.fromEntries(

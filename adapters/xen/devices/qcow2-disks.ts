@@ -2,14 +2,14 @@
  * Disks in qcow2 images. libxl gives a domain that has one (backend `qdisk`) a QEMU in dom0, also a PVH or PV
  * guest, for which it emulates nothing and only serves the images. That QEMU snapshots them, as on KVM.
  *
- * Of an HVM guest the QEMU opens each image twice, for the emulated controller and for the PV driver, and
+ * The QEMU of an HVM guest opens each image twice, for the emulated controller and for the PV driver, and
  * neither sees what the other writes. A guest with Xen drivers unplugs the emulated one when it boots: then
  * the image is open once. One that has not is refused.
  *
  * The monitor serves one client at a time and is libxl's own, so it is held for a single exchange, or for the
  * stop of a guest with a device model. QEMU waits for the requests that it has taken from the guest's ring
- * before it snapshots. Those that it takes later, and those that the guest had no answer to when it suspended
- * itself, need no care: see docs/xen.md, "Disks".
+ * before it snapshots. Requests that it takes later, and requests that the guest had no answer to when it
+ * suspended itself, need no care: see docs/xen.md, "Disks".
  *
  * Sources: tools/libs/light/libxl_dm.c (the monitor's path), hw/block/xen-block.c of QEMU (which opens images
  * without locks).

@@ -1,5 +1,5 @@
 /**
- * Disk snapshots of domains that do not run. Those in qcow2 images are not removed: the QEMU of a domain
+ * Disk snapshots of domains that do not run. Snapshots in qcow2 images are not removed: the QEMU of a domain
  * opens images without locks, so that nobody can tell whether one is in use.
  */
 

@@ -4,7 +4,10 @@ import { CheckpointError, isCheckpointError } from '../../../src/errors.js';
 import { failureOf, runProgram, type ProgramResult } from '../../../src/host/run-program.js';
 import type { Json, JsonObject } from '../../../src/types.js';
 
-/** Xen's tools answer within a second. One that waits for a lock of libxl or for a xenstored that hangs is given up. */
+/**
+ * Xen's tools answer within a second. One that waits for a lock of libxl or for a xenstored that hangs is
+ * given up.
+ */
 const LIMIT_MS = 30_000;
 
 /** @returns stdout. @throws FFI_FAILED with what xl said, VM_UNSUPPORTED when there is no xl */
@@ -53,7 +56,10 @@ export async function domainIdOf(name: string): Promise<number> {
   throw new CheckpointError('VM_UNREACHABLE', `"${name}" is no guest of this host`);
 }
 
-/** The configuration that libxl keeps of a domain, without what belongs to this run of it. @throws FFI_FAILED, VM_GONE */
+/**
+ * The configuration that libxl keeps of a domain, without what belongs to this run of it.
+ * @throws FFI_FAILED, VM_GONE
+ */
 export async function domainConfig(domid: number): Promise<JsonObject> {
   const listed = JSON.parse(await runXl(['list', '-l', String(domid)])) as Json;
   const entry = Array.isArray(listed) ? (listed as readonly Json[])[0] : undefined;

@@ -17,7 +17,9 @@ import { storeText } from '../domain/xenstore.js';
 const QEMU_OF_TODAY = 'qemu_xen';
 const FIRMWARE = 'seabios';
 const DEFAULT_VGA = 'cirrus';
-/** The one card that was tried, of those that QEMU emulates beside the PV one: xl's default. */
+/**
+ * The one network card that was tried, among the cards that QEMU emulates beside the PV one: xl's default.
+ */
 const PROVEN_NIC = 'rtl8139';
 const PROVEN_VGA: readonly string[] = ['none', 'cirrus', 'std'];
 

@@ -1,4 +1,7 @@
-/** What the readers of guest memory in worker threads share: which frame a page is, and why one cannot be read. */
+/**
+ * What the readers of guest memory in worker threads share: which frame a page is, and why one cannot be
+ * read.
+ */
 
 import { CheckpointError } from '../../../src/errors.js';
 import { errnoName } from '../../../src/ffi/libc.js';

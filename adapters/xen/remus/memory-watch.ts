@@ -1,9 +1,10 @@
 /**
  * Whether a guest balloons, without a library of Xen.
  *
- * After the first epoch libxc sends the pages that the hypervisor has flagged, and a page that the balloon driver gave back and got again is
- * not flagged. A guest that does that would be stored with old contents or holes, so it is refused: at the start when it has not
- * all of its memory, and later as soon as its target or what it has is another than at the start.
+ * After the first epoch libxc sends the pages that the hypervisor has flagged, and a page that the balloon
+ * driver gave back and got again is not flagged. A guest that does that would be stored with old contents or
+ * holes, so it is refused: at the start when it has not all of its memory, and later as soon as its target or
+ * what it has is another than at the start.
  *
  * Source: docs/misc/xenstore-paths.pandoc of Xen (memory/target, memory/static-max, vm).
  */
@@ -14,10 +15,10 @@ import { videoKibOf } from '../domain/memory-target.js';
 import { domainIdOf, objectOf, runXenTool, runXl, textOf } from '../domain/xl.js';
 
 export interface DomainMemory {
-  /** As xenstore tells the guest: without the memory of a graphics card. */
+  /** The target that xenstore tells the guest: without the memory of a graphics card. */
   readonly targetKib: number;
   readonly staticMaxKib: number;
-  /** As `xl list` shows it. */
+  /** The memory that `xl list` shows. */
   readonly currentMib: number;
 }
 

@@ -2,7 +2,7 @@
  * The file that `xl save` writes: numbers and magic bytes of its three layers.
  *
  *     xl      "Xen saved domain, xl format", flags, length, the domain's configuration as JSON
- *     libxl   "LibxlFmt", version 2 (big-endian); records; one of them, LIBXC_CONTEXT, stands for the layer below
+ *     libxl   "LibxlFmt", version 2 (big-endian); records; one, LIBXC_CONTEXT, stands for the layer below
  *     libxc   "XENF", version 3; domain header; records, little-endian, bodies padded to 8 bytes
  *
  * Sources: docs/specs/libxl-migration-stream.pandoc, docs/specs/libxc-migration-stream.pandoc, tools/xl/xl.h

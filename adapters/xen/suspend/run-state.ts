@@ -1,9 +1,11 @@
 /**
- * Suspended and back. A Xen guest cannot merely be paused for a checkpoint that it is to come back from: event channels, timers and
- * the mapping of shared pages are not part of the saved state, and a kernel sets them up anew only on its way out of a
- * suspend. So the guest is asked to suspend itself, as `xl save` does.
+ * Suspends a Xen guest and brings it back. The guest cannot merely be paused for a checkpoint that it is to
+ * come back from: event channels, timers and the mapping of shared pages are not part of the saved state, and
+ * a kernel sets them up anew only on its way out of a suspend. So the guest is asked to suspend itself, as
+ * `xl save` does.
  *
- * Three things stand behind the resume, as on KVM: the engine's `catch`, the guard process, and a marker file for the next Cairn.
+ * Three things stand behind the resume, as on KVM: the engine's `catch`, the guard process, and a marker file
+ * for the next Cairn.
  */
 
 import { randomBytes } from 'node:crypto';
@@ -43,7 +45,7 @@ export interface RunStateOptions {
   /** Undefined: the guard of this adapter. Tests put another one. */
   readonly guard?: GuardProgram;
   readonly answerLimitMs?: number;
-  /** Of an HVM guest: stands still and goes on together with it. */
+  /** An HVM guest has one: it stands still and goes on together with the guest. */
   readonly deviceModel?: Pick<DeviceModel, 'hold' | 'stop' | 'resume' | 'release'> | undefined;
 }
 
@@ -82,7 +84,10 @@ export class SuspendControl {
   /** Not 0 while this process holds the guest suspended; another number each time. */
   readonly stopNumber = (): number => this.#stop;
 
-  /** `paused` is a guest that has suspended itself; one stopped with `xl pause` cannot be checkpointed and is `other`. */
+  /**
+   * `paused` is a guest that has suspended itself; one stopped with `xl pause` cannot be checkpointed and is
+   * `other`.
+   */
   read(): RunState {
     const info = this.#options.domain.info();
     if (info.isDying || info.isDown) return 'other';
@@ -181,7 +186,8 @@ export class SuspendControl {
     const woken = await wake(domain, deviceModel);
     this.#stop = 0;
     if (woken) this.#isAwaited = false;
-    // The guard and the marker stay on watch over a guest that is about to suspend: the guard wakes it once this process ends.
+    // The guard and the marker stay on watch over a guest that is about to suspend: the guard wakes it once
+    // this process ends.
     if (this.#isAwaited) return;
     this.#isAsked = false;
     await deviceModel?.release();
@@ -205,7 +211,10 @@ export class SuspendControl {
     await this.#guard.release();
   }
 
-  /** @returns false when the guest has not suspended within the limit. @throws VM_STATE when it shut down instead */
+  /**
+   * @returns false when the guest has not suspended within the limit
+   * @throws VM_STATE when it shut down instead
+   */
   async #suspended(): Promise<boolean> {
     const { domain, answerLimitMs = ANSWER_LIMIT_MS } = this.#options;
     const until = Date.now() + answerLimitMs;

@@ -31,7 +31,7 @@ export class XenDeviceState implements VmDeviceState {
     this.#deps = deps;
   }
 
-  /** In KiB, of the last stop. */
+  /** The memory target at the last stop, in KiB. */
   get memoryTarget(): number | undefined {
     return this.#memoryTarget;
   }

@@ -2,7 +2,8 @@
  * Capture: what one checkpoint does between its first harvest and its last encoded page. There are two ways.
  *
  *     copying (copying.ts)    Cairn reads guest memory: live rounds, then copies in the pause
- *     picture (picture.ts)    the hypervisor sends guest memory, and Cairn reads what was sent once the VM runs again
+ *     picture (picture.ts)    the hypervisor sends guest memory, and Cairn reads what was sent once the VM
+ *                             runs again
  *
  * What is harvested is owed until the manifest is durable: any failure gives it back to the tracker. The VM
  * is left in the run state it was found in, on every path.

@@ -151,7 +151,7 @@ export class PageWriter {
   }
 
   /**
-   * Bases from the repository. Those that are not committed yet cannot be read: their pages are stored whole.
+   * Bases from the repository. Bases that are not committed yet cannot be read: their pages are stored whole.
    */
   async #fetch(
     { baseRefs, whole, older }: Bases,

@@ -1,15 +1,17 @@
 /**
- * The operator's command around the pause: for disks that the hypervisor cannot snapshot itself, and for everything
- * else that must happen at the same instant.
+ * The operator's command around the pause: for disks that the hypervisor cannot snapshot itself, and for
+ * everything else that must happen at the same instant.
  *
- * Run by `/bin/sh -c` with
- *   CAIRN_PHASE            before-pause | paused | resumed | committed | failed
- *   CAIRN_CHECKPOINT_ID    id of the checkpoint being taken
- *   CAIRN_VM               address of the VM
- *   CAIRN_VM_NAME          name of its chain
- *   CAIRN_REPOSITORY       location of the repository
- * `before-pause` and `paused` must exit 0 or the checkpoint fails, with the guest resumed; in the other phases a failure
- * is only reported. The guest stands still while `paused` runs.
+ * The command is run by `/bin/sh -c` with
+ *
+ *     CAIRN_PHASE            before-pause | paused | resumed | committed | failed
+ *     CAIRN_CHECKPOINT_ID    id of the checkpoint being taken
+ *     CAIRN_VM               address of the VM
+ *     CAIRN_VM_NAME          name of its chain
+ *     CAIRN_REPOSITORY       location of the repository
+ *
+ * `before-pause` and `paused` must exit 0 or the checkpoint fails, with the guest resumed; in the other
+ * phases a failure is only reported. The guest stands still while `paused` runs.
  */
 
 import { CheckpointError, isCheckpointError } from '../../errors.js';
@@ -32,7 +34,10 @@ export class CommandHook implements Hook {
   readonly #command: string;
   readonly #timeoutMs: number;
 
-  /** @param timeoutMs a hook that has not ended by then is killed and counts as failed: it may be holding the guest */
+  /**
+   * @param timeoutMs a hook that has not ended by then is killed and counts as failed: it may be holding the
+   *   guest
+   */
   constructor(command: string, timeoutMs = 30_000) {
     this.#command = command;
     this.#timeoutMs = timeoutMs;

@@ -1,6 +1,6 @@
 /**
- * What of a chain is held in memory between checkpoints: where each page of the newest one lies, and a reader
- * for it.
+ * The part of a chain that is held in memory between checkpoints: where each page of the newest one lies, and
+ * a reader for it.
  */
 
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';

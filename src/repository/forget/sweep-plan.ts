@@ -4,9 +4,10 @@
  * Bases and sources lie in packs of a lower number, or before in the same pack. So one walk over the packs,
  * newest first, knows of each pack all that is needed of it when its turn comes:
  *
- *     nothing needed                                    -> it is removed
- *     a good part not needed, and no manifest lists it  -> it is thinned, and only what is left needs what it is based on
- *     anything else                                     -> it stays, and all its records need what they are based on
+ *     nothing needed                 -> it is removed
+ *     a good part not needed,        -> it is thinned, and only what is left needs what it is based on
+ *     and no manifest lists it
+ *     anything else                  -> it stays, and all its records need what they are based on
  *
  * After that, every record in every pack that is left can be read. Verification relies on it.
  */

@@ -9,7 +9,7 @@ const BYTES_PER_RECORD = 21;
 const BYTES_PER_FRAME = 512;
 
 export class FrameCache {
-  /** By `frameKey`. */
+  /** The key is that of `frameKey`. */
   readonly #frames: LRUCache<number, PageRecords>;
 
   constructor(budgetBytes: number) {

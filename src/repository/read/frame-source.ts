@@ -5,7 +5,7 @@
  * one reads those pages through the chain reader that owns this source, and so comes back here, at most
  * MAX_DELTA_DEPTH times:
  *
- *     framesOf --> patch frame --> readPages(its sources) --> framesOf --> patch frame --> ... --> whole pages
+ *     framesOf -> patch frame -> readPages(its sources) -> framesOf -> patch frame -> ... -> whole pages
  */
 
 import type { CallOptions } from '../../storage/backend.js';

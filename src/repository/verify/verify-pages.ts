@@ -22,7 +22,7 @@ import { BROKEN, type RecordTable } from './record-table.js';
 export interface PagesCheck {
   readonly reader: ChainReader;
   readonly kernels: Kernels;
-  /** Records of all packs, by number of the pack. Those that are found bad are marked BROKEN. */
+  /** Records of all packs, by number of the pack. Records that are found bad are marked BROKEN. */
   readonly tables: ReadonlyMap<number, RecordTable>;
   /** Throws on what is not about damage. */
   readonly onProblem: (key: string, error: unknown) => void;

@@ -37,7 +37,7 @@ import { packOfRef, ZERO_REF, type RecordRef } from '../../format/record-ref.js'
 import { removed, WrittenObjects } from './written-objects.js';
 import { sha256Hex } from '../../format/sealed-json.js';
 
-/** In the order in which they are passed. */
+/** Points of a commit, in the order in which it passes them. */
 export type WritePoint =
   'before-pack' | 'pack-durable' | 'index-durable' | 'before-manifest' | 'after-manifest';
 
@@ -87,7 +87,7 @@ export interface CommitFields {
   /** When the guest's file systems were frozen in the pause. */
   readonly frozen?: FrozenGuest | undefined;
   readonly stats: JsonObject;
-  /** In which the VM was found and left. */
+  /** The run state in which the VM was found and left. */
   readonly runState?: string;
   /** Waited for before the manifest is written; when it fails, the commit does. */
   readonly allowed?: Promise<void>;

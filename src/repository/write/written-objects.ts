@@ -22,7 +22,7 @@ export class WrittenObjects {
     return this.#sizeBytes;
   }
 
-  /** To be called before the object is saved: it may be there although its save failed. */
+  /** Call this before the object is saved: the object may be there although its save failed. */
   begin(key: string): void {
     this.#keys.push(key);
   }
@@ -47,7 +47,7 @@ export class WrittenObjects {
     this.#sizeBytes = sizeBytes;
   }
 
-  /** As `takeBackTo`, everything. */
+  /** Takes everything back, as `takeBackTo` does with a part. */
   takeAllBack(): Promise<void> {
     return this.takeBackTo({ objectCount: 0, sizeBytes: 0 });
   }

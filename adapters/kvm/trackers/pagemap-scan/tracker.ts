@@ -1,12 +1,13 @@
 /**
- * Dirty tracking of an unmodified QEMU by the host kernel: a userfaultfd opened inside QEMU write-protects all guest memory
- * asynchronously, and PAGEMAP_SCAN reads and clears the marks from outside. The descriptor stays open in QEMU, so the
- * record goes on when this process ends, and the next one takes it over.
+ * Dirty tracking of an unmodified QEMU by the host kernel: a userfaultfd opened inside QEMU write-protects
+ * all guest memory asynchronously, and PAGEMAP_SCAN reads and clears the marks from outside. The descriptor
+ * stays open in QEMU, so the record goes on when this process ends, and the next one takes it over.
  *
- * It sees every write that goes through QEMU's page tables: vCPUs (KVM and TCG), QEMU's device emulation, system calls that write
- * for QEMU. It does not see other processes that map the same memory, nor devices with DMA of their own; the adapter reports
- * those as hazards. Direct reads from disk are seen when they are submitted: while a VM has such disks and runs, `collect` reads
- * and does not clear (see `direct-io.ts`). Sources: see `userfaultfd.ts` and `scan.ts`.
+ * It sees every write that goes through QEMU's page tables: vCPUs (KVM and TCG), QEMU's device emulation,
+ * system calls that write for QEMU. It does not see other processes that map the same memory, nor devices
+ * with DMA of their own; the adapter reports those as hazards. Direct reads from disk are seen when they are
+ * submitted: while a VM has such disks and runs, `collect` reads and does not clear (see `direct-io.ts`).
+ * Sources: see `userfaultfd.ts` and `scan.ts`.
  */
 
 import { closeSync, openSync } from 'node:fs';
@@ -130,7 +131,8 @@ export class PagemapScanTracker implements DirtyTracker {
       const unbroken =
         known?.inode === inode && known.descriptor === descriptor && this.#covered(pagemap, known);
       const token = unbroken ? known.token : newToken(process);
-      // Written first: should this process end half-way, the next attempt finds the descriptor instead of opening one more.
+      // Written first: should this process end half-way, the next attempt finds the descriptor instead of
+      // opening one more.
       const arming = { descriptor, inode, token, ranges: unbroken ? known.ranges : this.#ranges() };
       try {
         await writeArming(path, arming);
@@ -284,9 +286,10 @@ export class PagemapScanTracker implements DirtyTracker {
   }
 
   /**
-   * The descriptor that our state file names, undefined when it is not there any more. Any other one that tracks our memory
-   * was armed by a Cairn with another runtime folder, or before this one was lost. It is disarmed: two that read the marks
-   * of one descriptor would clear them for each other, and whoever armed it finds it gone and compares all pages.
+   * The descriptor that our state file names, undefined when it is not there any more. Any other one that
+   * tracks our memory was armed by a Cairn with another runtime folder, or before this one was lost. It is
+   * disarmed: two that read the marks of one descriptor would clear them for each other, and whoever armed it
+   * finds it gone and compares all pages.
    */
   async #takeOver(pagemap: number, known: Arming | undefined): Promise<RemoteDescriptor | undefined> {
     const { pid } = this.#options.process;
@@ -345,7 +348,9 @@ async function disarm(pid: number, remote: RemoteDescriptor, ranges: readonly Tr
   await closeRemote(pid, remote);
 }
 
-/** Opens a userfaultfd inside QEMU. Until features are chosen for it, it does nothing, whoever is killed here. */
+/**
+ * Opens a userfaultfd inside QEMU. Until features are chosen for it, it does nothing, whoever is killed here.
+ */
 async function openRemote(pid: number): Promise<RemoteDescriptor> {
   const opened = await callInQemu(pid, { number: SYS_USERFAULTFD, args: [USERFAULTFD_FLAGS] });
   if (opened < 0) throw unavailable(`QEMU may not open a userfaultfd (${errnoName(-opened)})`);
@@ -364,7 +369,10 @@ async function closeRemote(pid: number, { descriptor, inode }: RemoteDescriptor)
   await callInQemu(pid, { number: SYS_CLOSE, args: [descriptor], descriptor: { number: descriptor, inode } });
 }
 
-/** Closes those of `unused` that still are. They harm nobody, so what does not succeed is left to the next one. */
+/**
+ * Closes the descriptors of `unused` that are still unused. They harm nobody, so what cannot be closed is
+ * left to the next attempt.
+ */
 async function closeUnused(pid: number, unused: readonly RemoteDescriptor[]): Promise<void> {
   if (unused.length === 0) return;
   await sleep(UNUSED_MS);

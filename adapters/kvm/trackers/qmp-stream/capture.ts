@@ -2,12 +2,14 @@
  * Memory and device state of a VM by a live migration to Cairn itself.
  *
  *     approach   VM runs: settings, `migrate`; QEMU sends all memory, then what was dirtied, pass after pass
- *     pause      `stop`, unless QEMU has stopped the VM because next to nothing was left; up to the state pre-switchover
+ *     pause      `stop`, unless QEMU has stopped the VM because next to nothing was left; up to the state
+ *                pre-switchover
  *     complete   last pages, device state; the migration is completed, the VM in state postmigrate
  *     resume     `cont`: QEMU takes its disks back and the VM goes on as if nothing had been
  *
- * From `approach` to the end a guard process of its own stands by: when Cairn dies, it cancels the migration, continues
- * the VM and puts the operator's migration settings back. A reader that is gone makes QEMU fail the migration by itself.
+ * From `approach` to the end a guard process of its own stands by: when Cairn dies, it cancels the migration,
+ * continues the VM and puts the operator's migration settings back. A reader that is gone makes QEMU fail the
+ * migration by itself.
  */
 
 import { CheckpointError, describeError, isCheckpointError } from '../../../../src/errors.js';
@@ -35,7 +37,7 @@ export interface CaptureDeps {
   readonly markerPath: string;
   /** Nothing may run while memory travels: see `losesWrites`. */
   readonly stopFirst: boolean;
-  /** Of the marker, for the guard. */
+  /** Names the attachment in the marker, for the guard. */
   readonly attachment: string;
   /** A living guard, ready for the next stream. */
   readonly readyGuard: () => Promise<PauseGuard>;
@@ -111,8 +113,8 @@ export class StreamCapture {
       try {
         if (!(await this.#deps.runState.pause({ duringOwnMigration: true }))) throw pausedByOther();
       } catch (error) {
-        // QEMU may be stopping the VM in this very moment, which is what was wanted. Its state says so before the vCPUs have come to
-        // rest, its STOP event only after that.
+        // QEMU may be stopping the VM in this very moment, which is what was wanted. Its state says so before
+        // the vCPUs have come to rest, its STOP event only after that.
         if (!(await this.#deps.runState.isFinishingMigration())) throw error;
       }
     }
@@ -200,7 +202,8 @@ export class StreamCapture {
     }
     const [blockJob] = asArray(blockJobs);
     if (blockJob !== undefined) {
-      // It keeps QEMU from giving its disks up, which is the end of every migration: the stream would fail in the pause.
+      // A block job keeps QEMU from giving its disks up, which is the end of every migration: the stream
+      // would fail in the pause.
       throw new CheckpointError(
         'VM_STATE',
         `a block job is under way (${asText(blockJob.type)} of ${asText(blockJob.device)})`,
@@ -243,7 +246,9 @@ export class StreamCapture {
     return migration;
   }
 
-  /** The VM runs and the migration is over: the operator's settings come back, the guard goes. Never rejects. */
+  /**
+   * The VM runs and the migration is over: the operator's settings come back, the guard goes. Never rejects.
+   */
   async #cleanUp(): Promise<void> {
     const { monitor, markerPath, attachment } = this.#deps;
     const underWay = this.#underWay;

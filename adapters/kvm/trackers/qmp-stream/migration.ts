@@ -1,7 +1,7 @@
 /**
  * Follows one outgoing migration by its events: the monitor is asked for nothing while the VM is stopped that
  * an event tells anyway. Through a monitor that hands no events on QEMU is asked instead, again and again.
- * That misses nothing: passes are counted, the state before the switchover lasts until Cairn ends it, and
+ * Asking misses nothing: passes are counted, the state before the switchover lasts until Cairn ends it, and
  * those at the end last for good.
  */
 

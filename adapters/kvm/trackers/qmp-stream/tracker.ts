@@ -1,9 +1,10 @@
 /**
- * The tracker that needs nothing but a monitor: QEMU migrates the VM to Cairn, with its own dirty log, and Cairn compares
- * what arrives with what the stream before brought.
+ * The tracker that needs nothing but a monitor: QEMU migrates the VM to Cairn, with its own dirty log, and
+ * Cairn compares what arrives with what the stream before brought.
  *
- * All memory travels for each checkpoint. From the second one of a session on only pages that really changed are
- * reported; a first one of a process has nothing to compare with here, so its token makes the engine compare with the repository.
+ * All memory travels for each checkpoint. From the second one of a session on only pages that really changed
+ * are reported; a first one of a process has nothing to compare with here, so its token makes the engine
+ * compare with the repository.
  */
 
 import { randomBytes } from 'node:crypto';

@@ -14,7 +14,8 @@
  *
  *     no C after W      the bit stays, every later collect reports W
  *     C in a collect    C is within a quiet stretch and W before it, so the read of the same collect saw it
- *     C in a pause that somebody else has ended meanwhile: once that is known, the next collect reports all pages
+ *     C in a pause      that somebody else has ended meanwhile: once that is known, the next collect reports
+ *                       all pages
  *     C by others       the canary is not intact: the next collect reports all pages
  *
  * And for a write W after a clearing: the page was write-protected by it, so W sets the bit, with two

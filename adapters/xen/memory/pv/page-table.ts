@@ -28,7 +28,8 @@ export function tableLevel(type: number): number {
 }
 
 /**
- * In place. @param page 4096 bytes, a page table of that level; aligned to 4
+ * Rewrites the entries of the page in place.
+ * @param page 4096 bytes, a page table of that level; aligned to 4
  * @param frameOf the guest's frame for a machine frame, undefined when the guest has no such page
  * @throws VM_MEMORY_READ for an entry that leads out of the guest
  */

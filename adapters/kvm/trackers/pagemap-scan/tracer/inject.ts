@@ -27,12 +27,15 @@ import { waitingThreads, type WaitingThread } from './threads.js';
 import { Tracee } from './tracee.js';
 
 const SYS_RT_SIGRETURN = 15;
-/** Of `mov $15, %rax; syscall`. */
+/** Length of `mov $15, %rax; syscall`. */
 const SIGNAL_RETURN_BYTES = 9n;
 const CS_64_BIT = 0x33n;
 const NO_SYSCALL = 0xffff_ffff_ffff_ffffn;
 
-/** For a second: on a machine that is short of processors, threads are ready to run most of the time. */
+/**
+ * Attempts go on for a second: on a machine that is short of processors, threads are ready to run most of the
+ * time.
+ */
 const ATTEMPTS = 50;
 const PAUSE_BETWEEN_MS = 20;
 /** Stops on the way to the result: signals, and the system calls of their handlers. */
@@ -74,7 +77,7 @@ export async function inject(pid: number, call: InjectedCall): Promise<InjectRes
   return injectWith(pid, await findCallCode(pid), call);
 }
 
-/** As `inject`, with code that was found before. */
+/** Does what `inject` does, with code that was found before. */
 export function injectWith(pid: number, code: CallCode, call: InjectedCall): InjectResult {
   let refusal: Refusal = 'none of its threads waits in a system call; is it frozen?';
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
@@ -172,7 +175,7 @@ function passesFilters(
   return tracee.readSeccompFilters().every((filter) => calls.every((each) => letsPass(filter, each)));
 }
 
-/** From the switch on. @returns what the call returned */
+/** Runs the call, from the switch of registers on. @returns what the call returned */
 function runCall(pid: number, tracee: Tracee, { found, calling }: Prepared): number | Refusal {
   const isAhead = (): boolean => {
     const present = tracee.readRegisters();
@@ -180,7 +183,9 @@ function runCall(pid: number, tracee: Tracee, { found, calling }: Prepared): num
       (register) => present?.[register] === calling[register],
     );
   };
-  /** For a process that must not run on now: the call would be made long after anybody wants it. */
+  /**
+   * Undoes the switch when the process must not run on: the call would be made long after anybody wants it.
+   */
   const takeBack = (why: Refusal): Refusal => {
     if (isAhead()) tracee.writeRegisters(found);
     return why;

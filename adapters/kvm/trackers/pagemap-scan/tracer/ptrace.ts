@@ -92,18 +92,18 @@ export type Stop =
   | { readonly kind: 'interrupted' }
   /** The whole process is being stopped by SIGSTOP or the like. */
   | { readonly kind: 'group-stop' }
-  /** On its way into a system call, or out of it. */
+  /** The thread is on its way into a system call, or out of it. */
   | { readonly kind: 'syscall' }
   /** A signal is about to be delivered, and is when the thread is resumed with it. */
   | { readonly kind: 'signal'; readonly signal: number }
   | { readonly kind: 'ended' };
 
-/** At a `syscall` stop. */
+/** What the kernel tells at a `syscall` stop. */
 export interface SyscallInfo {
   readonly isExit: boolean;
   readonly instructionPointer: bigint;
   readonly stackPointer: bigint;
-  /** Of the call at its entry; the result at its exit. */
+  /** The number of the call at its entry; the result at its exit. */
   readonly value: bigint;
 }
 
@@ -250,7 +250,8 @@ function describeStop(code: number, status: number): Stop {
 
 /** @returns empty, or the name of the error */
 function ptrace(request: number, thread: number, address: bigint, data: bigint): string {
-  // SAFETY: `data` is the address of a typed array that the caller holds, of the size that the request defines.
+  // SAFETY: `data` is the address of a typed array that the caller holds, of the size that the request
+  // defines.
   const called = libc().syscall(SYS_PTRACE, request, thread, address, data);
   countCall();
   return called.value < 0 ? errnoName(called.errno) : '';

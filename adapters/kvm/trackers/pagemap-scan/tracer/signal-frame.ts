@@ -6,10 +6,12 @@
  *     rsp of the thread ->  +---------------------+  its own data is above
  *                           | red zone, 128 bytes |  may hold data of the function that runs
  *                           +---------------------+
- *                           | vector registers    |  layout of XSAVE, at a multiple of 64, ended by FP_XSTATE_MAGIC2
+ *                           | vector registers    |  layout of XSAVE, at a multiple of 64, ended by
+ *                           |                     |  FP_XSTATE_MAGIC2
  *                           +---------------------+
  *                           | siginfo, not used   |
- *                           | ucontext            |  general registers, signal mask, address of the vector registers
+ *                           | ucontext            |  general registers, signal mask, address of the vector
+ *                           |                     |  registers
  *     rsp of the call  ->   | return address      |  of `mov $15, %rax; syscall`: rt_sigreturn
  *                           +---------------------+  handlers of signals that come in meanwhile go below
  *
@@ -111,7 +113,7 @@ export function buildSignalFrame({
   if (vectors === undefined) return undefined;
   const top = registers[REG.rsp]! - RED_ZONE_BYTES;
   const vectorsAt = alignDown(top - BigInt(vectors.length), XSTATE_ALIGNMENT);
-  // As after a `call`: a multiple of 16, less 8.
+  // The stack pointer is where a `call` leaves it: a multiple of 16, less 8.
   const address = alignDown(vectorsAt - BigInt(FRAME_BYTES), 16n) - 8n;
   const bytes = new Uint8Array(Number(vectorsAt - address) + vectors.length);
   bytes.set(vectors, Number(vectorsAt - address));

@@ -15,15 +15,15 @@ export interface WaitingThread {
    * (sigsuspend).
    */
   readonly signalMask: bigint;
-  /** Its return addresses are kept a second time, on a shadow stack (CET). */
+  /** The return addresses of the thread are kept a second time, on a shadow stack (CET). */
   readonly hasShadowStack: boolean;
-  /** Its system calls are looked at by a seccomp filter. */
+  /** A seccomp filter looks at the system calls of the thread. */
   readonly isFiltered: boolean;
 }
 
 export interface Waiting {
   readonly threads: readonly WaitingThread[];
-  /** By SIGSTOP or the like, at least one thread. */
+  /** At least one thread is stopped, by SIGSTOP or the like. */
   readonly isStopped: boolean;
 }
 

@@ -12,7 +12,7 @@ const MAX_SIGNALS = 16;
 export class Tracee {
   readonly #thread: number;
   #isStopped = false;
-  /** Of a stop at a signal: to be passed on when the thread goes on. */
+  /** The signal at which the thread stopped; it is passed on when the thread goes on. */
   #signal = 0;
 
   private constructor(thread: number) {
