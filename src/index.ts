@@ -25,6 +25,7 @@ export type { CheckpointSummary } from './checkpoint/summary.js';
 export { CheckpointError, isCheckpointError, type ErrorCode } from './errors.js';
 export type { Hypervisor } from './hypervisor/hypervisor.js';
 export type { RestoreRequest, RestoreResult } from './hypervisor/restore.js';
+export type { RestoreOption, RestoreSettings } from './hypervisor/restore-options.js';
 export { HypervisorRegistry } from './hypervisor/registry.js';
 export type { Vm, VmReport } from './hypervisor/vm.js';
 export { Calendar, parseDuration } from './repository/forget/calendar.js';

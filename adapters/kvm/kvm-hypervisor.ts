@@ -1,11 +1,13 @@
 /** QEMU and KVM as one of Cairn's hypervisors. */
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
+import { readSettings } from '../../src/hypervisor/restore-options.js';
 import { attachKvm } from './attach.js';
 import { disksOfStoppedQemu } from '../disks/disk-drivers.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
 import { IMPORT_FORMATS, importMigration } from './import.js';
 import { restoreCheckpoint } from './restore/restore.js';
+import { KVM_RESTORE_OPTIONS } from './restore/options.js';
 
 export const kvmHypervisor: Hypervisor = {
   name: 'kvm',
@@ -15,6 +17,8 @@ export const kvmHypervisor: Hypervisor = {
   importFrom: importMigration,
   recordedDisks: disksOfStoppedQemu,
   attach: attachKvm,
-  restore: restoreCheckpoint,
+  restoreOptions: KVM_RESTORE_OPTIONS,
+  restore: (source, request, settings) =>
+    restoreCheckpoint(source, { ...request, ...readSettings(KVM_RESTORE_OPTIONS, settings) }),
   exportTo: exportCheckpoint,
 };

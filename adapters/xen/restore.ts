@@ -11,12 +11,7 @@ import { randomUUID } from 'node:crypto';
 
 import { CheckpointError, isCheckpointError } from '../../src/errors.js';
 import { failureOf, startProgram } from '../../src/host/run-program.js';
-import type {
-  CheckpointSource,
-  DescriptionEdits,
-  RestoreRequest,
-  RestoreResult,
-} from '../../src/hypervisor/restore.js';
+import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../src/hypervisor/restore.js';
 import type { Json, JsonObject } from '../../src/types.js';
 import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import { pushStream } from '../qemu/stream/push.js';
@@ -25,6 +20,7 @@ import { saveContentOf } from './stream/save-file.js';
 import { lastAfter } from './stream/last-after.js';
 import { writeSaveFile } from './stream/writer.js';
 import { domainIdOf, listOf, objectOf, textOf } from './domain/xl.js';
+import type { XenRestoreOptions, XenRestoreRequest } from './restore-options.js';
 
 /**
  * xl may stand still for this long. After the last record libxl starts the device model and the scripts of
@@ -38,13 +34,12 @@ const LIMIT_MS = 600_000;
  */
 export async function restoreCheckpoint(
   source: CheckpointSource,
-  request: RestoreRequest,
+  request: XenRestoreRequest,
 ): Promise<RestoreResult> {
-  refuseForeignOptions(request);
-  const disks = request.keepDisks ? [] : recordedDisks(source, request.edits);
+  const disks = request.keepDisks ? [] : recordedDisks(source, request.diskPaths);
   const drivers = disksOfStoppedDomain();
   drivers.refuseUnknown(disks);
-  const content = await saveContentOf(source, (config) => edited(config, request.edits), request.signal);
+  const content = await saveContentOf(source, (config) => edited(config, request), request.signal);
   const name = textOf(objectOf((JSON.parse(content.config) as JsonObject).c_info).name);
   if (await isTaken(name)) {
     throw new CheckpointError('RESTORE_TARGET_BUSY', `there is a domain called "${name}" already`, {
@@ -102,11 +97,8 @@ async function feedXl(
 }
 
 /** Without those that the restored domain is to find elsewhere: what lies there is the caller's. */
-function recordedDisks(
-  source: CheckpointSource,
-  edits: DescriptionEdits | undefined,
-): readonly DiskSnapshot[] {
-  const moved = new Set((edits?.diskPaths ?? []).map((text) => text.slice(0, text.indexOf('='))));
+function recordedDisks(source: CheckpointSource, diskPaths: readonly string[] = []): readonly DiskSnapshot[] {
+  const moved = new Set(diskPaths.map((text) => text.slice(0, text.indexOf('='))));
   return source.disks.filter(({ diskId }) => !moved.has(diskId));
 }
 
@@ -128,9 +120,7 @@ async function isTaken(name: string): Promise<boolean> {
 }
 
 /** @throws USAGE for a disk that the domain does not have */
-function edited(config: JsonObject, edits: DescriptionEdits | undefined): JsonObject {
-  if (edits === undefined) return config;
-  const { newName, diskPaths } = edits;
+function edited(config: JsonObject, { newName, diskPaths = [] }: XenRestoreOptions): JsonObject {
   const renamed: JsonObject = newName === undefined ? {} : { name: newName, uuid: randomUUID() };
   return {
     ...config,
@@ -159,22 +149,5 @@ function movedDisks(disks: readonly Json[], diskPaths: readonly string[]): reado
   return disks.map((disk) => {
     const path = moved.get(textOf(objectOf(disk).vdev));
     return path === undefined ? disk : { ...objectOf(disk), pdev_path: path };
-  });
-}
-
-/** Options that mean something to others only. @throws USAGE */
-function refuseForeignOptions(request: RestoreRequest): void {
-  const foreign = [
-    ...(request.target === undefined ? [] : ['--to']),
-    ...(request.program === undefined ? [] : ['--program']),
-    ...(request.socketPath === undefined ? [] : ['--qmp']),
-    ...(request.setArgs.length === 0 ? [] : ['--set-arg']),
-    ...(request.dropArgs.length === 0 ? [] : ['--drop-arg']),
-    ...(request.edits?.newMacs === true ? ['--new-macs'] : []),
-    ...(request.edits?.command === undefined ? [] : ['--xml-edit']),
-  ];
-  if (foreign.length === 0) return;
-  throw new CheckpointError('USAGE', `${foreign.join(', ')} cannot be used with a Xen domain`, {
-    hint: 'a domain is restored with xl from its recorded configuration; --new-name and --disk change it',
   });
 }

@@ -26,8 +26,3 @@ export function secondsForTimer(text: string): number {
     `at most ${Math.floor((2 ** 31 - 1) / 1000)} seconds (24 days) are possible`,
   );
 }
-
-/** Collects the values of an option that may be given several times. */
-export function collect(text: string, before: readonly string[]): readonly string[] {
-  return [...before, text];
-}

@@ -6,9 +6,15 @@
 
 import { CheckpointError, isCheckpointError } from '../errors.js';
 import type { Manifest } from '../format/manifest.js';
-import type { RestoreRequest } from '../hypervisor/restore.js';
 import type { Repository } from '../repository/repository.js';
 import type { DisksOfManifest } from './forgotten-disks.js';
+
+export interface RollbackRequest {
+  readonly keepDisks: boolean;
+  /** The restored VM has other disks than those that were recorded. */
+  readonly hasOtherDisks?: boolean;
+  readonly signal?: AbortSignal | undefined;
+}
 
 /**
  * @throws DISK_CHANGED naming the file and the checkpoint that needs it; REPO_DAMAGED for what `manifest`
@@ -17,11 +23,10 @@ import type { DisksOfManifest } from './forgotten-disks.js';
 export async function refuseRollbackOfNeeded(
   repository: Pick<Repository, 'checkpoints'>,
   manifest: Manifest,
-  request: RestoreRequest,
+  request: RollbackRequest,
   disksOf: DisksOfManifest,
 ): Promise<void> {
-  // With --disk the restored VM has other images than those that were recorded.
-  if (request.keepDisks || manifest.disks.length === 0 || (request.edits?.diskPaths.length ?? 0) > 0) return;
+  if (request.keepDisks || request.hasOtherDisks === true || manifest.disks.length === 0) return;
   const disks = disksOf(manifest);
   const overwritten = manifest.disks.flatMap((snapshot) => disks.overwrites(snapshot) ?? []);
   if (overwritten.length === 0) return;

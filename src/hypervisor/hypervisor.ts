@@ -6,6 +6,7 @@ import type { JsonObject } from '../types.js';
 import type { RecordedDisks } from './disks.js';
 import type { ImportedMachine, ImportRequest, ReceivedMachine, ReceiveRequest } from './intake.js';
 import type { CheckpointSource, RestoreRequest, RestoreResult } from './restore.js';
+import type { AnyRestoreOptions, RestoreSettings } from './restore-options.js';
 import type { Vm } from './vm.js';
 
 export interface Hypervisor {
@@ -20,8 +21,17 @@ export interface Hypervisor {
    * @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, VM_UNSUPPORTED
    */
   attach(address: string, options: AttachOptions): Promise<Vm>;
-  /** @throws RESTORE_TARGET_BUSY, RESTORE_FAILED, VM_UNSUPPORTED, STREAM_MALFORMED */
-  restore(source: CheckpointSource, request: RestoreRequest): Promise<RestoreResult>;
+  /** Options that its restores have, by name. */
+  readonly restoreOptions: AnyRestoreOptions;
+  /**
+   * @param settings options of `restoreOptions` alone, see `refuseForeignSettings`
+   * @throws RESTORE_TARGET_BUSY, RESTORE_FAILED, VM_UNSUPPORTED, STREAM_MALFORMED
+   */
+  restore(
+    source: CheckpointSource,
+    request: RestoreRequest,
+    settings: RestoreSettings,
+  ): Promise<RestoreResult>;
   /**
    * Disk snapshots of a VM that does not run. Absent where no VM has any.
    * @param machine `Vm.machine` as it was recorded

@@ -12,6 +12,10 @@ export class HypervisorRegistry {
     this.#all = hypervisors;
   }
 
+  get all(): readonly Hypervisor[] {
+    return this.#all;
+  }
+
   /** @throws VM_ADDRESS for a scheme that nobody serves */
   forAddress(address: string): Hypervisor {
     const scheme = address.slice(0, Math.max(0, address.indexOf(':')));

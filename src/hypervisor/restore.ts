@@ -31,38 +31,11 @@ export interface CheckpointSource {
   pages(signal?: AbortSignal): AsyncIterable<PageChunk>;
 }
 
-/** Changes to a machine that a manager such as libvirt describes and starts. */
-export interface DescriptionEdits {
-  /** Restores under another name, and with it under another UUID. */
-  readonly newName?: string;
-  readonly newMacs: boolean;
-  /** Disks that lie elsewhere now, each `DISK=PATH`, DISK as the manager calls it. */
-  readonly diskPaths: readonly string[];
-  /** Shell command: gets the description on stdin, writes the changed one to stdout. */
-  readonly command?: string;
-}
-
+/** What every adapter is asked for. Its own options come beside: see `restore-options.ts`. */
 export interface RestoreRequest {
-  /**
-   * Undefined: start a new VM. Otherwise an address that waits for an incoming stream, such as unix:/path or
-   * tcp:host:port.
-   */
-  readonly target?: string;
-  /** Replace (or add) arguments of the recorded command line, each `-option=value` or `-flag`. */
-  readonly setArgs: readonly string[];
-  readonly dropArgs: readonly string[];
-  /** Only where a manager starts the VM. */
-  readonly edits?: DescriptionEdits;
-  /** Runs another program than the recorded one. */
-  readonly program?: string;
-  /** Where the new VM takes commands; default: as recorded. */
-  readonly socketPath?: string;
   readonly paused: boolean;
   /** Leave the disks as they are instead of rolling them back to the checkpoint. */
   readonly keepDisks: boolean;
-  readonly logPath?: string;
-  /** Socket of the agent in the restored guest, where it is not found by itself. */
-  readonly guestAgent?: string;
   readonly signal?: AbortSignal;
   readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
 }

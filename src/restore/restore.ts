@@ -8,6 +8,7 @@ import { finished } from 'node:stream/promises';
 import { CheckpointError, describeError, isCheckpointError, systemErrorCode } from '../errors.js';
 import type { HypervisorRegistry } from '../hypervisor/registry.js';
 import type { RestoreRequest, RestoreResult } from '../hypervisor/restore.js';
+import { refuseForeignSettings, type RestoreSettings } from '../hypervisor/restore-options.js';
 import type { Manifest } from '../format/manifest.js';
 import type { Repository } from '../repository/repository.js';
 import { disksOfStopped } from '../disks/forgotten-disks.js';
@@ -20,17 +21,25 @@ export interface RestoreOptions {
 }
 
 /**
+ * @param settings options of the hypervisor's own, by name
  * @throws REPO_DAMAGED before anything runs from damaged data, RESTORE_TARGET_BUSY, RESTORE_FAILED,
- *   VM_UNSUPPORTED; DISK_CHANGED with nothing touched
+ *   VM_UNSUPPORTED; DISK_CHANGED, and USAGE for options of another hypervisor, with nothing touched
  */
 export async function restoreCheckpoint(
   options: RestoreOptions,
   request: RestoreRequest,
+  settings: RestoreSettings = {},
 ): Promise<RestoreResult> {
   const { repository, manifest, hypervisors } = options;
-  await refuseRollbackOfNeeded(repository, manifest, request, disksOfStopped(hypervisors));
   const source = repository.reader(manifest);
-  return hypervisors.byName(source.hypervisor).restore(source, request);
+  const hypervisor = hypervisors.byName(source.hypervisor);
+  refuseForeignSettings(hypervisor, hypervisors.all, settings);
+  const hasOtherDisks = Object.keys(settings).some(
+    (key) => hypervisor.restoreOptions[key]?.replacesDisks === true,
+  );
+  const rollback = { keepDisks: request.keepDisks, hasOtherDisks, signal: request.signal };
+  await refuseRollbackOfNeeded(repository, manifest, rollback, disksOfStopped(hypervisors));
+  return hypervisor.restore(source, request, settings);
 }
 
 /**

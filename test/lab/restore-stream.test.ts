@@ -10,7 +10,8 @@ import { exportCheckpoint } from '../../adapters/kvm/export.js';
 import { deviceSections } from '../../adapters/qemu/stream/device-state.js';
 import { restoreCheckpoint } from '../../adapters/kvm/restore/restore.js';
 import { splitSections } from '../../adapters/qemu/stream/sections.js';
-import type { CheckpointSource, PageChunk, RestoreRequest } from '../../src/hypervisor/restore.js';
+import type { KvmRestoreRequest } from '../../adapters/kvm/restore/options.js';
+import type { CheckpointSource, PageChunk } from '../../src/hypervisor/restore.js';
 import {
   externalRecord,
   externalSnapshot,
@@ -23,7 +24,7 @@ import { record, type Recorded } from './restore-source.js';
 import { differingPages, groundTruth } from './support/ground-truth.js';
 import { qemuProgram, scratchDir, type QemuVersion } from './support/lab-files.js';
 
-const PLAIN: RestoreRequest = { setArgs: [], dropArgs: [], paused: false, keepDisks: false };
+const PLAIN: KvmRestoreRequest = { setArgs: [], dropArgs: [], paused: false, keepDisks: false };
 
 /** Memory that fails to be read after some of it. */
 function damaged(

@@ -360,6 +360,8 @@ export class FakeHypervisor implements Hypervisor {
     return vm;
   }
 
+  readonly restoreOptions = {};
+
   restore(): Promise<RestoreResult> {
     return Promise.reject(new CheckpointError('VM_UNSUPPORTED', 'a fake VM is not restored'));
   }

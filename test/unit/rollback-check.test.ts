@@ -1,12 +1,11 @@
 import { describe, expect, it } from '@jest/globals';
 
 import { disksOfStoppedQemu } from '../../adapters/disks/disk-drivers.js';
-import type { RestoreRequest } from '../../src/hypervisor/restore.js';
 import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import type { Manifest } from '../../src/format/manifest.js';
-import { refuseRollbackOfNeeded } from '../../src/disks/rollback-check.js';
+import { refuseRollbackOfNeeded, type RollbackRequest } from '../../src/disks/rollback-check.js';
 
-const REQUEST: RestoreRequest = { setArgs: [], dropArgs: [], paused: false, keepDisks: false };
+const REQUEST: RollbackRequest = { keepDisks: false };
 
 function manifest(seq: number, ...disks: DiskSnapshot[]): Manifest {
   // Only what the check reads.
@@ -54,6 +53,11 @@ describe('rolling an image back', () => {
     const first = manifest(1, snapshot('external', '/srv/web.qcow2'));
     const second = manifest(2, snapshot('internal', '/srv/web.cairn-1.qcow2'));
     await check(second, [first, second]);
+  });
+
+  it('does not happen when the restored VM has other disks', async () => {
+    const later = manifest(2, snapshot('external', '/srv/web.qcow2'));
+    await check(old, [old, later], { ...REQUEST, hasOtherDisks: true });
   });
 
   it('does not happen when the disks are kept', async () => {

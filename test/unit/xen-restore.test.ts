@@ -3,7 +3,11 @@ import { describe, expect, it } from '@jest/globals';
 import { disksOf } from '../../adapters/xen/devices/disks.js';
 import { disksOfStoppedDomain } from '../../adapters/xen/devices/recorded-disks.js';
 import { restoreCheckpoint } from '../../adapters/xen/restore.js';
-import type { CheckpointSource, RestoreRequest } from '../../src/hypervisor/restore.js';
+import type { XenRestoreRequest } from '../../adapters/xen/restore-options.js';
+import { xenHypervisor } from '../../adapters/xen/xen-hypervisor.js';
+import { refuseForeignSettings, type RestoreSettings } from '../../src/hypervisor/restore-options.js';
+import type { CheckpointSource } from '../../src/hypervisor/restore.js';
+import { hypervisors } from '../../src/index.js';
 import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import { layoutOf } from '../../adapters/xen/domain/physmap.js';
 import { encodeDeviceState } from '../../adapters/xen/stream/device-state.js';
@@ -26,21 +30,29 @@ const source: CheckpointSource = {
   },
 };
 
-const request: RestoreRequest = { setArgs: [], dropArgs: [], paused: false, keepDisks: false };
-const edits = { newMacs: false, diskPaths: [] };
+const request: XenRestoreRequest = { paused: false, keepDisks: false };
 
 describe('restoring a Xen domain', () => {
-  it.each<readonly [string, Partial<RestoreRequest>]>([
-    ['a waiting QEMU', { target: 'unix:/x' }],
-    ['another program', { program: '/bin/true' }],
-    ['a QMP socket', { socketPath: '/x' }],
-    ['arguments of a command line', { setArgs: ['-name=x'] }],
-    ['new MAC addresses', { edits: { ...edits, newMacs: true } }],
-    ['a command for the description', { edits: { ...edits, command: 'cat' } }],
-    ['a disk that the domain does not have', { edits: { ...edits, diskPaths: ['xvdb=/x'] } }],
-    ['a disk without a path', { edits: { ...edits, diskPaths: ['xvda'] } }],
-  ])('refuses %s, which means nothing to it', async (_, more) => {
-    await expect(restoreCheckpoint(source, { ...request, ...more })).rejects.toMatchObject({ code: 'USAGE' });
+  it.each<readonly [string, RestoreSettings, string]>([
+    ['a waiting QEMU', { target: 'unix:/x' }, '--to (an option of kvm, libvirt)'],
+    ['another program', { program: '/bin/true' }, '--program (an option of kvm)'],
+    ['a QMP socket', { socketPath: '/x' }, '--qmp (an option of kvm, libvirt)'],
+    ['arguments of a command line', { setArgs: ['-name=x'] }, '--set-arg (an option of kvm, libvirt)'],
+    ['new MAC addresses', { newMacs: true }, '--new-macs (an option of libvirt)'],
+    ['a command for the description', { xmlCommand: 'cat' }, '--xml-edit (an option of libvirt)'],
+  ])('refuses %s, which means nothing to it, and says whose option it is', (_, settings, text) => {
+    expect(() => refuseForeignSettings(xenHypervisor, hypervisors().all, settings)).toThrow(
+      expect.objectContaining({ code: 'USAGE', message: expect.stringContaining(text) }),
+    );
+  });
+
+  it.each<readonly [string, string]>([
+    ['that the domain does not have', 'xvdb=/x'],
+    ['without a path', 'xvda'],
+  ])('refuses a disk %s', async (_, disk) => {
+    await expect(restoreCheckpoint(source, { ...request, diskPaths: [disk] })).rejects.toMatchObject({
+      code: 'USAGE',
+    });
   });
 
   it('refuses a checkpoint without a configuration', async () => {
@@ -73,7 +85,8 @@ describe('restoring a Xen domain', () => {
     process.env.PATH = '/nonexistent';
     const restored = restoreCheckpoint(source, {
       ...request,
-      edits: { ...edits, diskPaths: ['xvda=/x'], newName: 'w' },
+      diskPaths: ['xvda=/x'],
+      newName: 'w',
     });
     process.env.PATH = path;
     await expect(restored).rejects.toMatchObject({ code: 'VM_UNSUPPORTED' });

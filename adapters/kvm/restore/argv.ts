@@ -19,7 +19,6 @@
 import { resolve } from 'node:path';
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { RestoreRequest } from '../../../src/hypervisor/restore.js';
 import {
   escapeCommas,
   option,
@@ -31,6 +30,7 @@ import {
   type QemuOption,
 } from '../../disks/qcow2/command-line.js';
 import type { RecordedMachine } from './machine.js';
+import type { KvmRestoreRequest } from './options.js';
 
 export interface RestoredCommandLine {
   readonly options: readonly QemuOption[];
@@ -44,7 +44,7 @@ export interface RestoredCommandLine {
  */
 export function restoredCommandLine(
   machine: RecordedMachine,
-  request: Pick<RestoreRequest, 'setArgs' | 'dropArgs' | 'socketPath' | 'paused'>,
+  request: Pick<KvmRestoreRequest, 'setArgs' | 'dropArgs' | 'socketPath' | 'paused'>,
 ): RestoredCommandLine {
   const edited = applyOperatorEdits(parseCommandLine(machine.argv), request);
   const left = new Set(['incoming', 'loadvm', 'daemonize', 'S']);
@@ -71,11 +71,11 @@ const EDIT = /^--?(?<name>[A-Za-z0-9][A-Za-z0-9-]*)(?:#(?<nth>[1-9][0-9]*))?(?:=
  */
 function applyOperatorEdits(
   recorded: readonly QemuOption[],
-  request: Pick<RestoreRequest, 'setArgs' | 'dropArgs'>,
+  request: Pick<KvmRestoreRequest, 'setArgs' | 'dropArgs'>,
 ): { readonly options: readonly QemuOption[]; readonly machineIsSet: boolean } {
   let options = [...recorded];
   let machineIsSet = false;
-  for (const text of request.dropArgs) {
+  for (const text of request.dropArgs ?? []) {
     const { name, nth, value } = parseEdit(text);
     const found = positionsOf(options, name);
     const chosen = nth === undefined ? found : found.slice(nth - 1, nth);
@@ -87,7 +87,7 @@ function applyOperatorEdits(
     }
     options = options.filter((_, at) => !matching.has(at));
   }
-  for (const text of request.setArgs) {
+  for (const text of request.setArgs ?? []) {
     const { name, spelled, nth, value } = parseEdit(text);
     machineIsSet ||= name === 'machine';
     const found = positionsOf(options, name);

@@ -17,12 +17,7 @@ import { join } from 'node:path';
 import { processStartTime } from '../../../src/host/process-identity.js';
 import { defaultRuntimeDir, openRuntimeDir } from '../../../src/host/runtime-dir.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
-import type {
-  CheckpointSource,
-  PageChunk,
-  RestoreRequest,
-  RestoreResult,
-} from '../../../src/hypervisor/restore.js';
+import type { CheckpointSource, PageChunk, RestoreResult } from '../../../src/hypervisor/restore.js';
 import { agentPathIn } from '../run/guest-agent/agent-path.js';
 import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
 import type { QmpClient } from '../../qemu/qmp-client.js';
@@ -31,6 +26,7 @@ import { disksOfStoppedQemu, removeStandIns, type DiskDrivers } from '../../disk
 import { formatCommandLine, type QemuOption } from '../../disks/qcow2/command-line.js';
 import { incomingCompleted } from './follow.js';
 import { recordedMachine, type RecordedMachine } from './machine.js';
+import type { KvmRestoreRequest } from './options.js';
 import { RestoredQemu } from './process.js';
 import { withoutOptionValues } from './redact.js';
 import { checkSocketsFree } from './sockets.js';
@@ -50,15 +46,10 @@ const EXIT_WAIT_MS = 3000;
  */
 export async function restoreCheckpoint(
   source: CheckpointSource,
-  request: RestoreRequest,
+  request: KvmRestoreRequest,
 ): Promise<RestoreResult> {
   try {
     request.signal?.throwIfAborted();
-    if (request.edits !== undefined) {
-      throw new CheckpointError('USAGE', 'there is no domain to edit: no libvirt starts this VM', {
-        hint: 'change the command line instead: --set-arg, --drop-arg',
-      });
-    }
     const sections = deviceSections(await source.deviceState());
     if (request.target !== undefined)
       return await restoreIntoTarget(source, sections, request.target, request);
@@ -79,7 +70,7 @@ export async function restoreCheckpoint(
 async function restoreIntoNewQemu(
   source: CheckpointSource,
   sections: Uint8Array,
-  request: RestoreRequest,
+  request: KvmRestoreRequest,
 ): Promise<RestoreResult> {
   const machine = recordedMachine(source.machine);
   const commandLine = restoredCommandLine(machine, request);
@@ -116,7 +107,7 @@ async function restoreIntoNewQemu(
 interface Load {
   readonly source: CheckpointSource;
   readonly sections: Uint8Array;
-  readonly request: RestoreRequest;
+  readonly request: KvmRestoreRequest;
   readonly drivers: DiskDrivers;
   readonly options: readonly QemuOption[];
 }
@@ -200,7 +191,7 @@ function freshMemory(options: readonly QemuOption[]): (regionId: string) => bool
 }
 
 /** Another program finds its libraries by the caller's environment, the recorded one by the recorded. */
-function environment(machine: RecordedMachine, request: RestoreRequest): NodeJS.ProcessEnv {
+function environment(machine: RecordedMachine, request: KvmRestoreRequest): NodeJS.ProcessEnv {
   if (request.program !== undefined && request.program !== machine.program) return process.env;
   return { ...process.env, LD_LIBRARY_PATH: undefined, ...machine.env };
 }

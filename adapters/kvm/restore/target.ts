@@ -6,12 +6,13 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { processStartTime } from '../../../src/host/process-identity.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
 import type { StandIn } from '../../../src/hypervisor/disk-driver.js';
-import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../../src/hypervisor/restore.js';
+import type { CheckpointSource, RestoreResult } from '../../../src/hypervisor/restore.js';
 import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
 import { descriptorOf, peerPid } from '../../qemu/peer-process.js';
 import { QmpClient } from '../../qemu/qmp-client.js';
 import { disksOfStoppedQemu } from '../../disks/disk-drivers.js';
 import { incomingCompleted } from './follow.js';
+import type { KvmRestoreRequest } from './options.js';
 import { withRunState } from '../../qemu/stream/device-state.js';
 import { pushStream } from '../../qemu/stream/push.js';
 import { writeMigrationStream } from '../../qemu/stream/writer.js';
@@ -32,7 +33,7 @@ export async function restoreIntoTarget(
   source: CheckpointSource,
   deviceSections: Uint8Array,
   target: string,
-  request: RestoreRequest,
+  request: KvmRestoreRequest,
 ): Promise<RestoreResult> {
   const address = parseAddress(target);
   const disks = request.keepDisks ? [] : source.disks;

@@ -14,7 +14,7 @@ import { once } from 'node:events';
 
 import { defaultRuntimeDir, openRuntimeDir } from '../../../src/host/runtime-dir.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
-import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../../src/hypervisor/restore.js';
+import type { CheckpointSource, RestoreResult } from '../../../src/hypervisor/restore.js';
 import { disksOfStoppedQemu, removeStandIns, type DiskDrivers } from '../../disks/disk-drivers.js';
 import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import { asResult, thawRestored } from '../../kvm/run/guest-agent/thaw-restored.js';
@@ -31,6 +31,7 @@ import { hasFileMemory, identityIn, type DomainIdentity } from '../xml/domain-xm
 import { LibvirtDomain } from '../domain.js';
 import { makeFifo, openForReader } from './fifo.js';
 import { libvirt } from '../native/native.js';
+import { editsIn, type LibvirtRestoreRequest } from './options.js';
 import { followInDefinition, overlayDisks } from './restore-disks.js';
 import { saveImageHead } from './save-image.js';
 
@@ -47,11 +48,11 @@ const SAVE_PAUSED = 4;
  */
 export async function restoreDomain(
   source: CheckpointSource,
-  request: RestoreRequest,
+  request: LibvirtRestoreRequest,
 ): Promise<RestoreResult> {
   const uri = request.target === undefined ? recordedUri(source) : parseRestoreTarget(request.target);
-  if (uri === undefined) return restoreOfKvm(source, request);
-  refuseOptions(request);
+  if (uri === undefined) return intoWaitingQemu(source, request);
+  refuseOptionsOfQemu(request);
   const drivers = disksOfStoppedQemu(source.machine);
   const { xml: edited, disks } = await editDomain(source, request, drivers);
   const identity = identityIn(edited);
@@ -88,7 +89,7 @@ interface Load {
   readonly source: CheckpointSource;
   readonly disks: readonly DiskSnapshot[];
   readonly drivers: DiskDrivers;
-  readonly request: RestoreRequest;
+  readonly request: LibvirtRestoreRequest;
   readonly connection: LibvirtConnection;
   readonly xml: string;
   readonly sections: Uint8Array;
@@ -209,12 +210,18 @@ function recordedUri(source: CheckpointSource): string {
   return localUri(typeof uri === 'string' ? uri : SYSTEM_URI);
 }
 
-function refuseOptions(request: RestoreRequest): void {
+/** @throws USAGE for edits of a description that nobody starts a VM from */
+function intoWaitingQemu(source: CheckpointSource, request: LibvirtRestoreRequest): Promise<RestoreResult> {
+  if (editsIn(request).length === 0) return restoreOfKvm(source, request);
+  throw new CheckpointError('USAGE', 'there is no domain to edit: no libvirt starts this VM', {
+    hint: 'the QEMU that waits has its own command line; leave away --new-name, --new-macs, --disk, --xml-edit',
+  });
+}
+
+/** @throws USAGE for options that only a QEMU that waits has a use for */
+function refuseOptionsOfQemu(request: LibvirtRestoreRequest): void {
   const given = [
-    ...(request.dropArgs.length > 0 ? ['--drop-arg'] : []),
-    ...(request.program === undefined ? [] : ['--program']),
     ...(request.socketPath === undefined ? [] : ['--qmp']),
-    ...(request.logPath === undefined ? [] : ['--log']),
     ...(request.guestAgent === undefined ? [] : ['--guest-agent']),
   ];
   if (given.length === 0) return;

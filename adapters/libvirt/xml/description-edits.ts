@@ -7,7 +7,8 @@ import { isAbsolute } from 'node:path';
 
 import { CheckpointError } from '../../../src/errors.js';
 import { failureOf, runProgram } from '../../../src/host/run-program.js';
-import type { CheckpointSource, RestoreRequest } from '../../../src/hypervisor/restore.js';
+import type { CheckpointSource } from '../../../src/hypervisor/restore.js';
+import type { LibvirtRestoreRequest } from '../restore/options.js';
 import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import type { DiskDrivers } from '../../disks/disk-drivers.js';
 import { disksIn, withDisk } from './domain-disks.js';
@@ -26,16 +27,16 @@ const COMMAND_LIMIT_MS = 30 * 60_000;
 /** @throws USAGE, VM_UNSUPPORTED when the checkpoint is not of a domain */
 export async function editDomain(
   source: CheckpointSource,
-  request: RestoreRequest,
+  request: LibvirtRestoreRequest,
   drivers: Pick<DiskDrivers, 'movedTo'>,
 ): Promise<EditedDomain> {
-  const { edits, setArgs, keepDisks } = request;
+  const { newName, newMacs, diskPaths = [], setArgs = [], keepDisks } = request;
   let xml = recordedXml(source.machine, source.checkpointId);
   let disks = keepDisks ? [] : source.disks;
-  if (edits?.newName !== undefined) xml = renamed(xml, edits.newName);
+  if (newName !== undefined) xml = renamed(xml, newName);
   xml = editedXml(xml, setArgs);
-  if (edits?.newMacs === true) xml = withNewMacs(xml);
-  for (const [target, path] of (edits?.diskPaths ?? []).map(parseDiskPath)) {
+  if (newMacs === true) xml = withNewMacs(xml);
+  for (const [target, path] of diskPaths.map(parseDiskPath)) {
     const before = disksIn(xml).find((disk) => disk.target === target)?.path;
     xml = withDisk(xml, target, path);
     disks = disks.flatMap((disk) => (disk.path === before ? (drivers.movedTo(disk, path) ?? []) : [disk]));
@@ -54,10 +55,10 @@ function parseDiskPath(argument: string): readonly [target: string, path: string
 
 async function throughCommand(
   xml: string,
-  { edits, signal }: Pick<RestoreRequest, 'edits' | 'signal'>,
+  { xmlCommand, signal }: Pick<LibvirtRestoreRequest, 'xmlCommand' | 'signal'>,
 ): Promise<string> {
-  if (edits?.command === undefined) return xml;
-  const result = await runProgram('/bin/sh', ['-c', edits.command], {
+  if (xmlCommand === undefined) return xml;
+  const result = await runProgram('/bin/sh', ['-c', xmlCommand], {
     limitMs: COMMAND_LIMIT_MS,
     signal,
     input: xml,

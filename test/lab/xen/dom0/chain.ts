@@ -134,7 +134,7 @@ export class GuestChain {
     const manifest = await repository.find(id);
     const result = await restoreCheckpoint(
       { repository, hypervisors: hypervisors(), manifest },
-      { setArgs: [], dropArgs: [], paused: false, keepDisks: !this.#withDisks },
+      { paused: false, keepDisks: !this.#withDisks },
     );
     check(result.running, 'the restored guest is said to run');
     const after = await this.#ticksAfter(before, 3);
@@ -157,13 +157,8 @@ export class GuestChain {
     const manifest = await this.repository.find(taken.id);
     const result = await restoreCheckpoint(
       { repository: this.repository, hypervisors: hypervisors(), manifest },
-      {
-        setArgs: [],
-        dropArgs: [],
-        edits: { newName: name, newMacs: false, diskPaths: [] },
-        paused: true,
-        keepDisks: !this.#withDisks,
-      },
+      { paused: true, keepDisks: !this.#withDisks },
+      { newName: name },
     );
     check(result.vmAddress === `xen:${name}` && !result.running, 'it has the new name and is paused');
     xl('unpause', name);
@@ -179,7 +174,7 @@ export class GuestChain {
     const manifest = await this.repository.find(id);
     await restoreCheckpoint(
       { repository: this.repository, hypervisors: hypervisors(), manifest },
-      { setArgs: [], dropArgs: [], paused: false, keepDisks: true },
+      { paused: false, keepDisks: true },
     );
     const after = await this.#ticksAfter(before, 5);
     check(after.at(-1)?.disk === 'bad', 'it notices that the disk is of another time');
