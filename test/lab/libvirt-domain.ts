@@ -246,7 +246,14 @@ export class LabDomain {
     return {
       uid: USER_ID,
       gid: USER_ID,
-      env: { ...process.env, HOME: join(this.dir, 'home'), XDG_RUNTIME_DIR: join(this.dir, 'run') },
+      env: {
+        ...process.env,
+        HOME: join(this.dir, 'home'),
+        XDG_RUNTIME_DIR: join(this.dir, 'run'),
+        // The folders of the test run are root's.
+        CAIRN_RUNTIME_DIR: join(this.dir, 'runtime'),
+        TMPDIR: this.dir,
+      },
     };
   }
 }
