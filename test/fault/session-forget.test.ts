@@ -15,6 +15,7 @@ import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify/verify.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
+import { CAPTURES } from '../support/captures.js';
 import { FakeGuest } from '../support/fake-guest.js';
 import { FakeHypervisor, type FakeVm } from '../support/fake-vm.js';
 import { readBack, seeded } from '../unit/repository-model.js';
@@ -45,6 +46,9 @@ beforeEach(async () => {
   repository = await Repository.init(backend);
   memories.clear();
   random = seeded(5);
+});
+
+async function open(tracker: string): Promise<void> {
   session = await openSession(
     new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
     `fake:${guest.identity.name}`,
@@ -52,10 +56,12 @@ beforeEach(async () => {
       repository,
       runtimeDir,
       workers: 1,
+      tracker,
     },
   );
   for (let page = 0; page < PAGES; page++) guest.write(page, noise(), 0);
-});
+}
+
 afterEach(async () => {
   await session.close();
   guest.dispose();
@@ -97,7 +103,9 @@ async function mustBeWhole(count: number): Promise<void> {
   expect(orphans.filter((key) => !key.includes('/locks/'))).toEqual([]);
 }
 
-describe('a session that forgets', () => {
+describe.each(CAPTURES)('a session that forgets, $capture', ({ tracker }) => {
+  beforeEach(() => open(tracker));
+
   it('trusts its tracker and goes on, again and again, and loses nothing that stays', async () => {
     let thinned = 0;
     for (let round = 0; round < 4; round++) {
