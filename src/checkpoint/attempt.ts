@@ -125,6 +125,8 @@ export class Attempt {
     const { vm, vmName, repository, chain, hook, settings } = deps;
     const { tracker, layout, pool, reason: trackerReason } = deps.source;
     checkFreeze(vm, tracker, settings.freezeLimitMs);
+    // Devices come and go between the checkpoints of a session.
+    await vm.deviceState.check();
     const [disks, ledger] = await Promise.all([vm.disks.list(), deps.ledger.read()]);
     const diskPlan = planDisks(disks, vm.disks.drivers, {
       memoryOnly: settings.memoryOnly ?? false,

@@ -7,7 +7,7 @@
  */
 
 import type { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
-import type { VmDeviceState } from './device-state.js';
+import type { DeviceStateSource } from './device-state.js';
 import type { GuestReaderDescription } from './guest-reader.js';
 import type { PauseControl } from './run-state.js';
 
@@ -69,7 +69,7 @@ export interface MemoryPicture {
   /** Stops the VM at the end of the live phase and lets it go on, in place of the VM's own. */
   readonly runState: PauseControl;
   /** `save` has the hypervisor send the last pages as well. In place of the VM's own. */
-  readonly deviceState: VmDeviceState;
+  readonly deviceState: DeviceStateSource;
   /** How a worker reads what was sent. */
   reader(): GuestReaderDescription;
   /** Pages sent after the VM was stopped, for the summary. */

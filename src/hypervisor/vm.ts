@@ -36,7 +36,7 @@ export interface VmReport {
 }
 
 export interface VmHazard {
-  /** Stable: VFIO_DEVICE, VHOST_USER, MEMORY_HOTPLUG and so on. */
+  /** Stable: VFIO_DEVICE, VHOST_USER, MIGRATION_BLOCKED and so on. */
   readonly code: string;
   readonly text: string;
   /**
@@ -44,6 +44,8 @@ export interface VmHazard {
    * taken.
    */
   readonly effect: 'compare' | 'refuse' | 'note';
+  /** What an operator would change, where that is known. */
+  readonly remedy?: string;
 }
 
 export interface Vm {

@@ -45,7 +45,11 @@ export class ImageVm implements Vm {
     this.identity = { ...image.identity, instance: `import:${randomBytes(8).toString('hex')}` };
     this.machine = image.machine;
     this.memory = memoryOf(memory, KIND, () => new ImageTracker(memory));
-    this.deviceState = { save: () => Promise.resolve(), take: () => Promise.resolve(image.deviceState) };
+    this.deviceState = {
+      check: () => Promise.resolve(),
+      save: () => Promise.resolve(),
+      take: () => Promise.resolve(image.deviceState),
+    };
   }
 
   inspect(): Promise<VmReport> {

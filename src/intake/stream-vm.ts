@@ -7,7 +7,7 @@ import { randomBytes } from 'node:crypto';
 import { performance } from 'node:perf_hooks';
 
 import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
-import type { VmDeviceState } from '../hypervisor/device-state.js';
+import type { DeviceStateSource } from '../hypervisor/device-state.js';
 import {
   TRACKS_WRITES,
   type DirtyTracker,
@@ -53,7 +53,7 @@ class StreamTracker implements DirtyTracker, MemoryPicture {
   readonly traits: TrackerTraits = { ...TRACKS_WRITES, picture: this };
   readonly runState = new ImageRunState();
   /** Taking it puts the pages of the state into the memory that is read afterwards. */
-  readonly deviceState: VmDeviceState = {
+  readonly deviceState: DeviceStateSource = {
     save: () => Promise.resolve(),
     take: () => this.#applyState(),
   };

@@ -421,6 +421,20 @@ describe.each(CAPTURES)('a VM that changes on the way, captured by $capture', (c
     expect(guest.state).toBe('running');
   });
 
+  it('is left alone when its state cannot be had, and goes on from the same record afterwards', async () => {
+    await session.checkpoint();
+    write(7);
+    const before = guest.calls.length;
+    vm.failNext('checkDeviceState', new CheckpointError('VM_UNSUPPORTED', 'an NVMe disk'));
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_UNSUPPORTED' });
+    const calls = guest.calls.slice(before);
+    for (const method of ['beginCheckpoint', 'collect', 'pause', 'saveDeviceState']) {
+      expect(calls).not.toContain(method);
+    }
+    expect((await session.checkpoint()).compareReason).toBe('');
+    await expectNewestIsMemory();
+  });
+
   it('is compared after its tracker was disarmed by somebody else', async () => {
     await session.checkpoint();
     write(9);

@@ -91,7 +91,14 @@ export class LabMachine {
     closeSync(log);
     child.unref();
     if (child.pid === undefined) throw new Error(`${program.path} did not start`);
-    const machine = new LabMachine(options.name, dir, child.pid, await connectHarness(dir));
+    let hasEnded = false;
+    child.once('exit', () => (hasEnded = true));
+    const { pid } = child;
+    const harness = await connectHarness(dir, () => !hasEnded).catch((error: unknown) => {
+      killQuietly(pid);
+      throw error;
+    });
+    const machine = new LabMachine(options.name, dir, pid, harness);
     if (options.noWait !== true) await machine.waitForTick(1, 120_000);
     return machine;
   }
@@ -260,9 +267,9 @@ function deviceArgs(device: LabDevice, dir: string): readonly string[] {
   }
 }
 
-async function connectHarness(dir: string): Promise<HarnessQmp> {
+async function connectHarness(dir: string, isStarting?: () => boolean): Promise<HarnessQmp> {
   try {
-    return await HarnessQmp.connect(join(dir, 'harness.sock'));
+    return await HarnessQmp.connect(join(dir, 'harness.sock'), undefined, isStarting);
   } catch (error) {
     throw new Error(`QEMU does not answer: ${readFileSync(join(dir, 'qemu.log'), 'latin1').slice(-2000)}`, {
       cause: error,

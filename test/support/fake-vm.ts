@@ -39,6 +39,7 @@ export type FakeMethod =
   | 'runState'
   | 'pause'
   | 'resume'
+  | 'checkDeviceState'
   | 'saveDeviceState'
   | 'takeDeviceState'
   | 'freeze'
@@ -181,6 +182,7 @@ export class FakeVm implements Vm {
   #fakeDeviceState(): VmDeviceState {
     let saved: Uint8Array | undefined;
     return {
+      check: () => this.later('checkDeviceState', () => undefined),
       save: () =>
         this.later('saveDeviceState', () => {
           this.#picture?.finish();

@@ -110,7 +110,7 @@ describe('hazards', () => {
     ],
     sharedWith: [],
     migration: 'completed',
-    migrationBlockers: [],
+    blockers: [],
   };
   const shared = { ...plain.blocks[0]!, backing: 'shared-memory' as const };
 
@@ -133,7 +133,7 @@ describe('hazards', () => {
       { blocks: [shared], deviceTypes: [], sharedWith: [{ block: shared, pid: 7 }] },
     ],
     ['BALLOON_ON_FILE', 'compare', { blocks: [shared] }],
-    ['MIGRATION_BLOCKED', 'note', { migrationBlockers: ['because'] }],
+    ['MIGRATION_BLOCKED', 'refuse', { blockers: ['because'] }],
     [
       'HUGE_PAGES',
       'note',

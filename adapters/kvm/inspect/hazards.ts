@@ -5,11 +5,14 @@
 
 import { readdir, readFile, readlink } from 'node:fs/promises';
 
-import { isCheckpointError, systemErrorCode } from '../../../src/errors.js';
+import { systemErrorCode } from '../../../src/errors.js';
 import type { VmHazard } from '../../../src/hypervisor/vm.js';
+import { allBlockers } from './blockers.js';
 import { findDirectIo } from './direct-io.js';
+import { listAddedDevices } from '../../qemu/added-devices.js';
+import { blockedText, MIGRATION_BLOCKED, remedyFor } from '../../qemu/migration-blockers.js';
 import type { Monitor } from '../../qemu/monitor.js';
-import { asArray, asObject, asText } from '../../qemu/qmp-json.js';
+import { asObject, asText } from '../../qemu/qmp-json.js';
 import type { RamBlock } from '../memory/ram-blocks.js';
 
 /** What the rules below look at. */
@@ -26,7 +29,8 @@ export interface VmInventory {
   readonly sharedWith: readonly { readonly block: RamBlock; readonly pid: number }[];
   /** `status` of query-migrate; empty when there was no migration. */
   readonly migration: string;
-  readonly migrationBlockers: readonly string[];
+  /** Why its device state is not asked for; see `findBlockers`. */
+  readonly blockers: readonly string[];
 }
 
 const MIGRATION_RUNS = new Set([
@@ -49,23 +53,22 @@ export async function takeInventory(
   pid: number,
   blocks: readonly RamBlock[],
 ): Promise<VmInventory> {
-  const [deviceTypes, migration, openFiles, commandLine, sharedWith] = await Promise.all([
-    listDeviceTypes(monitor),
+  const [devices, migration, openFiles, commandLine, sharedWith] = await Promise.all([
+    listAddedDevices(monitor),
     monitor.execute('query-migrate'),
     listOpenFiles(pid),
     readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => ''),
     findSharers(pid, blocks),
   ]);
-  const blockers = asObject(migration)['blocked-reasons'];
   return {
-    deviceTypes,
+    deviceTypes: devices.map(({ type }) => type),
     commandLine: commandLine.replaceAll('\0', ' '),
     openFiles,
     directFile: findDirectIo(pid),
     blocks,
     sharedWith,
     migration: asText(asObject(migration).status),
-    migrationBlockers: Array.isArray(blockers) ? blockers.map(String) : [],
+    blockers: await allBlockers(monitor, migration, devices),
   };
 }
 
@@ -109,6 +112,15 @@ const RULES: readonly Rule[] = [
           text: 'virtio-mem: its state has to be restored before the memory it describes, which no restore does yet',
         }
       : undefined,
+  ({ blockers }) =>
+    blockers.length === 0
+      ? undefined
+      : {
+          code: MIGRATION_BLOCKED,
+          effect: 'refuse',
+          text: blockedText(blockers),
+          remedy: remedyFor(blockers),
+        },
   ({ deviceTypes, commandLine }) =>
     deviceTypes.some((type) => type.startsWith('vhost-user') || type.startsWith('x-vhost-user')) ||
     /(^|[\s,=])vhost-user\b/.test(commandLine)
@@ -156,14 +168,6 @@ const RULES: readonly Rule[] = [
           effect: 'note',
           text: `${directFile} is read straight into guest memory: each live round stops the VM for a moment, so that no such read is in flight`,
         },
-  ({ migrationBlockers }) =>
-    migrationBlockers.length === 0
-      ? undefined
-      : {
-          code: 'MIGRATION_BLOCKED',
-          effect: 'note',
-          text: `QEMU would not migrate this VM, so a restore may fail: ${migrationBlockers.join('; ')}`,
-        },
   ({ blocks }) => {
     const huge = blocks.find((block) => block.backing === 'hugetlb');
     return huge === undefined
@@ -175,22 +179,6 @@ const RULES: readonly Rule[] = [
         };
   },
 ];
-
-async function listDeviceTypes(monitor: Monitor): Promise<readonly string[]> {
-  const types: string[] = [];
-  for (const path of ['/machine/peripheral', '/machine/peripheral-anon']) {
-    try {
-      for (const child of asArray(await monitor.execute('qom-list', { path }))) {
-        const type = /^child<(.+)>$/.exec(asText(child.type))?.[1];
-        if (type !== undefined) types.push(type);
-      }
-    } catch (error) {
-      // A machine without that container has no such devices.
-      if (!isCheckpointError(error, 'QMP_COMMAND')) throw error;
-    }
-  }
-  return types;
-}
 
 /** Empty for who may not look: then no tracker is usable that the files would matter to. */
 async function listOpenFiles(pid: number): Promise<readonly string[]> {

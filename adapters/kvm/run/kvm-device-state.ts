@@ -5,6 +5,8 @@
 
 import type { VmDeviceState } from '../../../src/hypervisor/device-state.js';
 import { DeviceState } from '../../qemu/device-state.js';
+import { refuseBlocked } from '../../qemu/migration-blockers.js';
+import { findBlockers } from '../inspect/blockers.js';
 import type { Monitor } from '../../qemu/monitor.js';
 
 export class KvmDeviceState implements VmDeviceState {
@@ -21,6 +23,11 @@ export class KvmDeviceState implements VmDeviceState {
   /** QEMU is writing it, and may write to guest memory on the way. */
   get isBeingSaved(): boolean {
     return this.#savesUnderWay > 0;
+  }
+
+  /** @throws VM_UNSUPPORTED for a VM that QEMU would not migrate, VM_GONE, QMP_TIMEOUT */
+  async check(): Promise<void> {
+    refuseBlocked(await findBlockers(this.#monitor));
   }
 
   /** What `save` needs is there. @throws FFI_FAILED, QMP_COMMAND, VM_GONE */

@@ -27,7 +27,7 @@ export class KvmRunState implements VmRunState {
   async pause(stopping?: () => void): Promise<boolean> {
     // Not in the pause, where it would be found out otherwise that it cannot be had.
     await this.#devices.ready();
-    this.#isHeld = await this.#control.pause({ stopping });
+    this.#isHeld = await this.#control.pause({ stopping, savesDevices: true });
     return this.#isHeld;
   }
 

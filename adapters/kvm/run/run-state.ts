@@ -6,6 +6,7 @@ import { CheckpointError, describeError, isCheckpointError } from '../../../src/
 import type { RunState } from '../../../src/hypervisor/run-state.js';
 import type { Json } from '../../../src/types.js';
 import { isMigrating } from '../inspect/hazards.js';
+import { blockersOf, refuseBlocked } from '../../qemu/migration-blockers.js';
 import { eventsOf, type Monitor } from '../../qemu/monitor.js';
 import { GuardKeeper } from '../../guard/guard-keeper.js';
 import type { GuardProgram, PauseGuard } from '../../guard/pause-guard.js';
@@ -102,13 +103,17 @@ export class RunStateControl {
 
   /**
    * `stop`, unless the VM is paused already; see `PauseControl.pause`.
-   * @throws VM_STATE, also when a migration is under way that is not Cairn's own; VM_GONE, QMP_TIMEOUT
+   * @throws VM_STATE, also when a migration is under way that is not Cairn's own; VM_GONE, QMP_TIMEOUT; with
+   *   `savesDevices` VM_UNSUPPORTED, also once the VM is stopped
    */
   async pause({
     duringOwnMigration = false,
+    savesDevices = false,
     stopping,
   }: {
     readonly duringOwnMigration?: boolean;
+    /** QEMU is asked for its device state next: only where it would migrate the VM. */
+    readonly savesDevices?: boolean;
     readonly stopping?: (() => void) | undefined;
   } = {}): Promise<boolean> {
     const { monitor } = this.#options;
@@ -118,6 +123,7 @@ export class RunStateControl {
       monitor.execute('query-migrate'),
     ]);
     const found = runStateOf(status);
+    if (savesDevices) refuseBlocked(blockersOf(migration));
     if (found === 'paused') return false;
     if (found === 'other') {
       throw new CheckpointError('VM_STATE', `the VM is neither running nor paused but ${statusOf(status)}`, {
@@ -144,6 +150,8 @@ export class RunStateControl {
       // Without an answer it may still take effect.
       this.#isStopped = true;
     }
+    // Until the stop a device could be plugged in, and the guest could mount a share.
+    if (savesDevices) refuseBlocked(blockersOf(await monitor.execute('query-migrate')));
     return true;
   }
 

@@ -36,6 +36,11 @@ export class XenDeviceState implements VmDeviceState {
     return this.#memoryTarget;
   }
 
+  /** What has no state to save is refused by the domain's configuration: see `device-model-hazards.ts`. */
+  check(): Promise<void> {
+    return Promise.resolve();
+  }
+
   /**
    * State records and the list of present frames of the suspended guest. Writes nothing to guest memory.
    * @throws VM_STATE when the guest is not suspended, or has memory outside of the known regions

@@ -36,7 +36,7 @@ export function decideTracker(
   if (refusal !== undefined) {
     throw new CheckpointError('VM_UNSUPPORTED', `no checkpoint of ${address}: ${refusal.text}`, {
       detail: { hazard: refusal.code },
-      hint: 'cairn doctor lists what stands in the way',
+      hint: refusal.remedy ?? 'cairn doctor lists what stands in the way',
     });
   }
   const escapeOf = ({ kind }: TrackerReport): VmHazard | undefined => escapeFrom(report, kind);

@@ -5,7 +5,7 @@ import { AUTO_DISK_MODE, planDisks } from '../../disks/disk-plan.js';
 import { decideTracker } from '../../checkpoint/trust/tracker-choice.js';
 import { isCheckpointError } from '../../errors.js';
 import type { DiskDriverTraits, VmDisk } from '../../hypervisor/disks.js';
-import type { VmReport } from '../../hypervisor/vm.js';
+import type { VmHazard, VmReport } from '../../hypervisor/vm.js';
 import { hypervisors } from '../../index.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
@@ -54,7 +54,7 @@ export function doctorCommand(): Command {
                   tracker.remedy === undefined ? tracker.reason : `${tracker.reason}; ${tracker.remedy}`,
                 ]),
               ),
-              ...report.hazards.map((hazard) => `${hazard.effect}: ${hazard.text} [${hazard.code}]`),
+              ...report.hazards.map(hazardLine),
               ...disks.map(
                 (disk) =>
                   `disk ${disk.id}: ${disk.format} ${disk.path}, snapshots: ${disk.snapshotModes.join(', ') || 'none'}${disk.whyNoSnapshot === undefined ? '' : ` (${disk.whyNoSnapshot})`}`,
@@ -68,6 +68,10 @@ export function doctorCommand(): Command {
         }
       }),
     );
+}
+
+function hazardLine({ effect, text, code, remedy }: VmHazard): string {
+  return `${effect}: ${text}${remedy === undefined ? '' : `; ${remedy}`} [${code}]`;
 }
 
 function chosenOf(address: string, report: VmReport): string {

@@ -9,6 +9,8 @@ type Reply = Record<string, unknown>;
 
 export class HarnessQmp {
   readonly #socket: Socket;
+  /** Names of the events so far, in order. */
+  readonly events: string[] = [];
   #text = '';
   #waiting: ((reply: Reply) => void)[] = [];
   #failure: Error | undefined;
@@ -21,8 +23,12 @@ export class HarnessQmp {
     socket.on('close', () => this.#fail(new Error('QEMU closed the harness QMP connection')));
   }
 
-  /** Connects, retrying while QEMU is starting. */
-  static async connect(path: string, timeoutMs = 15_000): Promise<HarnessQmp> {
+  /** Connects, retrying while QEMU is starting. @param isStarting false once there is nothing to wait for */
+  static async connect(
+    path: string,
+    timeoutMs = 15_000,
+    isStarting: () => boolean = () => true,
+  ): Promise<HarnessQmp> {
     const until = Date.now() + timeoutMs;
     for (;;) {
       try {
@@ -34,7 +40,7 @@ export class HarnessQmp {
         await client.command('qmp_capabilities');
         return client;
       } catch (error) {
-        if (Date.now() > until) throw error;
+        if (Date.now() > until || !isStarting()) throw error;
         await new Promise((resolve) => setTimeout(resolve, 25));
       }
     }
@@ -71,6 +77,7 @@ export class HarnessQmp {
       const message = JSON.parse(this.#text.slice(0, end)) as Reply;
       this.#text = this.#text.slice(end + 1);
       if ('return' in message || 'error' in message) this.#waiting.shift()?.(message);
+      else if (typeof message.event === 'string') this.events.push(message.event);
     }
   }
 

@@ -14,7 +14,9 @@
 
 import { CheckpointError, describeError, isCheckpointError } from '../../../../src/errors.js';
 import type { ApproachRequest } from '../../../../src/hypervisor/dirty-tracker.js';
+import { findBlockers } from '../../inspect/blockers.js';
 import { isMigrating } from '../../inspect/hazards.js';
+import { refuseBlocked } from '../../../qemu/migration-blockers.js';
 import type { Monitor } from '../../../qemu/monitor.js';
 import type { PauseGuard } from '../../../guard/pause-guard.js';
 import { asArray, asText } from '../../../qemu/qmp-json.js';
@@ -184,11 +186,14 @@ export class StreamCapture {
   async #begin(): Promise<void> {
     const { monitor, runState, manager, readyGuard, markerPath, attachment } = this.#deps;
     await manager?.ready();
-    const [found, status, blockJobs] = await Promise.all([
+    const [found, status, blockJobs, blockers] = await Promise.all([
       runState.read(),
       migrationStatus(monitor),
       monitor.execute('query-block-jobs'),
+      findBlockers(monitor),
     ]);
+    // Before the settings are changed, and before a stop where the VM has to be stopped first.
+    refuseBlocked(blockers);
     if (isMigrating(status)) {
       throw new CheckpointError('VM_STATE', `a migration of this VM is under way (${status})`, {
         hint: 'wait until it is over, or cancel it',

@@ -8,7 +8,8 @@
 import { performance } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { CheckpointError } from '../../../../src/errors.js';
+import { CheckpointError, isCheckpointError } from '../../../../src/errors.js';
+import { blockersOf, refuseBlocked } from '../../../qemu/migration-blockers.js';
 import { eventsOf, type Monitor, type QmpEvent } from '../../../qemu/monitor.js';
 import { asNumber, asObject, asText } from '../../../qemu/qmp-json.js';
 
@@ -51,7 +52,7 @@ export class Migration {
     this.#unsubscribe = eventsOf(monitor, (event) => this.#take(event));
   }
 
-  /** @throws QMP_COMMAND when QEMU does not migrate this VM, or another migration is under way */
+  /** @throws VM_UNSUPPORTED when QEMU does not migrate this VM, QMP_COMMAND when another migration is under way */
   static async start(monitor: Monitor, descriptor: number): Promise<Migration> {
     const migration = new Migration(monitor);
     try {
@@ -62,6 +63,9 @@ export class Migration {
       // A monitor that stays open would keep the descriptor. Unknown to QEMU when it did not take it, or has
       // closed it.
       await monitor.execute('closefd', { fdname: DESCRIPTOR_NAME }).catch(() => undefined);
+      if (isCheckpointError(error, 'QMP_COMMAND')) {
+        refuseBlocked(blockersOf(await monitor.execute('query-migrate')));
+      }
       throw error;
     }
     return migration;

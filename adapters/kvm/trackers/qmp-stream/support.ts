@@ -3,6 +3,9 @@
 import { isCheckpointError } from '../../../../src/errors.js';
 import type { TrackerReport } from '../../../../src/hypervisor/dirty-tracker.js';
 import type { Json, JsonObject } from '../../../../src/types.js';
+import { findBlockers } from '../../inspect/blockers.js';
+import { listAddedDevices } from '../../../qemu/added-devices.js';
+import { blockedText, remedyFor } from '../../../qemu/migration-blockers.js';
 import type { Monitor } from '../../../qemu/monitor.js';
 import { asArray, asNumber, asObject, asText } from '../../../qemu/qmp-json.js';
 import { availableMemoryBytes, stagingFolder } from './staging.js';
@@ -30,18 +33,14 @@ export async function qmpStreamReport(
   monitor: Monitor,
   { memoryBytes, seesSharers }: StreamFacts,
 ): Promise<TrackerReport> {
-  const blockers = asObject(await monitor.execute('query-migrate'))['blocked-reasons'];
+  const blockers = await findBlockers(monitor);
   const refused = (reason: string, remedy: string): TrackerReport => ({
     kind: QMP_STREAM_KIND,
     usable: false,
     reason,
     remedy,
   });
-  if (Array.isArray(blockers) && blockers.length > 0)
-    return refused(
-      `QEMU does not migrate this VM: ${blockers.map(String).join('; ')}`,
-      'remove that device or option',
-    );
+  if (blockers.length > 0) return refused(blockedText(blockers), remedyFor(blockers));
   const file = seesSharers ? undefined : await sharedFile(monitor);
   if (file !== undefined) {
     return refused(
@@ -80,12 +79,9 @@ export async function losesWrites(monitor: Monitor): Promise<boolean> {
 
 /** A balloon through which the guest names free pages: QEMU leaves those out of a migration. */
 export async function hasFreePageHints(monitor: Monitor): Promise<boolean> {
-  for (const container of ['/machine/peripheral', '/machine/peripheral-anon']) {
-    for (const { name, type } of asArray(await ask(monitor, 'qom-list', { path: container }))) {
-      if (!asText(type).includes('virtio-balloon')) continue;
-      const path = `${container}/${asText(name)}`;
-      if ((await ask(monitor, 'qom-get', { path, property: 'free-page-hint' })) === true) return true;
-    }
+  for (const { path, type } of await listAddedDevices(monitor)) {
+    if (!type.includes('virtio-balloon')) continue;
+    if ((await ask(monitor, 'qom-get', { path, property: 'free-page-hint' })) === true) return true;
   }
   return false;
 }

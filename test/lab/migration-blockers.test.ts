@@ -1,0 +1,196 @@
+/**
+ * A machine that QEMU itself would not migrate is never asked for its state. `xen-save-devices-state` would kill
+ * some of these, and give a state of others that cannot be restored.
+ */
+
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+
+import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
+
+import {
+  hypervisors,
+  openBackend,
+  openSession,
+  Repository,
+  type CheckpointSession,
+} from '../../src/index.js';
+import { startVirtiofsd } from './devices/setups.js';
+import { LabMachine } from './machine.js';
+import { cairn, runCairn } from './support/cairn-cli.js';
+import { scratchDir, type QemuVersion } from './support/lab-files.js';
+
+const MEMORY_MIB = 128;
+const DISK = ['-blockdev', 'driver=null-co,node-name=disk0,size=16777216,read-zeroes=on'];
+
+interface Case {
+  readonly name: string;
+  readonly args: (dir: string) => readonly string[];
+  /** QEMU's reason, or Cairn's where QEMU finds out only while it saves. */
+  readonly reason: RegExp;
+  readonly startBackEnd?: (dir: string) => Promise<{ end(): void }>;
+}
+
+const CASES: readonly Case[] = [
+  {
+    name: 'an NVMe disk',
+    args: () => [...DISK, '-device', 'nvme,serial=1,drive=disk0'],
+    reason: /nvme/,
+  },
+  {
+    name: 'amd-iommu',
+    args: () => ['-machine', 'q35', '-device', 'amd-iommu'],
+    reason: /amd-iommu/,
+  },
+  {
+    name: 'a virtiofs share',
+    args: (dir) => [
+      ...['-object', `memory-backend-memfd,id=mem0,size=${MEMORY_MIB}M,share=on`],
+      ...['-machine', 'memory-backend=mem0'],
+      ...['-chardev', `socket,id=fs0,path=${join(dir, 'back.sock')}`],
+      ...['-device', 'vhost-user-fs-pci,chardev=fs0,tag=share'],
+    ],
+    reason: /vhost-user-fs/,
+    startBackEnd: startVirtiofsd,
+  },
+  {
+    name: 'a disk by usb-uas',
+    args: () => [
+      ...[...DISK, '-device', 'qemu-xhci', '-device', 'usb-uas,id=uas'],
+      ...['-device', 'scsi-hd,bus=uas.0,drive=disk0'],
+    ],
+    reason: /uas/,
+  },
+  {
+    name: 'virtio-crypto',
+    args: () => [
+      ...['-object', 'cryptodev-backend-builtin,id=crypto0'],
+      ...['-device', 'virtio-crypto-pci,cryptodev=crypto0'],
+    ],
+    reason: /virtio-crypto/,
+  },
+  {
+    name: 'shared memory of another VM (ivshmem)',
+    args: () => [
+      ...['-object', 'memory-backend-memfd,id=shm0,size=1M,share=on'],
+      ...['-device', 'ivshmem-plain,memdev=shm0'],
+    ],
+    reason: /ivshmem/,
+  },
+];
+
+const alive: LabMachine[] = [];
+afterEach(async () => {
+  for (const machine of alive.splice(0)) await machine.destroy();
+});
+
+async function started(dir: string, qemu: QemuVersion, extraArgs: readonly string[]): Promise<LabMachine> {
+  const machine = await LabMachine.start({
+    ...{ name: 'blocked', dir, qemu, memoryMib: MEMORY_MIB, devices: [], extraArgs },
+  });
+  alive.push(machine);
+  return machine;
+}
+
+/** It counts on, and never stood still. */
+async function expectUntouched(machine: LabMachine): Promise<void> {
+  await machine.waitForProgress();
+  expect(await machine.qmp.status()).toBe('running');
+  expect(machine.qmp.events).not.toContain('STOP');
+}
+
+describe.each<QemuVersion>(['7.2', '10.0'])('QEMU %s', (version) => {
+  it.each(CASES)(
+    '$name is refused at once, and the guest counts on',
+    async ({ args, reason, startBackEnd }) => {
+      const dir = scratchDir('blocked');
+      const backEnd = await startBackEnd?.(dir);
+      try {
+        const machine = await started(dir, version, args(dir));
+        await cairn(['init', '--repo', join(dir, 'repo')], { dir });
+        const doctor = await runCairn(['doctor', machine.address], { dir });
+        expect(doctor.exitCode).toBe(22);
+        expect(doctor.messages.at(-1)?.hazards).toContainEqual(
+          expect.objectContaining({
+            ...{ code: 'MIGRATION_BLOCKED', effect: 'refuse', remedy: expect.any(String) as unknown },
+            text: expect.stringMatching(reason) as unknown,
+          }),
+        );
+        for (const tracker of ['auto', 'qmp-stream']) {
+          const refused = await runCairn(
+            [
+              'checkpoint',
+              machine.address,
+              '--repo',
+              join(dir, 'repo'),
+              '--memory-only',
+              '--tracker',
+              tracker,
+            ],
+            { dir },
+          );
+          expect(refused.exitCode).toBe(22);
+          expect(refused.messages.at(-1)).toMatchObject({
+            code: 'VM_UNSUPPORTED',
+            message: expect.stringMatching(reason) as unknown,
+          });
+        }
+        await expectUntouched(machine);
+      } finally {
+        backEnd?.end();
+      }
+    },
+  );
+
+  it('a guest with none of these is taken, with every tracker', async () => {
+    const dir = scratchDir('blocked');
+    const machine = await started(dir, version, [...DISK, '-device', 'virtio-blk-pci,drive=disk0']);
+    await cairn(['init', '--repo', join(dir, 'repo')], { dir });
+    for (const tracker of ['auto', 'compare', 'qmp-stream']) {
+      const args = ['checkpoint', machine.address, '--repo', join(dir, 'repo'), '--memory-only'];
+      await cairn([...args, '--tracker', tracker], { dir });
+    }
+    await machine.waitForProgress();
+  });
+
+  describe.each(['auto', 'qmp-stream'])('a session with tracker %s', (tracker) => {
+    let dir: string;
+    let machine: LabMachine;
+    let session: CheckpointSession;
+    beforeAll(async () => {
+      dir = scratchDir('blocked');
+      machine = await LabMachine.start({
+        ...{ name: 'plugged', dir, qemu: version, memoryMib: MEMORY_MIB, devices: [] },
+        extraArgs: DISK,
+      });
+      const repository = await Repository.init(openBackend(join(dir, 'repo')));
+      mkdirSync(join(dir, 'runtime'), { mode: 0o700 });
+      session = await openSession(hypervisors(), machine.address, {
+        ...{ repository, tracker, memoryOnly: true, runtimeDir: join(dir, 'runtime') },
+      });
+    });
+    afterAll(async () => {
+      await session.close();
+      await machine.destroy();
+    });
+
+    it('takes a checkpoint, refuses one once an NVMe disk was plugged in, and takes the next after its unplugging', async () => {
+      await session.checkpoint();
+      await machine.qmp.command('device_add', { driver: 'nvme', id: 'nvme0', serial: '1', drive: 'disk0' });
+      const before = machine.qmp.events.length;
+      await expect(session.checkpoint()).rejects.toMatchObject({
+        code: 'VM_UNSUPPORTED',
+        message: expect.stringContaining('nvme') as unknown,
+      });
+      expect(machine.qmp.events.slice(before)).not.toContain('STOP');
+      await machine.waitForProgress();
+      await machine.qmp.command('device_del', { id: 'nvme0' });
+      for (const until = Date.now() + 60_000; !machine.qmp.events.includes('DEVICE_DELETED');) {
+        if (Date.now() > until) throw new Error('the guest does not let go of the disk');
+        await machine.waitForProgress();
+      }
+      await session.checkpoint();
+      await machine.waitForProgress();
+    });
+  });
+});
