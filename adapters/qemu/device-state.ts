@@ -14,7 +14,7 @@ import { CheckpointError } from '../../src/errors.js';
 import { libc } from '../../src/ffi/libc.js';
 import { createMemoryFile } from '../../src/ffi/memory-file.js';
 import type { Monitor } from './monitor.js';
-import { asNumber, asObject } from './qmp-json.js';
+import { asObject } from './qmp-json.js';
 
 const SEEK_SET = 0;
 /** be32 "QEVM", be32 version 3: what every migration stream starts with. */
@@ -35,14 +35,19 @@ export class DeviceState {
     this.#fdset = fdset;
   }
 
-  /** @throws FFI_FAILED, QMP_COMMAND, VM_GONE */
+  /** @throws FFI_FAILED, QMP_COMMAND, QMP_PROTOCOL, VM_GONE */
   static async open(monitor: Monitor): Promise<DeviceState> {
     const memory = createMemoryFile('cairn-device-state');
     let writeEnd: number | undefined;
     try {
       writeEnd = openSync(`/proc/self/fd/${memory}`, constants.O_WRONLY);
       const added = await monitor.execute('add-fd', { opaque: 'cairn' }, { passDescriptor: writeEnd });
-      return new DeviceState(monitor, memory, writeEnd, asNumber(asObject(added)['fdset-id']));
+      const fdset = asObject(added)['fdset-id'];
+      // Another number than QEMU's would name a descriptor of somebody else.
+      if (typeof fdset !== 'number' || !Number.isSafeInteger(fdset)) {
+        throw new CheckpointError('QMP_PROTOCOL', 'add-fd was answered without the number of a descriptor');
+      }
+      return new DeviceState(monitor, memory, writeEnd, fdset);
     } catch (error) {
       if (writeEnd !== undefined) closeSync(writeEnd);
       closeSync(memory);

@@ -13,7 +13,8 @@ import type { Json, JsonObject } from '../../src/types.js';
 import { sendWithDescriptor } from '../../src/ffi/send-descriptor.js';
 import { descriptorOf } from './peer-process.js';
 import type { ExecuteOptions, Monitor, QmpEvent } from './monitor.js';
-import { asText, isJsonObject } from './qmp-json.js';
+import { asObject, asText, clipped, isJsonObject, MAX_REPLY_BYTES, parseReply } from './qmp-json.js';
+import { LineBuffer } from './qmp-lines.js';
 
 export interface QmpOptions {
   /**
@@ -31,12 +32,8 @@ const GREETING_TIMEOUT_MS = 3000;
  * `stop` waits for all disk requests in flight and an fsync of every disk, which takes seconds on a slow one.
  */
 const COMMAND_TIMEOUT_MS = 20_000;
-/**
- * No reply that this adapter asks for comes near it; a peer that sends more without a line end does not speak
- * QMP.
- */
-const MAX_LINE_BYTES = 64 << 20;
-const NEWLINE = 0x0a;
+/** Of a text of QEMU that goes into an error. */
+const MAX_DESC_LENGTH = 2000;
 
 interface Pending {
   readonly resolve: (value: Json) => void;
@@ -50,10 +47,9 @@ export class QmpClient implements Monitor {
   readonly #commandTimeoutMs: number;
   readonly #pending = new Map<string, Pending>();
   readonly #listeners = new Set<(event: QmpEvent) => void>();
+  readonly #lines = new LineBuffer(MAX_REPLY_BYTES);
   #greeting: ((error: CheckpointError | undefined) => void) | undefined;
   #version: JsonObject = {};
-  #unread: Buffer[] = [];
-  #unreadBytes = 0;
   #nextId = 1;
   /** Why nothing more can be sent; undefined while connected. */
   #ended: CheckpointError | undefined;
@@ -167,29 +163,21 @@ export class QmpClient implements Monitor {
   }
 
   #receive(bytes: Buffer): void {
-    let from = 0;
-    for (let at = bytes.indexOf(NEWLINE); at >= 0; at = bytes.indexOf(NEWLINE, from)) {
-      this.#unread.push(bytes.subarray(from, at));
-      const line = this.#unread.length === 1 ? this.#unread[0]! : Buffer.concat(this.#unread);
-      this.#unread = [];
-      this.#unreadBytes = 0;
-      from = at + 1;
+    const isShort = this.#lines.push(bytes, (line) => {
       this.#line(line.toString('utf8').trim());
-      if (this.#ended !== undefined) return;
-    }
-    if (from === bytes.length) return;
-    this.#unread.push(bytes.subarray(from));
-    this.#unreadBytes += bytes.length - from;
-    if (this.#unreadBytes > MAX_LINE_BYTES) this.#end(malformed(this.path, 'a line that does not end'));
+      return this.#ended === undefined;
+    });
+    if (!isShort) this.#end(malformed(this.path, `a line of more than ${MAX_REPLY_BYTES >> 20} MiB`));
   }
 
   #line(line: string): void {
     if (line === '') return;
     let message: Json;
     try {
-      message = JSON.parse(line) as Json;
-    } catch {
-      this.#end(malformed(this.path, 'something that is not JSON'));
+      message = parseReply(line);
+    } catch (error) {
+      const what = error instanceof RangeError ? error.message : 'something that is not JSON';
+      this.#end(malformed(this.path, what));
       return;
     }
     if (!isJsonObject(message)) this.#end(malformed(this.path, 'JSON that is not an object'));
@@ -216,7 +204,8 @@ export class QmpClient implements Monitor {
     const id = message.id;
     if (typeof id !== 'string') {
       // A reply has no id when QEMU could not even read the command: nobody knows which command it was.
-      this.#end(malformed(this.path, `a reply to no command (${JSON.stringify(message.error ?? null)})`));
+      const desc = clipped(asText(asObject(message.error).desc), MAX_DESC_LENGTH);
+      this.#end(malformed(this.path, `a reply to no command${desc === '' ? '' : `: ${desc}`}`));
       return;
     }
     const pending = this.#pending.get(id);
@@ -228,9 +217,9 @@ export class QmpClient implements Monitor {
       pending.resolve(message.return ?? null);
       return;
     }
-    const error = isJsonObject(message.error) ? message.error : {};
-    const errorClass = asText(error.class);
-    const desc = asText(error.desc);
+    const error = asObject(message.error);
+    const errorClass = clipped(asText(error.class), MAX_DESC_LENGTH);
+    const desc = clipped(asText(error.desc), MAX_DESC_LENGTH);
     pending.reject(new CheckpointError('QMP_COMMAND', desc, { detail: { class: errorClass, desc } }));
   }
 

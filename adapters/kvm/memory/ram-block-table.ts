@@ -8,6 +8,7 @@
  */
 
 import { CheckpointError } from '../../../src/errors.js';
+import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 
 export interface RamBlockRow {
   readonly name: string;
@@ -23,6 +24,8 @@ export interface RamBlockRow {
 
 const ROW =
   /^\s*(\S.*?)\s+(\d+) ([KMGT]?)i?B\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)(?:\s+0x([0-9a-f]+))?(?:\s+r[ow])?\s*$/;
+/** User address space of x86-64, in which all blocks lie. */
+const MAX_TOTAL_BYTES = 2 ** 47;
 const UNIT: Readonly<Record<string, number>> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 };
 
 /** @throws VM_UNSUPPORTED when the table is not of that form */
@@ -42,6 +45,8 @@ export function parseRamBlockTable(text: string): readonly RamBlockRow[] {
     };
   });
   if (rows.length === 0 || new Set(rows.map((row) => row.name)).size !== rows.length) throw unreadable();
+  if (!rows.every(({ usedBytes }) => usedBytes % PAGE_SIZE_BYTES === 0)) throw unreadable();
+  if (rows.reduce((total, { usedBytes }) => total + usedBytes, 0) > MAX_TOTAL_BYTES) throw unreadable();
   return rows;
 }
 

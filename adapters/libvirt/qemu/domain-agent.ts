@@ -7,6 +7,7 @@
 import { describeError } from '../../../src/errors.js';
 import type { Json } from '../../../src/types.js';
 import { agentError, resultOf, type GuestAgent } from '../../kvm/run/guest-agent/guest-agent.js';
+import { parseReply } from '../../qemu/qmp-json.js';
 import type { LibvirtDomain } from '../domain.js';
 
 export class DomainAgent implements GuestAgent {
@@ -26,7 +27,17 @@ export class DomainAgent implements GuestAgent {
           cause,
         );
       });
-    return resultOf(name, JSON.parse(reply) as Json);
+    let message: Json;
+    try {
+      message = parseReply(reply);
+    } catch (cause) {
+      throw agentError(
+        `${name}: the agent of ${this.#domain.name} sent no JSON that can be read`,
+        'does qemu-guest-agent run in the guest?',
+        cause,
+      );
+    }
+    return resultOf(name, message);
   }
 
   close(): void {

@@ -6,7 +6,7 @@
 import { CheckpointError } from '../../../src/errors.js';
 import type { Json, JsonObject } from '../../../src/types.js';
 import type { ExecuteOptions, Monitor } from '../../qemu/monitor.js';
-import { asText, isJsonObject } from '../../qemu/qmp-json.js';
+import { asText, isJsonObject, parseReply } from '../../qemu/qmp-json.js';
 import type { LibvirtDomain } from '../domain.js';
 import { continueDomain, stopDomain } from './pauses.js';
 
@@ -60,9 +60,11 @@ export class LibvirtMonitor implements Monitor {
 export function resultOf(command: string, reply: string): Json {
   let message: Json;
   try {
-    message = JSON.parse(reply) as Json;
+    message = parseReply(reply);
   } catch (cause) {
-    throw new CheckpointError('QMP_PROTOCOL', `${command}: libvirt handed on no JSON`, { cause });
+    throw new CheckpointError('QMP_PROTOCOL', `${command}: libvirt handed on no JSON that can be read`, {
+      cause,
+    });
   }
   if (isJsonObject(message) && 'return' in message) return message.return ?? null;
   if (!isJsonObject(message) || !isJsonObject(message.error)) {
