@@ -16,6 +16,7 @@ export const ERROR_CODES = [
   'STORAGE_FULL',
   'STORAGE_READ_ONLY',
   'STORAGE_IO',
+  'STORAGE_UNCERTAIN',
   'STORAGE_RANGE',
   'STORAGE_ADDRESS',
   // repository
@@ -27,6 +28,7 @@ export const ERROR_CODES = [
   'CHECKPOINT_NOT_FOUND',
   'CHECKPOINT_AMBIGUOUS',
   'CHECKPOINT_GONE',
+  'CHECKPOINT_UNCERTAIN',
   'CHAIN_WRONG_VM',
   // codec, bitmap, kernels
   'CODEC_MALFORMED',

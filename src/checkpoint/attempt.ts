@@ -5,7 +5,8 @@
  *     prepare   tracker, ledger -> scope -> writer             nothing is owed yet
  *     commit    ledger: owed -> capture -> packs, index -> manifest
  *     settle    ledger: clean                                  the checkpoint is there: nothing may fail it
- *     giveBack  tracker, writer, disk snapshots as they were   the checkpoint is not there, or may not be
+ *     giveBack  tracker, writer, disk snapshots as they were   the checkpoint is not there; when it may be
+ *                                                              there, its objects and snapshots stay
  */
 
 import { performance } from 'node:perf_hooks';
@@ -91,6 +92,13 @@ interface Prepared {
 export interface Committed {
   readonly manifest: Manifest;
   readonly figures: SummaryFigures;
+}
+
+export interface GivenBack {
+  /** False when the tracker did not take the bits back, or is off: then the next attempt needs another one. */
+  readonly isTrackerGood: boolean;
+  /** False when the checkpoint may be in the repository. */
+  readonly isAbsent: boolean;
 }
 
 export class Attempt {
@@ -245,10 +253,8 @@ export class Attempt {
   /**
    * After a failure: the harvested bits go back, and nothing that may be ahead of the repository is kept.
    * Never throws.
-   * @returns false when the tracker did not take them back, or is off: then the next attempt needs another
-   *   one
    */
-  async giveBack(cause: unknown): Promise<boolean> {
+  async giveBack(cause: unknown): Promise<GivenBack> {
     const { source, begun } = this.#deps;
     const { capture, writer, state } = this.#prepared;
     const isTrackerGood = !isCheckpointError(cause, 'TRACKER_OFF') && putBack(source.tracker, capture);
@@ -256,9 +262,13 @@ export class Attempt {
     await source.pool.forget().catch(() => undefined);
     // A manifest that may be there after all needs its disk snapshots.
     if (isAbsent) await begun.dropFailed(writer.id, capture.snapshots, cause);
+    else if (capture.snapshots.length > 0)
+      process.emitWarning(
+        `the disk snapshots of checkpoint ${writer.id} stay, for the checkpoint may be there`,
+      );
     // What was put back is known to this process only: the ledger keeps saying "owed" to every other one.
     state.carried = !this.hasReadAll;
-    return isTrackerGood;
+    return { isTrackerGood, isAbsent };
   }
 
   /** Whether there is a manifest, readable or not. */

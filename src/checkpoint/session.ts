@@ -116,7 +116,12 @@ export class CheckpointSession {
     return this.#source.reason;
   }
 
-  /** Takes one checkpoint. After a failure the session is good for another try. */
+  /**
+   * Takes one checkpoint. After a failure the session is good for another try, which counts from the newest
+   * checkpoint that is known to be there.
+   * @throws CHECKPOINT_UNCERTAIN when it may be there all the same, what the VM, its tracker and the backend
+   *   throw
+   */
   async checkpoint({
     forceBase = false,
     onProgress = () => undefined,
@@ -128,8 +133,9 @@ export class CheckpointSession {
     try {
       committed = await attempt.commit();
     } catch (error) {
-      if (!(await attempt.giveBack(error))) this.#sourceIsStale = true;
-      await this.#runQuietly('failed', attempt.hookContext);
+      const { isTrackerGood, isAbsent } = await attempt.giveBack(error);
+      if (!isTrackerGood) this.#sourceIsStale = true;
+      await this.#runQuietly(isAbsent ? 'failed' : 'uncertain', attempt.hookContext);
       throw error;
     }
     // From here on the checkpoint is there, whatever happens: nothing below may fail it.
@@ -171,8 +177,14 @@ export class CheckpointSession {
       disks = withDisks ? await dropSnapshots(gone, disksOf) : snapshotsOf(gone, disksOf);
     };
     // What the workers and the map keep are versions that the newest checkpoint has, so they stay good.
-    const result = await this.#chain.forget(policy, new Calendar(), { ...more, onForgotten });
-    return { ...result, disks };
+    try {
+      const result = await this.#chain.forget(policy, new Calendar(), { ...more, onForgotten });
+      return { ...result, disks };
+    } catch (error) {
+      // The checkpoints of these snapshots are gone: nothing else would name the snapshots any more.
+      for (const { remedy } of disks) process.emitWarning(`a disk snapshot stays: ${remedy}`);
+      throw error;
+    }
   }
 
   /** Lets the VM go as it is, with the tracker armed for the next session. */
@@ -272,7 +284,7 @@ export class CheckpointSession {
     return this.#state;
   }
 
-  async #runQuietly(phase: 'committed' | 'failed', context: HookContext): Promise<void> {
+  async #runQuietly(phase: 'committed' | 'failed' | 'uncertain', context: HookContext): Promise<void> {
     try {
       await this.#hook?.run(phase, context);
     } catch (error) {

@@ -27,6 +27,8 @@ export const EXIT = {
   wrongVm: 24,
   /** The storage is full, or cannot be read or written. */
   storage: 25,
+  /** The storage gave no answer: whether the checkpoint was committed cannot be said. */
+  uncertain: 26,
   interrupted: 130,
 } as const;
 
@@ -57,6 +59,8 @@ const OF_CODE: Partial<Record<ErrorCode, number>> = {
   STORAGE_FULL: EXIT.storage,
   STORAGE_READ_ONLY: EXIT.storage,
   STORAGE_IO: EXIT.storage,
+  STORAGE_UNCERTAIN: EXIT.storage,
+  CHECKPOINT_UNCERTAIN: EXIT.uncertain,
   INTERRUPTED: EXIT.interrupted,
 };
 

@@ -44,6 +44,10 @@ export function forgetText(report: ForgetReport): string {
   ].join('\n');
 }
 
+/** What is said when less was freed than could have been, for lack of room. */
+export const SHORT_OF_ROOM =
+  'there was no room to write packs anew without what is not needed: with some room, "cairn prune" frees more';
+
 /** Fields of the summary of one chain. */
 export function forgetFields(report: ForgetReport): Record<string, unknown> {
   const { name, chain, kept, removed, dryRun, freedBytes, removedObjects, thinnedPacks, problems, disks } =
@@ -65,6 +69,7 @@ export function forgetFields(report: ForgetReport): Record<string, unknown> {
     removedObjects,
     thinnedPacks,
     problems,
+    shortOfRoom: report.isShortOfRoom,
     disks: disks.map(({ checkpointId, snapshot, remedy, why }) => ({
       checkpointId,
       ...diskEntry(snapshot),

@@ -1,12 +1,12 @@
 /**
  * How a watcher applies its policy: not after every checkpoint, since that takes reading much of the chain,
- * but when some have come together.
+ * but when some have come together; and when a checkpoint finds no room.
  */
 
 import type { CheckpointSession } from '../checkpoint/session.js';
 import { isCheckpointError } from '../errors.js';
 import type { KeepPolicy } from '../repository/forget/keep-policy.js';
-import { forgetFields, forgetText } from './forget-text.js';
+import { forgetFields, forgetText, SHORT_OF_ROOM } from './forget-text.js';
 import { asCheckpointError, type Reporter } from './reporter.js';
 
 /** Checkpoints between two times: at least so many, and a tenth of what was kept the last time. */
@@ -44,24 +44,45 @@ export class WatchForgetting {
     if (this.#policy === undefined || signal.aborted) return;
     this.#waiting++;
     if (this.#waiting < this.#due && !isLast) return;
+    await this.#apply(this.#policy, signal);
+  }
+
+  /**
+   * Applies the policy at once when a checkpoint failed because the storage is full.
+   * @returns whether that freed something, so that the checkpoint is worth another try
+   */
+  async makeRoom(cause: unknown, signal: AbortSignal): Promise<boolean> {
+    if (this.#policy === undefined || !isCheckpointError(cause, 'STORAGE_FULL') || signal.aborted)
+      return false;
+    const what = 'there was no room for the checkpoint: it is tried again after the policy was applied';
+    this.#reporter.warning(what);
+    return (await this.#apply(this.#policy, signal)) > 0;
+  }
+
+  /** @returns bytes that were freed */
+  async #apply(policy: KeepPolicy, signal: AbortSignal): Promise<number> {
     this.#waiting = 0;
     try {
-      const result = await this.#session.forget(this.#policy, {
+      const result = await this.#session.forget(policy, {
         withDisks: this.#withDisks,
         thinAbove: THIN_ABOVE,
         signal,
       });
       this.#due = Math.max(LEAST_BETWEEN, Math.floor(result.kept.length * SHARE_BETWEEN));
       for (const problem of result.problems) this.#reporter.warning(`kept because of damage: ${problem}`);
+      if (result.isShortOfRoom) this.#reporter.warning(SHORT_OF_ROOM);
       if (result.problems.length > 0 || (this.#withDisks && result.disks.some(({ why }) => why !== '')))
         this.isWhole = false;
-      if (result.removed.length === 0) return;
-      const report = { ...result, name: this.#session.vmName, dryRun: false };
-      this.#reporter.summary(forgetFields(report), forgetText(report));
+      if (result.removed.length > 0) {
+        const report = { ...result, name: this.#session.vmName, dryRun: false };
+        this.#reporter.summary(forgetFields(report), forgetText(report));
+      }
+      return result.freedBytes;
     } catch (error) {
-      if (isCheckpointError(error, 'INTERRUPTED')) return;
+      if (isCheckpointError(error, 'INTERRUPTED')) return 0;
       this.isWhole = false;
       this.#reporter.error(asCheckpointError(error));
+      return 0;
     }
   }
 }

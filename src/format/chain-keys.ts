@@ -47,6 +47,7 @@ export class ChainKeys {
   readonly packs: string;
   readonly index: string;
   readonly checkpoints: string;
+  readonly reserves: string;
 
   constructor(readonly chain: string) {
     this.prefix = `${CHAINS_PREFIX}${chain}/`;
@@ -55,10 +56,14 @@ export class ChainKeys {
     this.packs = `${this.prefix}packs/`;
     this.index = `${this.prefix}index/`;
     this.checkpoints = `${this.prefix}checkpoints/`;
+    this.reserves = `${this.prefix}reserve/`;
   }
 
   lock(nonce: string): string {
     return `${this.locks}${nonce}`;
+  }
+  reserve(number: number): string {
+    return `${this.reserves}${number}`;
   }
   pack(seq: number): string {
     return `${this.packs}${seqName(seq)}`;

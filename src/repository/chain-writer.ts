@@ -8,7 +8,7 @@ import type { VmIdentity } from '../hypervisor/vm.js';
 import type { StorageBackend } from '../storage/backend.js';
 import type { Calendar } from './forget/calendar.js';
 import { ChainKeys, chainKey, ownerTag, seqOfKey } from '../format/chain-keys.js';
-import { ChainLock } from './chain-lock.js';
+import type { ChainLock } from './chain-lock.js';
 import { ChainReader, type ChainReaderOptions } from './read/chain-reader.js';
 import { CheckpointWriter, type WritePoint } from './write/checkpoint-writer.js';
 import type { DamagedObject } from '../records/damage.js';
@@ -19,6 +19,7 @@ import { loadManifests } from './read/manifest-store.js';
 import type { CheckpointKind, Manifest } from '../format/manifest.js';
 import { PageMap } from './read/page-map.js';
 import { MAX_PACK_SEQ, ZERO_REF } from '../format/record-ref.js';
+import { keepReserve, takeLock } from './reserve.js';
 import { claimVmRecord } from './vm-record.js';
 
 /** zstd level of index and device state unless the caller says otherwise; zstd's own default. */
@@ -54,6 +55,7 @@ export class ChainWriter {
   /** Highest sequence numbers in use, by this writer or anything found in the chain, orphans included. */
   readonly #last: { pack: number; index: number; checkpoint: number };
   #active: CheckpointWriter | undefined;
+  #hasReserve: boolean;
 
   private constructor(
     readonly vmName: string,
@@ -66,6 +68,7 @@ export class ChainWriter {
       readonly lock: ChainLock;
       readonly manifests: readonly Manifest[];
       readonly last: { pack: number; index: number; checkpoint: number };
+      readonly hasReserve: boolean;
       readonly signal: AbortSignal | undefined;
     },
   ) {
@@ -77,6 +80,7 @@ export class ChainWriter {
     this.#latest = parts.manifests.at(-1) ?? null;
     this.#stored = parts.manifests.flatMap(storedByIncrement);
     this.#last = parts.last;
+    this.#hasReserve = parts.hasReserve;
   }
 
   /** See `Repository.openChainWriter`. */
@@ -89,9 +93,10 @@ export class ChainWriter {
   ): Promise<ChainWriter> {
     const keys = new ChainKeys(chainKey(vmName));
     const options = { signal };
-    const lock = await ChainLock.take(backend, keys, options);
+    const lock = await takeLock(backend, keys, options);
     try {
       await claimVmRecord(backend, keys, vmName, identity, options);
+      const hasReserve = await keepReserve(backend, keys, options);
       const { manifests, damaged } = await loadManifests(backend, keys, options);
       const highest = async (prefix: string): Promise<number> =>
         (await backend.list(prefix, options)).reduce((max, { key }) => Math.max(max, seqOfKey(key)), 0);
@@ -100,7 +105,8 @@ export class ChainWriter {
         index: await highest(keys.index),
         checkpoint: await highest(keys.checkpoints),
       };
-      return new ChainWriter(vmName, damaged, { backend, repositoryId, keys, lock, manifests, last, signal });
+      const parts = { backend, repositoryId, keys, lock, manifests, last, hasReserve, signal };
+      return new ChainWriter(vmName, damaged, parts);
     } catch (error) {
       await lock.release().catch(() => undefined);
       throw error;
@@ -173,18 +179,23 @@ export class ChainWriter {
   }
 
   /**
-   * Forgets what a policy does not keep; the newest checkpoint stays. Between checkpoints. References to
-   * records of the newest checkpoint, and of others that are kept, stay good. See `forget`.
+   * Forgets what a policy does not keep; the newest checkpoint stays, and so does `latest`, which is an older
+   * one when a commit was uncertain. Between checkpoints. References to records of these, and of others that
+   * are kept, stay good. See `forget`.
    */
-  forget(
+  async forget(
     policy: KeepPolicy,
     calendar: Calendar,
-    options: Omit<ForgetOptions, 'dryRun'> = {},
+    options: Omit<ForgetOptions, 'dryRun' | 'inUse'> = {},
   ): Promise<ForgetResult> {
     if (this.#active !== undefined) throw new TypeError('a checkpoint of this chain is being written');
     const source = { backend: this.#backend, repositoryId: this.#repositoryId, keys: this.#keys };
     const call = { signal: options.signal };
-    return forgetHeld(source, { policy, calendar }, () => this.#lock.mustBeHeld(this.chain, call), options);
+    const checkLock = (): Promise<void> => this.#lock.mustBeHeld(this.chain, call);
+    const inUse = this.#latest?.id;
+    const result = await forgetHeld(source, { policy, calendar }, checkLock, { ...options, inUse });
+    this.#hasReserve = await keepReserve(this.#backend, this.#keys, call);
+    return result;
   }
 
   /**
@@ -194,6 +205,7 @@ export class ChainWriter {
   async close(): Promise<void> {
     await this.#active?.abort();
     await this.#lock.release();
+    if (!this.#hasReserve) await keepReserve(this.#backend, this.#keys, {});
   }
 
   async #mapFor(parent: Manifest | null, layout: MemoryLayout): Promise<PageMap> {

@@ -5,6 +5,7 @@ import { randomUUID } from 'node:crypto';
 import { CheckpointError, isCheckpointError } from '../errors.js';
 import type { VmIdentity } from '../hypervisor/vm.js';
 import type { CallOptions, StorageBackend, StoredObject } from '../storage/backend.js';
+import { SettledBackend } from '../storage/settled-backend.js';
 import { CHAINS_PREFIX, ChainKeys, chainKey, chainOfKey, CONFIG_KEY, idOfKey } from '../format/chain-keys.js';
 import { removeLocks } from './chain-lock.js';
 import type { ChainReaderOptions } from './read/chain-reader.js';
@@ -40,6 +41,7 @@ const LATEST = 'latest';
 
 export class Repository {
   private constructor(
+    /** Settled: a call that failed had no effect, unless it says STORAGE_UNCERTAIN. */
     readonly backend: StorageBackend,
     /** UUID. */
     readonly id: string,
@@ -48,7 +50,8 @@ export class Repository {
   ) {}
 
   /** Makes an empty repository. @throws REPO_EXISTS, and what the backend throws */
-  static async init(backend: StorageBackend, options: CallOptions = {}): Promise<Repository> {
+  static async init(given: StorageBackend, options: CallOptions = {}): Promise<Repository> {
+    const backend = SettledBackend.of(given);
     const { location } = backend.properties;
     const exists = (cause?: unknown): CheckpointError =>
       new CheckpointError('REPO_EXISTS', `there is a repository in ${location} already`, { cause });
@@ -65,7 +68,8 @@ export class Repository {
   }
 
   /** @throws REPO_NOT_FOUND, REPO_VERSION, REPO_DAMAGED, and what the backend throws */
-  static async open(backend: StorageBackend, options: CallOptions = {}): Promise<Repository> {
+  static async open(given: StorageBackend, options: CallOptions = {}): Promise<Repository> {
+    const backend = SettledBackend.of(given);
     let bytes: Uint8Array;
     try {
       bytes = await backend.load(CONFIG_KEY, undefined, options);

@@ -4,6 +4,11 @@
  *
  * Keys are relative paths of [A-Za-z0-9._-] segments joined by "/". Every call takes an AbortSignal; an
  * aborted call rejects with INTERRUPTED and leaves no partial object visible.
+ *
+ * A call that changes something may be carried out although its answer is lost. Then it rejects with
+ * STORAGE_UNCERTAIN: it may have taken effect, whole, or not at all, and `confirm` finds out. After every
+ * other code that is named below it certainly had no effect. What a backend cannot sort into one of these
+ * codes it must call uncertain. `SettledBackend` asks `confirm` in the place of its callers.
  */
 
 export interface StoredObject {
@@ -31,8 +36,9 @@ export interface StorageBackend {
    * An iterable body is consumed once; the chunks may be reused by the producer after the next one is asked
    * for.
    * @returns bytes written
-   * @throws STORAGE_EXISTS when the key is taken (the object there stays as it is), STORAGE_FULL,
-   *   STORAGE_READ_ONLY, STORAGE_IO
+   * @throws STORAGE_EXISTS when the key is taken by an object of another call, and not by one that this call
+   *   made before its answer was lost (the object there stays as it is), STORAGE_FULL, STORAGE_READ_ONLY,
+   *   STORAGE_IO, STORAGE_UNCERTAIN
    */
   save(key: string, body: ObjectBody, options?: CallOptions): Promise<number>;
   /**
@@ -54,10 +60,22 @@ export interface StorageBackend {
    * forgetting). One writer at a time.
    * @returns bytes written
    * @throws STORAGE_NOT_FOUND when there is no such object, STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO; the
-   *   object is as it was then
+   *   object is as it was then; STORAGE_UNCERTAIN: it is the old or the new one
    */
   replace(key: string, body: ObjectBody, options?: CallOptions): Promise<number>;
-  /** @throws STORAGE_NOT_FOUND */
+  /**
+   * The object is gone for good when the call returns, also after a power cut.
+   * @throws STORAGE_NOT_FOUND when there was none before this call, STORAGE_READ_ONLY, STORAGE_IO,
+   *   STORAGE_UNCERTAIN
+   */
   remove(key: string, options?: CallOptions): Promise<void>;
+  /**
+   * Finds out what a call has left whose answer was lost. What it says is durable and final: a call from
+   * before that is still under way somewhere must not change it afterwards. A backend that cannot see to this
+   * says that it is uncertain.
+   * @returns the object that is there; undefined when there is none
+   * @throws STORAGE_UNCERTAIN when it cannot be said (yet)
+   */
+  confirm(key: string, options?: CallOptions): Promise<StoredObject | undefined>;
   close(): Promise<void>;
 }

@@ -6,6 +6,10 @@
  * name is taken, so that of two writers of one key exactly one succeeds and neither replaces the other's
  * object. The folder is synced after that, and so are the folders above that had to be made. An object is
  * replaced by rename(2) of such a file.
+ *
+ * What link, rename and unlink answer is not believed on its own: over NFS a request whose answer was lost is
+ * sent again, and then a link that worked says EEXIST, a rename or unlink that worked says ENOENT. One's own
+ * object is known by its inode, which is that of the temporary file.
  */
 
 import { constants } from 'node:fs';
@@ -27,17 +31,26 @@ import { CheckpointError, isCheckpointError, systemErrorCode } from '../errors.j
 import type { CallOptions, ObjectBody, StorageBackend, StorageProperties, StoredObject } from './backend.js';
 import { throwIfInterrupted } from './interrupted.js';
 import { assertKey, compareKeys, isKeySegment } from './keys.js';
-import { alreadyExists, fromSystemError, notFound, outOfRange } from './storage-errors.js';
+import { inodeAt, isClearRefusal, type Inode } from './own-file.js';
+import { alreadyExists, fromSystemError, notFound, outOfRange, uncertain } from './storage-errors.js';
 import { newTempName, removeLeftovers } from './temp-files.js';
 
 const FILE_MODE = 0o600;
 const FOLDER_MODE = 0o700;
+
+/** A finished file that has no name of an object yet. */
+interface TempFile {
+  readonly path: string;
+  readonly inode: Inode;
+}
 
 export class FileBackend implements StorageBackend {
   readonly properties: StorageProperties;
   readonly #root: string;
   /** Folders that this instance knows to exist and has cleared of leftovers. */
   readonly #ready = new Set<string>();
+  /** New folders whose name may not survive a power cut yet, and the topmost new one above each. */
+  readonly #unsynced = new Map<string, string>();
 
   /** The folder need not exist: the first `save` makes it. */
   constructor(path: string) {
@@ -50,17 +63,16 @@ export class FileBackend implements StorageBackend {
     throwIfInterrupted(signal, `writing ${key}`);
     const folder = dirname(path);
     await this.#system('writing', key, () => this.#makeReady(folder));
-    return this.#viaTemp(key, body, signal, (temp) => this.#publish(temp, path, key));
+    return this.#viaTemp(key, body, signal, (temp) =>
+      this.#publish(temp, path, key, () => link(temp.path, path)),
+    );
   }
 
   async replace(key: string, body: ObjectBody, { signal }: CallOptions = {}): Promise<number> {
     const path = this.#pathOf(key);
     await this.stat(key, { signal });
     return this.#viaTemp(key, body, signal, (temp) =>
-      this.#system('writing', key, async () => {
-        await rename(temp, path);
-        await syncFolder(dirname(path));
-      }),
+      this.#publish(temp, path, key, () => rename(temp.path, path)),
     );
   }
 
@@ -69,17 +81,17 @@ export class FileBackend implements StorageBackend {
     key: string,
     body: ObjectBody,
     signal: AbortSignal | undefined,
-    publish: (temp: string) => Promise<void>,
+    publish: (temp: TempFile) => Promise<void>,
   ): Promise<number> {
-    const temp = join(dirname(this.#pathOf(key)), newTempName());
+    const path = join(dirname(this.#pathOf(key)), newTempName());
     try {
-      const sizeBytes = await this.#write(temp, key, body, signal);
+      const { sizeBytes, inode } = await this.#write(path, key, body, signal);
       throwIfInterrupted(signal, `writing ${key}`);
-      await publish(temp);
+      await publish({ path, inode });
       return sizeBytes;
     } finally {
       // The object has a name of its own by now, or the attempt failed. A leftover is harmless.
-      await rm(temp, { force: true }).catch(() => undefined);
+      await rm(path, { force: true }).catch(() => undefined);
     }
   }
 
@@ -133,9 +145,31 @@ export class FileBackend implements StorageBackend {
   async remove(key: string, { signal }: CallOptions = {}): Promise<void> {
     const path = this.#pathOf(key);
     throwIfInterrupted(signal, `removing ${key}`);
-    await this.#system('removing', key, async () => {
+    // What was there before and is not there afterwards was removed by this call, whatever unlink says of it.
+    await this.stat(key, { signal });
+    try {
       await unlink(path);
-      await syncFolder(dirname(path));
+    } catch (error) {
+      const found = await this.#look('removing', key, error, () => inodeAt(path));
+      if (found !== undefined) throw fromSystemError(error, 'removing', key, this.properties.location);
+    }
+    await this.#look('removing', key, undefined, () => syncFolder(dirname(path)));
+  }
+
+  async confirm(key: string, { signal }: CallOptions = {}): Promise<StoredObject | undefined> {
+    const path = this.#pathOf(key);
+    throwIfInterrupted(signal, `looking up ${key}`);
+    return this.#look('looking up', key, undefined, async () => {
+      try {
+        // Synced before it is looked at: what is seen then survives a power cut. A journal that could not be
+        // written stays unwritable, and its error comes again.
+        await syncFolder(dirname(path));
+      } catch (error) {
+        if (!isMissing(error)) throw error;
+        return undefined;
+      }
+      const found = await inodeAt(path);
+      return found === undefined ? undefined : { key, sizeBytes: found.sizeBytes };
     });
   }
 
@@ -157,13 +191,13 @@ export class FileBackend implements StorageBackend {
     }
   }
 
-  /** @returns bytes written, all of them on stable storage */
+  /** All of the file is on stable storage then. */
   async #write(
     temp: string,
     key: string,
     body: ObjectBody,
     signal: AbortSignal | undefined,
-  ): Promise<number> {
+  ): Promise<{ readonly sizeBytes: number; readonly inode: Inode }> {
     const file = await this.#system('writing', key, () => open(temp, 'wx', FILE_MODE));
     try {
       let sizeBytes = 0;
@@ -173,47 +207,71 @@ export class FileBackend implements StorageBackend {
         await this.#system('writing', key, () => writeAll(file, chunk));
         sizeBytes += chunk.length;
       }
-      await this.#system('writing', key, () => file.sync());
-      return sizeBytes;
+      return await this.#system('writing', key, async () => {
+        await file.sync();
+        const { dev, ino } = await file.stat({ bigint: true });
+        return { sizeBytes, inode: { dev, ino } };
+      });
     } finally {
-      await file.close();
+      await this.#system('writing', key, () => file.close());
     }
   }
 
-  async #publish(temp: string, path: string, key: string): Promise<void> {
+  /** @param give gives the finished file the name of the object: link or rename */
+  async #publish(temp: TempFile, path: string, key: string, give: () => Promise<void>): Promise<void> {
     try {
-      await link(temp, path);
+      await give();
     } catch (error) {
-      const errno = systemErrorCode(error);
-      if (errno === 'EEXIST') throw alreadyExists(key, this.properties.location);
-      if (errno === 'EPERM' || errno === 'ENOTSUP' || errno === 'EOPNOTSUPP' || errno === 'EMLINK') {
-        throw new CheckpointError(
-          'STORAGE_IO',
-          `writing ${key} in ${this.properties.location}: link(2) gave ${errno}`,
-          {
-            cause: error,
-            hint: 'a repository needs a file system with hard links',
-          },
-        );
-      }
-      throw fromSystemError(error, 'writing', key, this.properties.location);
+      if (!(await this.#hasTaken(temp, path, key, error))) throw this.#refusal(error, key);
     }
+    // The name is there now. When it cannot be said whether it will be after a power cut, it is not taken
+    // back either: that could as well be lost.
+    await this.#look('writing', key, undefined, () => syncFolder(dirname(path)));
+  }
+
+  /** Whether the file has the name although the call that was to give it failed. @throws STORAGE_UNCERTAIN */
+  #hasTaken(temp: TempFile, path: string, key: string, cause: unknown): Promise<boolean> {
+    const isOurs = (found: Inode | undefined): boolean =>
+      found?.ino === temp.inode.ino && found.dev === temp.inode.dev;
+    return this.#look('writing', key, cause, async () => {
+      if (isOurs(await inodeAt(path))) return true;
+      if (isClearRefusal(cause)) return false;
+      // The request may still be under way. Without the file it comes to nothing.
+      await rm(temp.path, { force: true });
+      return isOurs(await inodeAt(path));
+    });
+  }
+
+  /** @throws STORAGE_UNCERTAIN when `work` fails, with `cause` where there is one */
+  async #look<T>(step: string, key: string, cause: unknown, work: () => Promise<T>): Promise<T> {
     try {
-      await syncFolder(dirname(path));
+      return await work();
     } catch (error) {
-      // Not known to survive a power cut: take the name back rather than leave an object whose save failed.
-      await unlink(path).catch(() => undefined);
-      throw fromSystemError(error, 'writing', key, this.properties.location);
+      throw uncertain(step, key, this.properties.location, cause ?? error);
     }
+  }
+
+  #refusal(error: unknown, key: string): CheckpointError {
+    const { location } = this.properties;
+    const errno = systemErrorCode(error) ?? '';
+    if (errno === 'EEXIST') return alreadyExists(key, location);
+    if (!['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'EMLINK'].includes(errno))
+      return fromSystemError(error, 'writing', key, location);
+    return new CheckpointError('STORAGE_IO', `writing ${key} in ${location}: link(2) gave ${errno}`, {
+      cause: error,
+      hint: 'a repository needs a file system with hard links',
+    });
   }
 
   async #makeReady(folder: string): Promise<void> {
     if (this.#ready.has(folder)) return;
-    const first = await makeFolders(folder);
+    const first = (await makeFolders(folder)) ?? this.#unsynced.get(folder);
     if (first !== undefined) {
+      this.#unsynced.set(folder, first);
       // A new folder survives when the one above it is synced: from the topmost new one down.
       for (let made = folder; made.length >= first.length; made = dirname(made))
         await syncFolder(dirname(made));
+      this.#unsynced.delete(folder);
     }
     await removeLeftovers(folder);
     this.#ready.add(folder);
@@ -229,8 +287,7 @@ export class FileBackend implements StorageBackend {
     try {
       entries = await readdir(join(this.#root, start), { withFileTypes: true });
     } catch (error) {
-      const errno = systemErrorCode(error);
-      if (errno === 'ENOENT' || errno === 'ENOTDIR') return;
+      if (isMissing(error)) return;
       throw error;
     }
     for (const entry of entries) {
@@ -245,6 +302,11 @@ export class FileBackend implements StorageBackend {
       }
     }
   }
+}
+
+function isMissing(error: unknown): boolean {
+  const errno = systemErrorCode(error);
+  return errno === 'ENOENT' || errno === 'ENOTDIR';
 }
 
 async function writeAll(file: FileHandle, chunk: Uint8Array): Promise<void> {

@@ -62,6 +62,14 @@ export class MemoryBackend implements StorageBackend {
     this.#objects.delete(key);
   }
 
+  // eslint-disable-next-line @typescript-eslint/require-await -- as `load`
+  async confirm(key: string, { signal }: CallOptions = {}): Promise<StoredObject | undefined> {
+    throwIfInterrupted(signal, `looking up ${key}`);
+    assertKey(key);
+    const bytes = this.#objects.get(key);
+    return bytes === undefined ? undefined : { key, sizeBytes: bytes.length };
+  }
+
   close(): Promise<void> {
     return Promise.resolve();
   }

@@ -1,6 +1,6 @@
 /** Translates errno names to the codes of the storage contract. */
 
-import { CheckpointError, systemErrorCode } from '../errors.js';
+import { CheckpointError, describeError, isCheckpointError, systemErrorCode } from '../errors.js';
 
 export function notFound(key: string, location: string): CheckpointError {
   return new CheckpointError('STORAGE_NOT_FOUND', `no object ${key} in ${location}`, { detail: { key } });
@@ -22,6 +22,33 @@ export function outOfRange(key: string, wantedEnd: number, sizeBytes: number): C
   );
 }
 
+/** A call that changes something has no answer: it may have taken effect, or not. */
+export function uncertain(step: string, key: string, location: string, cause: unknown): CheckpointError {
+  return new CheckpointError(
+    'STORAGE_UNCERTAIN',
+    `${step} ${key} in ${location}: whether it was done cannot be said (${describeError(cause)})`,
+    {
+      cause,
+      detail: { key, ...errnoOf(cause) },
+      hint: 'see to it that the storage answers again, and repeat the command; what was committed is not affected',
+    },
+  );
+}
+
+/** A call had no answer, and it is known by now that it had no effect. */
+export function withoutEffect(step: string, key: string, location: string, cause: unknown): CheckpointError {
+  return new CheckpointError('STORAGE_IO', `${step} ${key} in ${location}: no answer, and it was not done`, {
+    cause,
+    detail: { key },
+    retryable: true,
+  });
+}
+
+function errnoOf(cause: unknown): { readonly errno?: string } {
+  const errno = isCheckpointError(cause) ? undefined : systemErrorCode(cause);
+  return errno === undefined ? {} : { errno };
+}
+
 /** A failure of the file system during `step` ("writing", "reading") on an object. */
 export function fromSystemError(
   cause: unknown,
@@ -34,7 +61,12 @@ export function fromSystemError(
   const detail = { key, errno };
   switch (errno) {
     case 'ENOENT':
-      return notFound(key, location);
+      if (step !== 'writing') return notFound(key, location);
+      return new CheckpointError('STORAGE_IO', `${text}: the folder or the unfinished file is gone`, {
+        cause,
+        detail,
+        hint: 'nobody else may remove files of a repository',
+      });
     case 'ENOTDIR':
     case 'EISDIR':
       if (step !== 'writing') return notFound(key, location);

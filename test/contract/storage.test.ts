@@ -3,9 +3,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from '@jest/globals';
 
-import { FaultyBackend } from '../support/faulty-backend.js';
+import { FaultyBackend, type FaultMode } from '../support/faulty-backend.js';
+import type { StorageBackend } from '../../src/storage/backend.js';
 import { FileBackend } from '../../src/storage/file.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
+import { SettledBackend } from '../../src/storage/settled-backend.js';
 import { openBackend } from '../../src/storage/open.js';
 import { fromSystemError } from '../../src/storage/storage-errors.js';
 import { newTempName } from '../../src/storage/temp-files.js';
@@ -18,6 +20,7 @@ afterAll(() => rmSync(top, { recursive: true }));
 
 storageContract('memory', () => new MemoryBackend());
 storageContract('file', () => new FileBackend(newFolder()));
+storageContract('settled', () => SettledBackend.of(new MemoryBackend()));
 storageContract(
   'faulty, never failing',
   () => new FaultyBackend(new MemoryBackend(), { mode: 'fail', atCall: 0 }),
@@ -72,6 +75,7 @@ describe('the file backend', () => {
     ['EROFS', 'STORAGE_READ_ONLY'],
     ['EACCES', 'STORAGE_READ_ONLY'],
     ['EIO', 'STORAGE_IO'],
+    ['ETIMEDOUT', 'STORAGE_IO'],
   ];
   it.each(errors)('reports %s as %s with the object, and a hint where one helps', (errno, code) => {
     const error = fromSystemError(
@@ -114,6 +118,71 @@ describe('the address of a repository', () => {
       );
     },
   );
+});
+
+describe('the settled backend', () => {
+  const some = new Uint8Array(10);
+  type Call = 'save' | 'replace' | 'remove';
+  const calls: Readonly<Record<Call, (backend: StorageBackend) => Promise<unknown>>> = {
+    save: (backend) => backend.save('new', some),
+    replace: (backend) => backend.replace('old', some.subarray(1)),
+    remove: (backend) => backend.remove('old'),
+  };
+
+  async function after(call: Call, mode: FaultMode, outage: number) {
+    const inner = new MemoryBackend();
+    await inner.save('old', some.subarray(5));
+    const backend = SettledBackend.of(new FaultyBackend(inner, { mode, atCall: 1, outage }));
+    const told = await calls[call](backend).then(
+      () => 'done',
+      (error: unknown) => (error as { code: string }).code,
+    );
+    return { told, left: (await inner.list('')).map(({ key }) => key) };
+  }
+
+  it.each([
+    ['save', 'lost-reply', 0, 'done', ['new', 'old']],
+    ['save', 'fail', 0, 'STORAGE_IO', ['old']],
+    ['save', 'lost-reply', 1, 'STORAGE_UNCERTAIN', ['new', 'old']],
+    ['save', 'fail', 1, 'STORAGE_UNCERTAIN', ['old']],
+    ['remove', 'lost-reply', 0, 'done', []],
+    ['remove', 'fail', 0, 'STORAGE_IO', ['old']],
+    ['remove', 'lost-reply', 1, 'STORAGE_UNCERTAIN', []],
+    ['remove', 'fail', 1, 'STORAGE_UNCERTAIN', ['old']],
+    ['replace', 'lost-reply', 0, 'STORAGE_IO', ['old']],
+  ] as const)(
+    '%s, %s, %i failures after it: says %s and leaves %j',
+    async (call, mode, outage, told, left) => {
+      expect(await after(call, mode, outage)).toEqual({ told, left: [...left] });
+    },
+  );
+
+  it.each(['STORAGE_FULL', 'STORAGE_READ_ONLY', 'STORAGE_EXISTS'] as const)(
+    'passes on a clear refusal (%s) and asks nobody',
+    async (code) => {
+      const faulty = new FaultyBackend(new MemoryBackend(), { mode: 'fail', atCall: 1, code });
+      await expect(SettledBackend.of(faulty).save('a', some)).rejects.toMatchObject({ code });
+      expect(faulty.names).toEqual(['save a']);
+    },
+  );
+
+  it('knows that what was not taken to its end is not there, and asks nobody', async () => {
+    const faulty = new FaultyBackend(new MemoryBackend(), { mode: 'fail', atCall: 2 });
+    // eslint-disable-next-line @typescript-eslint/require-await -- an iterable body is asynchronous by contract
+    async function* broken(): AsyncGenerator<Uint8Array> {
+      yield some;
+      throw new Error('the producer broke');
+    }
+    await expect(SettledBackend.of(faulty).save('a', broken())).rejects.toThrow('the producer broke');
+    expect(faulty.names).toEqual(['save a']);
+  });
+
+  it('takes an object of another length for none of its own', async () => {
+    const inner = new MemoryBackend();
+    await inner.save('a', some.subarray(1));
+    const faulty = new FaultyBackend(inner, { mode: 'fail', atCall: 1 });
+    await expect(SettledBackend.of(faulty).save('a', some)).rejects.toMatchObject({ code: 'STORAGE_IO' });
+  });
 });
 
 describe('the faulty backend', () => {

@@ -151,6 +151,18 @@ export function storageContract(name: string, makeBackend: () => StorageBackend)
       expect(Buffer.from(await backend.load('gone')).toString()).toBe('y');
     });
 
+    it('confirms what is there and what is not', async () => {
+      const backend = makeBackend();
+      expect(await backend.confirm('a/b')).toBeUndefined();
+      await backend.save('a/b', bytes('12345'));
+      expect(await backend.confirm('a/b')).toEqual({ key: 'a/b', sizeBytes: 5 });
+      for (const key of ['a', 'a/b/c', 'a/other', 'b/c']) expect(await backend.confirm(key)).toBeUndefined();
+      await backend.replace('a/b', bytes('123'));
+      expect(await backend.confirm('a/b')).toEqual({ key: 'a/b', sizeBytes: 3 });
+      await backend.remove('a/b');
+      expect(await backend.confirm('a/b')).toBeUndefined();
+    });
+
     it('names a missing object', async () => {
       const backend = makeBackend();
       await backend.save('folder/object', bytes('x'));
@@ -194,6 +206,7 @@ export function storageContract(name: string, makeBackend: () => StorageBackend)
       await expect(backend.stat('there', { signal })).rejects.toMatchObject(interrupted);
       await expect(backend.list('', { signal })).rejects.toMatchObject(interrupted);
       await expect(backend.remove('there', { signal })).rejects.toMatchObject(interrupted);
+      await expect(backend.confirm('there', { signal })).rejects.toMatchObject(interrupted);
       expect((await backend.list('')).map(({ key }) => key)).toEqual(['there']);
     });
 

@@ -1,7 +1,7 @@
 /** What can go wrong around one checkpoint, and what must hold afterwards. The guest is a fake with faults on order. */
 
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
@@ -14,7 +14,7 @@ import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import type { VmDisk } from '../../src/hypervisor/disks.js';
 import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify/verify.js';
-import type { CallOptions, ObjectBody } from '../../src/storage/backend.js';
+import type { CallOptions, ObjectBody, StoredObject } from '../../src/storage/backend.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { FakeGuest, type FakeGuestOptions } from '../support/fake-guest.js';
@@ -30,9 +30,10 @@ const DISK: VmDisk = {
   snapshotModes: ['internal', 'external'],
 };
 
-/** Stores manifests, loses the answer, and cannot be asked to take them back. */
+/** Stores manifests, loses the answer, and cannot be asked what became of them unless told to. */
 class UnsureBackend extends MemoryBackend {
   losesManifestReplies = false;
+  canBeAsked = false;
 
   override async save(key: string, body: ObjectBody, options?: CallOptions): Promise<number> {
     const sizeBytes = await super.save(key, body, options);
@@ -43,6 +44,11 @@ class UnsureBackend extends MemoryBackend {
   override async remove(key: string, options?: CallOptions): Promise<void> {
     this.#fail(key);
     await super.remove(key, options);
+  }
+
+  override async confirm(key: string, options?: CallOptions): Promise<StoredObject | undefined> {
+    if (!this.canBeAsked) this.#fail(key);
+    return super.confirm(key, options);
   }
 
   #fail(key: string): void {
@@ -324,8 +330,46 @@ describe.each(CAPTURES)('the commit, captured by $capture', (captured) => {
     guest.dispose();
     await begin({ disks: [DISK] });
     backend.losesManifestReplies = true;
-    await expect(session.checkpoint()).rejects.toMatchObject({});
+    const uncertain = { code: 'CHECKPOINT_UNCERTAIN', hint: expect.stringContaining('cairn list') };
+    await expect(session.checkpoint()).rejects.toMatchObject(uncertain);
     expect(guest.snapshots.size).toBe(1);
+  });
+
+  it('is a success when only the answer to its manifest was lost', async () => {
+    backend.losesManifestReplies = true;
+    backend.canBeAsked = true;
+    const { checkpointId } = await session.checkpoint();
+    expect((await repository.find('latest')).id).toBe(checkpointId);
+    write(2);
+    expect((await session.checkpoint()).compareReason).toBe('');
+    await expectNewestIsMemory();
+  });
+
+  it('tells a hook when it may be there, so that what the hook took stays', async () => {
+    await session.close();
+    const log = join(runtimeDir, 'phases');
+    await open({ hook: `echo $CAIRN_PHASE >>${log}` });
+    backend.losesManifestReplies = true;
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'CHECKPOINT_UNCERTAIN' });
+    expect(readFileSync(log, 'utf8').trim().split('\n').at(-1)).toBe('uncertain');
+    backend.losesManifestReplies = false;
+    vm.failNext('takeDeviceState', new CheckpointError('VM_STATE', 'lost'));
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'VM_STATE' });
+    expect(readFileSync(log, 'utf8').trim().split('\n').at(-1)).toBe('failed');
+  });
+
+  it('may be there and is kept by a policy, and so is the older one that the session goes on from', async () => {
+    await session.checkpoint();
+    write(2);
+    backend.losesManifestReplies = true;
+    await expect(session.checkpoint()).rejects.toMatchObject({ code: 'CHECKPOINT_UNCERTAIN' });
+    backend.losesManifestReplies = false;
+    expect(await checkpointCount()).toBe(2);
+    expect((await session.forget({ last: 1 })).kept).toHaveLength(2);
+    write(3);
+    await session.checkpoint();
+    await expectNewestIsMemory();
+    expect((await verify(repository)).problems).toEqual([]);
   });
 
   it('drops the disk snapshots of a checkpoint that is certainly not there', async () => {

@@ -3,6 +3,9 @@
  *
  *     fail          call n has no effect and rejects; later calls work
  *     lost-reply    call n takes effect and rejects all the same; later calls work
+ *
+ * After both, the next `outage` calls have no effect and reject, too: nobody can be asked what became of call n. The others:
+ *
  *     crash         call n and all later ones have no effect and reject: the process, or its storage, is gone
  *     crash-after   call n takes effect, all later ones reject
  *     torn          if call n is a save, only the first half of the object is stored, and all later calls reject:
@@ -26,6 +29,8 @@ export interface FaultPlan {
   readonly atCall: number;
   /** Default STORAGE_IO. */
   readonly code?: ErrorCode;
+  /** Default 0. */
+  readonly outage?: number;
 }
 
 export class FaultyBackend implements StorageBackend {
@@ -34,6 +39,9 @@ export class FaultyBackend implements StorageBackend {
   calls = 0;
   /** The call that was tampered with, such as "save config"; empty until then. */
   faultyCall = '';
+  /** All calls, in order. */
+  readonly names: string[] = [];
+  #isMended = false;
 
   constructor(
     private readonly inner: StorageBackend,
@@ -77,17 +85,27 @@ export class FaultyBackend implements StorageBackend {
     return this.#call(`remove ${key}`, () => this.inner.remove(key, options));
   }
 
+  async confirm(key: string, options?: CallOptions): Promise<StoredObject | undefined> {
+    return this.#call(`confirm ${key}`, () => this.inner.confirm(key, options));
+  }
+
+  /** All calls work from now on. */
+  mend(): void {
+    this.#isMended = true;
+  }
+
   close(): Promise<void> {
     return this.inner.close();
   }
 
   async #call<T>(what: string, work: () => Promise<T>, torn?: () => Promise<T>): Promise<T> {
     const number = ++this.calls;
-    const { mode, atCall } = this.plan;
-    if (atCall === 0 || number < atCall) return work();
+    this.names.push(what);
+    const { mode, atCall, outage = 0 } = this.plan;
+    if (this.#isMended || atCall === 0 || number < atCall) return work();
     const here = number === atCall;
     if (here) this.faultyCall = what;
-    if (!here && (mode === 'fail' || mode === 'lost-reply')) return work();
+    if (number > atCall + outage && (mode === 'fail' || mode === 'lost-reply')) return work();
     if (here && mode === 'crash-after') return work();
     if (here && mode === 'lost-reply') await work();
     if (here && mode === 'torn' && torn !== undefined) await torn();

@@ -63,6 +63,8 @@ export async function strays(repository: Repository): Promise<readonly string[]>
   return found;
 }
 
+/** Of all objects but the reserves, which checkpoints neither grow nor shrink. */
 export async function storedBytes(backend: StorageBackend): Promise<number> {
-  return (await backend.list('')).reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+  const objects = (await backend.list('')).filter(({ key }) => !key.includes('/reserve/'));
+  return objects.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
 }

@@ -4,20 +4,21 @@
  *
  * The command is run by `/bin/sh -c` with
  *
- *     CAIRN_PHASE            before-pause | paused | resumed | committed | failed
+ *     CAIRN_PHASE            before-pause | paused | resumed | committed | failed | uncertain
  *     CAIRN_CHECKPOINT_ID    id of the checkpoint being taken
  *     CAIRN_VM               address of the VM
  *     CAIRN_VM_NAME          name of its chain
  *     CAIRN_REPOSITORY       location of the repository
  *
  * `before-pause` and `paused` must exit 0 or the checkpoint fails, with the guest resumed; in the other
- * phases a failure is only reported. The guest stands still while `paused` runs.
+ * phases a failure is only reported. The guest stands still while `paused` runs. After `uncertain` the
+ * checkpoint may be there, so that what the command snapshotted for it must stay.
  */
 
 import { CheckpointError, isCheckpointError } from '../../errors.js';
 import { failureOf, runProgram } from '../../host/run-program.js';
 
-export type HookPhase = 'before-pause' | 'paused' | 'resumed' | 'committed' | 'failed';
+export type HookPhase = 'before-pause' | 'paused' | 'resumed' | 'committed' | 'failed' | 'uncertain';
 
 export interface HookContext {
   readonly checkpointId: string;

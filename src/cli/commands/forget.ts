@@ -21,7 +21,7 @@ import type { Repository } from '../../repository/repository.js';
 import type { SweepSource } from '../../repository/forget/sweep-plan.js';
 import { command, run, type CommandContext, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { forgetFields, forgetText } from '../forget-text.js';
+import { forgetFields, forgetText, SHORT_OF_ROOM } from '../forget-text.js';
 import { addKeepOptions, keepPolicyOf, type KeepCliOptions } from '../keep-options.js';
 
 interface Options extends SharedOptions, KeepCliOptions {
@@ -163,7 +163,8 @@ async function forgetAll(
     if (dryRun) await onForgotten(result.removed);
     for (const problem of result.problems) reporter.warning(`kept because of damage: ${problem}`);
     isUndamaged &&= result.problems.length === 0;
-    isWhole &&= disks.every(({ why }) => why === '');
+    if (result.isShortOfRoom) reporter.warning(SHORT_OF_ROOM);
+    isWhole &&= !result.isShortOfRoom && disks.every(({ why }) => why === '');
     const name = [...result.kept, ...result.removed].find(({ manifest }) => manifest)?.manifest?.vmName;
     const report = { ...result, name: name ?? result.chain, dryRun, disks };
     reporter.summary(forgetFields(report), forgetText(report));

@@ -61,7 +61,10 @@ export function watchCommand(): Command {
           while (!signal.aborted && (options.count === undefined || taken + failed < options.count)) {
             const startedMs = Date.now();
             try {
-              const summary = await session.checkpoint();
+              const summary = await session.checkpoint().catch(async (error: unknown) => {
+                if (!(await forgetting.makeRoom(error, signal))) throw error;
+                return session.checkpoint();
+              });
               taken++;
               // Hotplug may change it on the way.
               if (session.trackerKind !== tracker && session.trackerReason !== '')

@@ -4,15 +4,15 @@
  */
 
 import { isCheckpointError } from '../../errors.js';
-import type { CallOptions } from '../../storage/backend.js';
+import type { CallOptions, StorageBackend, StoredObject } from '../../storage/backend.js';
 import type { Calendar } from './calendar.js';
 import { idOfKey } from '../../format/chain-keys.js';
-import { ChainLock } from '../chain-lock.js';
+import { keepReserve, takeLock } from '../reserve.js';
 import type { DamagedObject } from '../../records/damage.js';
-import { select, type KeepPolicy, type KeptCheckpoint } from './keep-policy.js';
+import { select, type KeepPolicy, type KeptCheckpoint, type Selection } from './keep-policy.js';
 import { loadManifest, loadManifests } from '../read/manifest-store.js';
 import { manifestKey, type Manifest } from '../../format/manifest.js';
-import { sweep } from './sweep.js';
+import { sweepToTheEnd } from './sweep-rounds.js';
 import { planSweep, type SweepPlan, type SweepSource } from './sweep-plan.js';
 
 /**
@@ -27,7 +27,12 @@ export interface ForgetOptions extends CallOptions {
   readonly dryRun?: boolean;
   /** See `SweepPlanOptions`. */
   readonly thinAbove?: number;
-  /** Called when the manifests are gone, before anything else is removed. */
+  /** Id of a checkpoint that a policy must keep, whatever it says. */
+  readonly inUse?: string | undefined;
+  /**
+   * Called when the manifests are gone, before anything else is removed; with those that are certainly gone
+   * when the removal of one fails.
+   */
   readonly onForgotten?: ((removed: readonly ForgottenCheckpoint[]) => Promise<void>) | undefined;
   /** Bytes of packs that were looked at. */
   readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
@@ -50,6 +55,8 @@ export interface ForgetResult {
   readonly thinnedPacks: number;
   /** Damage because of which less was freed than could have been; what stays is as it was. */
   readonly problems: readonly string[];
+  /** There was no room to write packs anew without what is not needed: less was freed than could have been. */
+  readonly isShortOfRoom: boolean;
 }
 
 /**
@@ -72,13 +79,15 @@ export async function forget(
       freedBytes: plan.manifestBytes + plan.sweep.freedBytes,
       removedObjects: removedObjects + plan.sweep.segments.length,
       thinnedPacks: plan.sweep.packs.length - removedObjects,
+      isShortOfRoom: false,
     };
   }
-  const lock = await ChainLock.take(backend, keys, call);
+  const lock = await takeLock(backend, keys, call);
   try {
     return await forgetHeld(source, choice, () => lock.mustBeHeld(keys.chain, call), options);
   } finally {
     await lock.release();
+    await keepReserve(backend, keys, {});
   }
 }
 
@@ -95,12 +104,22 @@ export async function forgetHeld(
   const { backend, keys } = source;
   const call = { signal: options.signal };
   const plan = await planForget(source, choice, options);
-  for (const key of plan.manifestKeys) {
-    await checkLock();
-    await backend.remove(key, call);
+  const gone: ForgottenCheckpoint[] = [];
+  try {
+    for (const { object, checkpoint } of plan.leaving) {
+      await checkLock();
+      await removeIfThere(backend, object.key, call);
+      gone.push(checkpoint);
+    }
+  } catch (error) {
+    // Nothing else would name the disk snapshots of those that are gone.
+    await options.onForgotten?.(gone);
+    throw error;
   }
-  await options.onForgotten?.(plan.removed);
-  const swept = await sweep(source, plan.sweep, { ...call, checkLock });
+  await options.onForgotten?.(gone);
+  const kept = plan.kept.map(({ manifest }) => manifest);
+  const { signal, thinAbove } = options;
+  const swept = await sweepToTheEnd(source, kept, plan.sweep, { signal, thinAbove, checkLock });
   return {
     ...resultOf(keys.chain, plan),
     ...swept,
@@ -109,11 +128,20 @@ export async function forgetHeld(
   };
 }
 
+/** One that is gone was removed by a call whose answer was lost. */
+async function removeIfThere(backend: StorageBackend, key: string, call: CallOptions): Promise<void> {
+  try {
+    await backend.remove(key, call);
+  } catch (error) {
+    if (!isCheckpointError(error, 'STORAGE_NOT_FOUND')) throw error;
+  }
+}
+
 interface ForgetPlan {
   readonly kept: readonly KeptCheckpoint[];
   readonly removed: readonly ForgottenCheckpoint[];
-  /** Keys of the manifests to be removed, oldest first. */
-  readonly manifestKeys: readonly string[];
+  /** The manifests to be removed, oldest first. */
+  readonly leaving: readonly { readonly object: StoredObject; readonly checkpoint: ForgottenCheckpoint }[];
   readonly manifestBytes: number;
   readonly sweep: SweepPlan;
 }
@@ -135,26 +163,39 @@ async function planForget(
   const { manifests, damaged } = await loadManifests(backend, keys, options);
   const { kept, removed, removedDamaged } =
     'policy' in choice
-      ? { ...select(manifests, choice.policy, choice.calendar), removedDamaged: [] }
+      ? { ...keepInUse(select(manifests, choice.policy, choice.calendar), options.inUse), removedDamaged: [] }
       : await selectNamed(source, choice.manifestKeys, manifests, damaged, options);
-  const forgotten: ForgottenCheckpoint[] = [
-    ...removed.map((manifest) => ({ id: manifest.id, manifest })),
-    ...removedDamaged.map(({ key }) => ({ id: idOfKey(key) ?? '', manifest: null })),
-  ];
-  const leaving = new Set([...removed.map(manifestKey), ...removedDamaged.map(({ key }) => key)]);
+  const forgotten = new Map<string, ForgottenCheckpoint>([
+    ...removed.map((manifest) => [manifestKey(manifest), { id: manifest.id, manifest }] as const),
+    ...removedDamaged.map(({ key }) => [key, { id: idOfKey(key) ?? '', manifest: null }] as const),
+  ]);
   const plan = await planSweep(
     source,
     kept.map(({ manifest }) => manifest),
-    damaged.filter(({ key }) => !leaving.has(key)),
+    damaged.filter(({ key }) => !forgotten.has(key)),
     options,
   );
-  const manifestObjects = objects.filter(({ key }) => leaving.has(key));
+  const leaving = objects.flatMap((object) => {
+    const checkpoint = forgotten.get(object.key);
+    return checkpoint === undefined ? [] : [{ object, checkpoint }];
+  });
   return {
     kept,
-    removed: forgotten,
-    manifestKeys: manifestObjects.map(({ key }) => key),
-    manifestBytes: manifestObjects.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
+    removed: [...forgotten.values()],
+    leaving,
+    manifestBytes: leaving.reduce((sum, { object }) => sum + object.sizeBytes, 0),
     sweep: plan,
+  };
+}
+
+/** What the policy says, but for a checkpoint that somebody builds on. */
+function keepInUse({ kept, removed }: Selection, id: string | undefined): Selection {
+  const spared = removed.filter((manifest) => manifest.id === id);
+  if (spared.length === 0) return { kept, removed };
+  const all = [...kept, ...spared.map((manifest) => ({ manifest, reasons: ['in use'] }))];
+  return {
+    kept: all.sort((a, b) => a.manifest.seq - b.manifest.seq),
+    removed: removed.filter((manifest) => manifest.id !== id),
   };
 }
 

@@ -4,9 +4,11 @@
  */
 
 import { sharedKernels } from '../../kernels/shared-kernels.js';
+import { isCheckpointError } from '../../errors.js';
 import type { CallOptions, StoredObject } from '../../storage/backend.js';
 import { ChainReader, VERIFY_WINDOW_PAGES } from '../read/chain-reader.js';
 import { asDamagedObject } from '../../records/damage.js';
+import { withReserve } from '../reserve.js';
 import { keepHighestNumber } from '../write/sequence-mark.js';
 import type { SweepPlan, SweepSource } from './sweep-plan.js';
 import { thinPack } from './thin-pack.js';
@@ -22,6 +24,8 @@ export interface SweepResult {
   readonly thinnedPacks: number;
   /** Damage that the plan had not met, and because of which less was removed. */
   readonly problems: readonly string[];
+  /** A pack could not be written anew for lack of room: it stays as it is, and so do older ones. */
+  readonly isShortOfRoom: boolean;
 }
 
 /** @throws REPO_LOCKED, and what the backend throws; what is done until then is done */
@@ -35,17 +39,24 @@ export async function sweep(
   let freedBytes = 0;
   let removedObjects = 0;
   let thinnedPacks = 0;
+  let isShortOfRoom = false;
   const problems: string[] = [];
   const remove = async ({ key, sizeBytes }: StoredObject): Promise<void> => {
     await checkLock();
-    await backend.remove(key, call);
+    try {
+      await backend.remove(key, call);
+    } catch (error) {
+      // It was removed by a call whose answer was lost.
+      if (!isCheckpointError(error, 'STORAGE_NOT_FOUND')) throw error;
+    }
     freedBytes += sizeBytes;
     removedObjects++;
   };
   const gone = plan.packs.filter(({ thinTo }) => thinTo === undefined).map(({ object }) => object.key);
   if (gone.length > 0) {
     const present = await backend.list(keys.packs, call);
-    await keepHighestNumber(backend, present, new Set(gone), (seq) => keys.pack(seq), call);
+    const mark = () => keepHighestNumber(backend, present, new Set(gone), (seq) => keys.pack(seq), call);
+    await withReserve(backend, keys, call, mark);
   }
   const reader = new ChainReader(backend, repositoryId, keys.chain, {
     windowPages: VERIFY_WINDOW_PAGES,
@@ -61,6 +72,8 @@ export async function sweep(
       freedBytes += object.sizeBytes - (await thinPack(source, thinTo, reader, sharedKernels(), call));
       thinnedPacks++;
     } catch (error) {
+      isShortOfRoom = isCheckpointError(error, 'STORAGE_FULL');
+      if (isShortOfRoom) break;
       problems.push(asDamagedObject(object.key, error).message);
       // The damaged pack stays as it is, and so does everything that it may be based on.
       break;
@@ -69,8 +82,9 @@ export async function sweep(
   if (plan.segments.length > 0) {
     const present = await backend.list(keys.index, call);
     const leaving = new Set(plan.segments.map(({ key }) => key));
-    await keepHighestNumber(backend, present, leaving, (seq) => keys.segment(seq), call);
+    const mark = () => keepHighestNumber(backend, present, leaving, (seq) => keys.segment(seq), call);
+    await withReserve(backend, keys, call, mark);
   }
   for (const object of plan.segments) await remove(object);
-  return { freedBytes, removedObjects, thinnedPacks, problems };
+  return { freedBytes, removedObjects, thinnedPacks, problems, isShortOfRoom };
 }

@@ -222,7 +222,8 @@ export class ChainVerifier {
     const seq = seqOfKey(key);
     if (key.startsWith(keys.packs)) return !this.#tables.has(seq) && !this.#layoutOfPack.has(seq);
     if (key.startsWith(keys.index)) return !this.#segments.isListed(seq);
-    return key !== keys.vm && !key.startsWith(keys.checkpoints) && !key.startsWith(keys.locks);
+    const others = [keys.checkpoints, keys.locks, keys.reserves];
+    return key !== keys.vm && !others.some((prefix) => key.startsWith(prefix));
   }
 }
 

@@ -6,7 +6,7 @@
  * Frames may come from several callers at once: each is given its addresses at the moment of the call.
  */
 
-import { isCheckpointError } from '../../errors.js';
+import { CheckpointError, isCheckpointError } from '../../errors.js';
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { DiskSnapshot } from '../../hypervisor/disks.js';
 import type { FrozenGuest } from '../../hypervisor/freezer.js';
@@ -34,7 +34,7 @@ import type { PageMap } from '../read/page-map.js';
 import { RegroupStep, type RegroupFigures } from './regroup-step.js';
 import type { RegroupedPack } from './regrouped-pack.js';
 import { packOfRef, ZERO_REF, type RecordRef } from '../../format/record-ref.js';
-import { removed, WrittenObjects } from './written-objects.js';
+import { WrittenObjects } from './written-objects.js';
 import { sha256Hex } from '../../format/sealed-json.js';
 
 /** Points of a commit, in the order in which it passes them. */
@@ -102,7 +102,7 @@ export class CheckpointWriter {
   readonly #packs: PackSeries;
   readonly #regrouping: RegroupStep;
   #deviceState: DeviceStateEntry | null = null;
-  /** The manifest may be there although its save failed. */
+  /** The manifest may be there: its save had no answer, and it could not be looked at. */
   #manifestUnsure = false;
   /** Once aborted: there certainly is no manifest. */
   #isAbsent = false;
@@ -204,9 +204,10 @@ export class CheckpointWriter {
   }
 
   /**
-   * Makes the checkpoint durable and visible. After an error it may be neither or, when the backend lost its
-   * answer to the manifest, both: `abort` follows, and the next listing tells.
-   * @throws REPO_LOCKED when the lock was removed by force, what `onPoint` throws, what the backend throws
+   * Makes the checkpoint durable and visible. After an error it is neither, but for CHECKPOINT_UNCERTAIN:
+   * then it may be both, and what it needs stays. Either way `abort` follows.
+   * @throws CHECKPOINT_UNCERTAIN when the backend lost its answer to the manifest and could not be asked
+   *   again, REPO_LOCKED when the lock was removed by force, what `onPoint` throws, what the backend throws
    */
   async commit(fields: CommitFields): Promise<Manifest> {
     this.#mustBeOpen();
@@ -285,8 +286,8 @@ export class CheckpointWriter {
   }
 
   /**
-   * Takes everything back that is not committed; the map is as it was. Does nothing after a commit. Never
-   * throws.
+   * Takes everything back that is not committed; the map is as it was. Does nothing after a commit. A
+   * checkpoint that may be there is looked for once more, and stays if it is. Never throws.
    * @returns true when it is certain that there is no such checkpoint in the repository
    */
   async abort(): Promise<boolean> {
@@ -295,14 +296,21 @@ export class CheckpointWriter {
     this.#state = 'aborted';
     this.#options.map.rollback();
     await this.#packs.abort();
-    const { backend, keys, seq, id } = this.#deps;
-    // The manifest goes first. When it cannot be said whether it is there, what it refers to stays, as
-    // orphans.
-    const isSafe = !this.#manifestUnsure || (await removed(backend, keys.checkpoint(seq, id)));
-    if (isSafe) await this.#written.takeAllBack();
-    this.#isAbsent = isSafe;
+    // While it cannot be said whether the manifest is there, what it needs stays: as orphans, if it is not.
+    this.#isAbsent = !this.#manifestUnsure || (await this.#isManifestAbsent());
+    if (this.#isAbsent) await this.#written.takeAllBack();
     this.#deps.done(null);
-    return isSafe;
+    return this.#isAbsent;
+  }
+
+  /** Looks once more. Never throws. */
+  async #isManifestAbsent(): Promise<boolean> {
+    const { backend, keys, seq, id } = this.#deps;
+    try {
+      return (await backend.confirm(keys.checkpoint(seq, id))) === undefined;
+    } catch {
+      return false;
+    }
   }
 
   #mustBeOpen(): void {
@@ -319,12 +327,20 @@ export class CheckpointWriter {
 
   async #saveManifest(manifest: Manifest): Promise<number> {
     const { backend, keys, seq, id } = this.#deps;
-    this.#manifestUnsure = true;
     try {
       return await backend.save(keys.checkpoint(seq, id), encodeManifest(manifest), this.#call);
     } catch (error) {
-      if (isCertainlyUnsaved(error)) this.#manifestUnsure = false;
-      throw error;
+      if (!isCheckpointError(error, 'STORAGE_UNCERTAIN')) throw error;
+      this.#manifestUnsure = true;
+      throw new CheckpointError(
+        'CHECKPOINT_UNCERTAIN',
+        `whether checkpoint ${id} was committed cannot be said, for the storage gave no answer: ${error.message}`,
+        {
+          cause: error,
+          detail: { checkpointId: id, ...error.detail },
+          hint: 'when the storage answers again, "cairn list" tells; the next checkpoint is right either way',
+        },
+      );
     }
   }
 
@@ -353,11 +369,4 @@ export class CheckpointWriter {
     };
     return [entry, ...plan.kept];
   }
-}
-
-/** After these errors of `save` there certainly is no object. Anything else may have been a lost answer. */
-function isCertainlyUnsaved(error: unknown): boolean {
-  return (['STORAGE_FULL', 'STORAGE_READ_ONLY', 'STORAGE_EXISTS', 'INTERRUPTED'] as const).some((code) =>
-    isCheckpointError(error, code),
-  );
 }

@@ -3,6 +3,7 @@
  * it is given up.
  */
 
+import { isCheckpointError } from '../../errors.js';
 import type { StorageBackend } from '../../storage/backend.js';
 
 /** How far a checkpoint was at some moment. */
@@ -42,7 +43,7 @@ export class WrittenObjects {
    */
   async takeBackTo({ objectCount, sizeBytes }: WrittenMark): Promise<void> {
     for (const key of this.#keys.splice(objectCount)) {
-      if (!(await removed(this.backend, key))) this.#keys.push(key);
+      if (!(await isGone(this.backend, key))) this.#keys.push(key);
     }
     this.#sizeBytes = sizeBytes;
   }
@@ -53,12 +54,12 @@ export class WrittenObjects {
   }
 }
 
-/** Never throws. @returns whether there was such an object and it is gone now */
-export async function removed(backend: Pick<StorageBackend, 'remove'>, key: string): Promise<boolean> {
+/** Never throws. @returns whether the object is certainly not there */
+async function isGone(backend: Pick<StorageBackend, 'remove'>, key: string): Promise<boolean> {
   try {
     await backend.remove(key);
     return true;
-  } catch {
-    return false;
+  } catch (error) {
+    return isCheckpointError(error, 'STORAGE_NOT_FOUND');
   }
 }
