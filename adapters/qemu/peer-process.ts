@@ -2,10 +2,11 @@
  * Finds the process at the other end of a monitor socket (SO_PEERCRED, unix(7)), and whether it is a QEMU.
  */
 
-import { readFile, readlink } from 'node:fs/promises';
+import { readlink } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { basename } from 'node:path';
 
+import { readProcessText } from '../../src/host/process-text.js';
 import { processStartTime, type ProcessIdentity } from '../../src/host/process-identity.js';
 import { CheckpointError, systemErrorCode } from '../../src/errors.js';
 import { errnoName, libc } from '../../src/ffi/libc.js';
@@ -46,7 +47,7 @@ async function programOf(pid: number, what: string): Promise<string> {
     return (await readlink(`/proc/${pid}/exe`)).replace(/ \(deleted\)$/, '');
   } catch (cause) {
     if (systemErrorCode(cause) === 'EACCES' || systemErrorCode(cause) === 'EPERM') {
-      const called = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).split('\0')[0] ?? '';
+      const called = (await readProcessText(`/proc/${pid}/cmdline`).catch(() => '')).split('\0')[0] ?? '';
       if (called !== '') return called;
       throw new CheckpointError('VM_PERMISSION', `no access to process ${pid} behind ${what}`, {
         cause,

@@ -4,18 +4,22 @@ import type { ImportedMachine, ImportRequest } from '../../src/hypervisor/intake
 import { CheckpointError } from '../../src/errors.js';
 import { DirtyBitmap } from '../../src/bitmap/dirty-bitmap.js';
 import type { MemoryLayout } from '../../src/hypervisor/memory-layout.js';
-import type { Json, JsonObject } from '../../src/types.js';
+import { refuseHollow } from '../../src/hypervisor/sparse-memory.js';
+import { parseJson } from '../../src/records/json-text.js';
+import type { JsonObject } from '../../src/types.js';
 import { encodeDeviceState } from './stream/device-state.js';
 import { framesOf } from './memory/guest-memory.js';
 import { layoutOf, pageOfFrame, windowsOver, type FrameWindow } from './domain/physmap.js';
 import { EMULATOR_HEADER, GUEST_TYPE, LIBXC_RECORD, LIBXL_RECORD } from './stream/format.js';
 import { readSaveFile, type SaveHead, type SaveItem } from './stream/reader.js';
-import type { StateRecord } from './stream/records.js';
+import { StateRecords, type StateRecord } from './stream/records.js';
 import { objectOf, textOf } from './domain/xl.js';
 
 export const IMPORT_FORMATS: readonly string[] = ['xl'];
 
 const PAGES_PER_KIB = 1 / 4;
+/** A guest of Xen has its memory in three or four windows. A frame is looked for in one after the other. */
+const MAX_WINDOWS = 256;
 /** Bytes of a word, the first of the PV_INFO record. */
 const PV_WIDTH_64 = 8;
 
@@ -25,8 +29,8 @@ const PV_WIDTH_64 = 8;
  *   model than the QEMU of today
  */
 export async function importSaveFile({ open, place }: ImportRequest): Promise<ImportedMachine> {
-  const before: StateRecord[] = [];
-  const after: StateRecord[] = [];
+  const before = new StateRecords();
+  const after = new StateRecords();
   /**
    * Frames with memory behind them, and the type of each. A live save sends frames again; the last word
    * counts.
@@ -36,7 +40,7 @@ export async function importSaveFile({ open, place }: ImportRequest): Promise<Im
   let emulator: Uint8Array | undefined;
   for await (const item of readSaveFile(open())) {
     if (item.kind === 'head') head = item.head;
-    else if (item.kind === 'state') (isBeforePages(item) ? before : after).push(item.record);
+    else if (item.kind === 'state') (isBeforePages(item) ? before : after).add(item.record);
     else if (item.kind === 'emulator') emulator = emulatorState(item.record);
     else if (item.kind !== 'page') continue;
     else if (item.bytes === null) frames.delete(item.frame);
@@ -47,14 +51,14 @@ export async function importSaveFile({ open, place }: ImportRequest): Promise<Im
   }
   const config = configOf(head);
   const created = objectOf(config.c_info);
-  const kind = kindOf(head, textOf(created.type), before);
+  const kind = kindOf(head, textOf(created.type), before.records);
   if ((kind === 'hvm') !== (emulator !== undefined)) {
     throw new CheckpointError(
       'STREAM_MALFORMED',
       `the save file of a guest of type "${kind}" has ${emulator === undefined ? 'no' : 'a'} state of a device model`,
     );
   }
-  const layout = layoutFor(frames.keys(), config);
+  const layout = layoutFor([...frames.keys()], config);
   const memory = place(layout);
   const present = new DirtyBitmap(layout.pageSpan);
   for await (const item of readSaveFile(open())) {
@@ -73,8 +77,8 @@ export async function importSaveFile({ open, place }: ImportRequest): Promise<Im
       presentFrames,
       ...(kind === 'pv' ? { pageTypes: typesOf(presentFrames, frames) } : {}),
       ...(emulator === undefined ? {} : { emulator }),
-      before,
-      after,
+      before: before.records,
+      after: after.records,
     }),
   };
 }
@@ -96,10 +100,21 @@ export function machineOf(
   };
 }
 
-/** Lays out the frames that have memory behind them, and what the guest may have. */
-export function layoutFor(frames: Iterable<number>, config: JsonObject): MemoryLayout {
-  const maxPages = Number(objectOf(config.b_info).max_memkb ?? 0) * PAGES_PER_KIB;
-  return layoutOf(windowsOver(stretchesOf(frames), Math.ceil(maxPages)));
+/**
+ * Lays out the frames that have memory behind them, and what the guest may have.
+ * @throws STREAM_MALFORMED for frames that lie in more places than a guest's do, or far more memory than has come
+ */
+export function layoutFor(frames: readonly number[], config: JsonObject): MemoryLayout {
+  const maxKib = objectOf(config.b_info).max_memkb;
+  const maxPages = typeof maxKib === 'number' ? Math.ceil(maxKib * PAGES_PER_KIB) : 0;
+  const windows = windowsOver(stretchesOf(frames), maxPages);
+  if (windows.length > MAX_WINDOWS)
+    throw new CheckpointError('STREAM_MALFORMED', 'the frames in the save file lie in too many places');
+  refuseHollow(
+    windows.reduce((sum, { frameCount }) => sum + frameCount, 0),
+    frames.length,
+  );
+  return layoutOf(windows);
 }
 
 /**
@@ -146,7 +161,7 @@ function typesOf(presentFrames: Uint32Array, frames: ReadonlyMap<number, number>
 
 export function configOf(head: SaveHead): ReturnType<typeof objectOf> {
   try {
-    return objectOf(JSON.parse(head.config) as Json);
+    return objectOf(parseJson(head.config));
   } catch (cause) {
     throw new CheckpointError('STREAM_MALFORMED', 'the configuration in the save file is no JSON', { cause });
   }
@@ -162,7 +177,7 @@ function unsupported(what: string): CheckpointError {
   );
 }
 
-function stretchesOf(frames: Iterable<number>): readonly FrameWindow[] {
+function stretchesOf(frames: readonly number[]): readonly FrameWindow[] {
   const stretches: { firstFrame: number; frameCount: number }[] = [];
   for (const frame of [...frames].sort((a, b) => a - b)) {
     const last = stretches.at(-1);

@@ -17,6 +17,12 @@ export const MAX_LEVEL = 22;
 type Handle = unknown;
 type NativeSize = number | bigint;
 
+/**
+ * A block of zstd has at least 4 bytes and comes to at most 128 KiB (RFC 8878): no input makes more of itself than that, and
+ * what claims to is given no memory.
+ */
+const MAX_EXPANSION = (128 * 1024) / 4;
+
 /** ZSTD_EndDirective. */
 const FLUSH = 1;
 const END = 2;
@@ -178,7 +184,7 @@ export function decompressWithPrefix(src: Uint8Array, prefix: Uint8Array, rawLen
   if (prefix.length === 0) return decompress(src, rawLength);
   const zstd = library();
   const step = `decompressing ${src.length} bytes against ${prefix.length}`;
-  const out = new Uint8Array(rawLength);
+  const out = roomFor(src, rawLength);
   // SAFETY: as in `compressWithPrefix`; the prefix is for one decompression, and dropped by it also when it
   // fails.
   checked(zstd, zstd.refPrefixD(zstd.decompressionContext, koffi.address(prefix), prefix.length), step);
@@ -194,7 +200,7 @@ export function decompressWithPrefix(src: Uint8Array, prefix: Uint8Array, rawLen
  */
 export function decompress(src: Uint8Array, rawLength: number): Uint8Array {
   const zstd = library();
-  const out = new Uint8Array(rawLength);
+  const out = roomFor(src, rawLength);
   // SAFETY: as in `compress`; zstd never writes past the destination length.
   const result = zstd.decompress(zstd.decompressionContext, out, rawLength, src, src.length);
   expectLength(checked(zstd, result, `decompressing ${src.length} bytes`), rawLength);
@@ -204,7 +210,7 @@ export function decompress(src: Uint8Array, rawLength: number): Uint8Array {
 /** Decompresses as `decompress` does, on another thread. `src` must not change until the promise settles. */
 export async function decompressAsync(src: Uint8Array, rawLength: number): Promise<Uint8Array> {
   const zstd = library();
-  const out = new Uint8Array(rawLength);
+  const out = roomFor(src, rawLength);
   const step = `decompressing ${src.length} bytes`;
   // SAFETY: `out` and `src` are held by this function until the call is done.
   const result = await new Promise<NativeSize>((resolve, reject) => {
@@ -215,6 +221,12 @@ export async function decompressAsync(src: Uint8Array, rawLength: number): Promi
   });
   expectLength(checked(zstd, result, step), rawLength);
   return out;
+}
+
+/** @throws ZSTD_FAILED when no input of this length comes to so much */
+function roomFor(src: Uint8Array, rawLength: number): Uint8Array {
+  if (rawLength <= src.length * MAX_EXPANSION) return new Uint8Array(rawLength);
+  throw failed(`decompressing ${src.length} bytes`, `they cannot come to ${rawLength}`);
 }
 
 function checked(zstd: Library, result: NativeSize, step: string): number {

@@ -27,8 +27,8 @@ export function diskEntry({ diskId, path, driver, data }: DiskSnapshot): JsonObj
  * @throws REPO_DAMAGED
  */
 export function readDiskEntry(json: JsonFields, requires: readonly string[] = []): DiskSnapshot {
-  const diskId = json.text('diskId', MAX_TEXT_LENGTH);
-  const path = json.text('path', MAX_TEXT_LENGTH);
+  const diskId = plainText(json, 'diskId');
+  const path = plainText(json, 'path');
   const driver = json.matching('mode', DRIVER);
   const data = json.rest(['diskId', 'path', 'mode']);
   if (JSON.stringify(data).length > MAX_DATA_BYTES)
@@ -42,6 +42,12 @@ export function readDiskEntry(json: JsonFields, requires: readonly string[] = []
     recordedIn: json.key,
     ...(requires.includes(feature) ? { feature } : {}),
   };
+}
+
+/** No NUL: what becomes a path or an argument ends there for the system. */
+function plainText(json: JsonFields, name: string): string {
+  const text = json.text(name, MAX_TEXT_LENGTH);
+  return text.includes('\0') ? json.wrong(name, 'free of NUL bytes') : text;
 }
 
 /** Any driver's: one that is not there is refused when its snapshot is needed, not when it is listed. */

@@ -3,10 +3,11 @@
  * JSON. What is in it is durable before it is written.
  */
 
+import { CheckpointError } from '../errors.js';
 import type { DiskSnapshot } from '../hypervisor/disks.js';
 import type { FrozenGuest } from '../hypervisor/freezer.js';
 import type { VmIdentity } from '../hypervisor/vm.js';
-import { layOut, type MemoryLayout } from '../hypervisor/memory-layout.js';
+import { layOut, MAX_PAGE_SPAN, type MemoryLayout } from '../hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../types.js';
 import { ChainKeys, idOfKey, seqOfKey } from './chain-keys.js';
 import { damaged } from '../records/damage.js';
@@ -14,7 +15,7 @@ import { diskEntry, isDiskFeature, readDiskEntry } from './disk-entry.js';
 import { checkVersion, FORMAT_NAME, FORMAT_VERSION, FROZEN_GUEST_FEATURE } from './format-version.js';
 import { JsonFields } from '../records/json-fields.js';
 import { MAX_DELTA_DEPTH, MAX_FRAMES_PER_PACK, MAX_PACK_SEQ } from './record-ref.js';
-import { openSealedJson, sealJson } from './sealed-json.js';
+import { MAX_SEALED_BYTES, openSealedJson, sealJson } from './sealed-json.js';
 
 export type CheckpointKind = 'base' | 'incremental';
 
@@ -88,13 +89,14 @@ export interface Manifest {
 export const BOTTOM_LEVEL = 255;
 const HEX_32 = /^[0-9a-f]{64}$/;
 const ID = /^[0-9a-f]{16}$/;
-/** The flat space of page indexes is 32 bit; see `types.ts`. */
-const MAX_PAGE_SPAN = 2 ** 32;
+/** As `Date.toISOString` writes it: what rules about ages go by. */
+const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z$/;
 
 export function manifestKey(manifest: Pick<Manifest, 'chain' | 'seq' | 'id'>): string {
   return new ChainKeys(manifest.chain).checkpoint(manifest.seq, manifest.id);
 }
 
+/** @throws VM_UNSUPPORTED for more than could be read back */
 export function encodeManifest(manifest: Manifest): Uint8Array {
   const { layout, ...rest } = manifest;
   const regions = layout.regions.map(({ id, sizeBytes }) => ({ id, sizeBytes }));
@@ -106,7 +108,19 @@ export function encodeManifest(manifest: Manifest): Uint8Array {
     disks: manifest.disks.map(diskEntry),
     layout: regions,
   };
-  return sealJson(value as unknown as JsonObject);
+  const bytes = sealJson(value as unknown as JsonObject);
+  if (bytes.length > MAX_SEALED_BYTES) throw tooLong(bytes.length);
+  return bytes;
+}
+
+function tooLong(sizeBytes: number): CheckpointError {
+  return new CheckpointError(
+    'VM_UNSUPPORTED',
+    `the record of this checkpoint would have ${sizeBytes} bytes, at most ${MAX_SEALED_BYTES} are possible`,
+    {
+      hint: 'how the VM was started and its disks are in it: is the command line of its process the real one?',
+    },
+  );
 }
 
 /** What a program that does not know it would restore wrongly. */
@@ -134,7 +148,7 @@ export function decodeManifest(key: string, chain: string, bytes: Uint8Array): M
     vmName: json.text('vmName'),
     parentId: json.textOrNull('parentId'),
     kind: json.oneOf('kind', ['base', 'incremental']),
-    time: json.text('time'),
+    time: readTime(json),
     hypervisor: json.text('hypervisor'),
     identity: readIdentity(json.fields('identity')),
     machine: json.object('machine'),
@@ -154,6 +168,11 @@ export function decodeManifest(key: string, chain: string, bytes: Uint8Array): M
     throw damaged(key, 'manifest of another checkpoint');
   }
   return manifest;
+}
+
+function readTime(json: JsonFields): string {
+  const time = json.matching('time', TIME);
+  return Number.isNaN(Date.parse(time)) ? json.wrong('time', 'a moment') : time;
 }
 
 function readIdentity(json: JsonFields): VmIdentity {
@@ -177,7 +196,7 @@ function readLayout(json: JsonFields): MemoryLayout {
   if (new Set(regions.map(({ id }) => id)).size !== regions.length)
     json.wrong('layout', 'made of distinct regions');
   const layout = layOut(regions);
-  return layout.pageSpan <= MAX_PAGE_SPAN ? layout : json.wrong('layout', 'within 2^32 pages');
+  return layout.pageSpan <= MAX_PAGE_SPAN ? layout : json.wrong('layout', 'within the space of page indexes');
 }
 
 function readPack(json: JsonFields): PackEntry {

@@ -10,6 +10,7 @@ import { createHash } from 'node:crypto';
 
 import type { JsonObject } from '../types.js';
 import { damaged } from '../records/damage.js';
+import { parseJson } from '../records/json-text.js';
 
 /** Far more than any manifest needs; keeps a hostile file from filling memory. */
 export const MAX_SEALED_BYTES = 64 * 1024 * 1024;
@@ -29,7 +30,7 @@ export function openSealedJson(key: string, bytes: Uint8Array): JsonObject {
     throw damaged(key, 'checksum does not match');
   }
   try {
-    const value: unknown = JSON.parse(Buffer.from(line).toString('utf8'));
+    const value: unknown = parseJson(Buffer.from(line).toString('utf8'));
     if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as JsonObject;
   } catch {
     // The checksum is right, so this was written so; reported below like any other wrong content.

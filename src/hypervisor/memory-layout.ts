@@ -13,6 +13,11 @@
 
 import { PAGE_SIZE_BYTES } from '../types.js';
 
+/**
+ * A page index is below 2^32 (`types.ts`), and a bitmap of all pages has whole words below that: 16 TiB, less 256 KiB.
+ */
+export const MAX_PAGE_SPAN = 2 ** 32 - 64;
+
 export interface MemoryRegion {
   readonly id: string;
   /** Used length; a multiple of the page size. */

@@ -10,7 +10,7 @@ import { tmpdir } from 'node:os';
 
 import { CheckpointSession, type SessionOptions } from '../checkpoint/session.js';
 import type { CheckpointSummary } from '../checkpoint/summary.js';
-import { CheckpointError, systemErrorCode } from '../errors.js';
+import { CheckpointError, isCheckpointError, systemErrorCode } from '../errors.js';
 import type { HypervisorRegistry } from '../hypervisor/registry.js';
 import type { Repository } from '../repository/repository.js';
 import { ImageVm } from './image-vm.js';
@@ -35,8 +35,8 @@ export interface ImportOptions {
 
 /**
  * The first checkpoint of a chain, or one more of it: then it is compared with the last one.
- * @throws USAGE for an unknown format or a file that is not there, STREAM_MALFORMED, VM_UNSUPPORTED for a
- *   machine that could not be restored, CHAIN_WRONG_VM, and what a checkpoint throws
+ * @throws USAGE for an unknown format or a file that is not there, STREAM_MALFORMED, STORAGE_FULL,
+ *   VM_UNSUPPORTED for a machine that could not be restored, CHAIN_WRONG_VM, and what a checkpoint throws
  */
 export async function importCheckpoint(options: ImportOptions): Promise<CheckpointSummary> {
   const { format, path, signal } = options;
@@ -45,13 +45,17 @@ export async function importCheckpoint(options: ImportOptions): Promise<Checkpoi
   const work = await mkdtemp(join(options.tempDir ?? tmpdir(), 'cairn-import-'));
   let memory: MemoryFile | undefined;
   try {
-    const image = await hypervisor.importFrom!({
-      format,
-      open: () => chunksOf(path, signal),
-      place: (layout) => (memory = new MemoryFile(layout, join(work, 'memory'))),
+    const { image, unpacked } = await named(path, async () => {
+      const read = await hypervisor.importFrom!({
+        format,
+        open: () => chunksOf(path, signal),
+        place: (layout) => (memory = new MemoryFile(layout, join(work, 'memory'))),
+      });
+      if (memory === undefined) throw new CheckpointError('STREAM_MALFORMED', 'there is no memory in it');
+      memory.checkFilled();
+      return { image: read, unpacked: memory };
     });
-    if (memory === undefined) throw new CheckpointError('STREAM_MALFORMED', `${path} has no memory in it`);
-    const vm = new ImageVm(`import:${resolve(path)}`, image, memory);
+    const vm = new ImageVm(`import:${resolve(path)}`, image, unpacked);
     const session = await openImageSession(vm, work, options);
     try {
       return await session.checkpoint();
@@ -82,6 +86,19 @@ export async function openImageSession(
     runtimeDir,
     signal,
   });
+}
+
+/** Says of which file something is wrong. */
+async function named<T>(path: string, read: () => Promise<T>): Promise<T> {
+  try {
+    return await read();
+  } catch (error) {
+    if (!isCheckpointError(error, 'STREAM_MALFORMED')) throw error;
+    throw new CheckpointError('STREAM_MALFORMED', `${path}: ${error.message}`, {
+      cause: error,
+      hint: error.hint ?? 'is it whole, and of this --format? if so, have the hypervisor write it once more',
+    });
+  }
 }
 
 async function* chunksOf(path: string, signal: AbortSignal | undefined): AsyncGenerator<Uint8Array> {

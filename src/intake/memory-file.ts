@@ -1,13 +1,18 @@
 /**
  * Guest memory as a sparse file, page by page at its place: what an import unpacks into before a checkpoint
  * is made of it. The file is the caller's to remove.
+ *
+ * The layout is what the input claims. File and bitmaps grow with the pages that come (`sparse-memory.ts`).
  */
 
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 
-import { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
+import type { DirtyBitmap } from '../bitmap/dirty-bitmap.js';
+import { GrowingBitmap } from '../bitmap/growing-bitmap.js';
 import type { GuestReader, GuestReaderDescription } from '../hypervisor/guest-reader.js';
-import type { MemoryLayout } from '../hypervisor/memory-layout.js';
+import { CheckpointError, systemErrorCode } from '../errors.js';
+import { MAX_PAGE_SPAN, type MemoryLayout } from '../hypervisor/memory-layout.js';
+import { hollow, isJustified, refuseHollow } from '../hypervisor/sparse-memory.js';
 import { PAGE_SIZE_BYTES, type Json, type PageRuns } from '../types.js';
 
 const ZERO_PAGE = new Uint8Array(PAGE_SIZE_BYTES);
@@ -15,28 +20,47 @@ const ZERO_PAGE = new Uint8Array(PAGE_SIZE_BYTES);
 export class MemoryFile {
   readonly layout: MemoryLayout;
   readonly path: string;
-  /** Pages that were put with contents, zeros among them. */
-  readonly present: DirtyBitmap;
-  readonly #written: DirtyBitmap;
+  readonly #present = new GrowingBitmap();
+  readonly #written = new GrowingBitmap();
   readonly #fd: number;
 
-  /** Creates `path`. */
+  /** Creates `path`. @throws STREAM_MALFORMED for more memory than there are page indexes */
   constructor(layout: MemoryLayout, path: string) {
+    if (layout.pageSpan > MAX_PAGE_SPAN)
+      throw new CheckpointError(
+        'STREAM_MALFORMED',
+        'the input speaks of more memory than a checkpoint can hold (16 TiB)',
+      );
     this.layout = layout;
     this.path = path;
-    this.present = new DirtyBitmap(layout.pageSpan);
-    this.#written = new DirtyBitmap(layout.pageSpan);
     this.#fd = openSync(path, 'wx', 0o600);
   }
 
-  /** The last one of a page counts. `bytes` is one page. */
+  /**
+   * Pages that were put with contents, zeros among them. Caller owns it. As long as the layout, so that whoever has
+   * not seen the pages come asks `checkFilled` first.
+   */
+  get present(): DirtyBitmap {
+    return this.#present.over(this.layout.pageSpan);
+  }
+
+  /** @throws STREAM_MALFORMED when next to nothing of the memory has come */
+  checkFilled(): void {
+    refuseHollow(this.layout.pageSpan, this.#present.count);
+  }
+
+  /**
+   * The last one of a page counts. `bytes` is one page.
+   * @throws STREAM_MALFORMED for a page far behind all that have come, STORAGE_FULL
+   */
   put(page: number, bytes: Uint8Array): void {
-    this.present.set(page);
+    if (!isJustified(page, this.#present.count)) throw hollow(page, this.#present.count);
+    this.#present.set(page);
     // A page of zeros costs nothing as long as nothing else was there.
     const isZero = Buffer.compare(bytes, ZERO_PAGE) === 0;
     if (isZero && !this.#written.has(page)) return;
     this.#written.set(page);
-    writeSync(this.#fd, bytes, 0, PAGE_SIZE_BYTES, page * PAGE_SIZE_BYTES);
+    this.#write(bytes, page * PAGE_SIZE_BYTES);
   }
 
   putZero(page: number): void {
@@ -45,6 +69,20 @@ export class MemoryFile {
 
   close(): void {
     closeSync(this.#fd);
+  }
+
+  #write(bytes: Uint8Array, position: number): void {
+    try {
+      // A file system that is nearly full takes a part of a page.
+      for (let done = 0; done < PAGE_SIZE_BYTES;)
+        done += writeSync(this.#fd, bytes, done, PAGE_SIZE_BYTES - done, position + done);
+    } catch (cause) {
+      if (!['ENOSPC', 'EDQUOT', 'EFBIG'].includes(systemErrorCode(cause) ?? '')) throw cause;
+      throw new CheckpointError('STORAGE_FULL', 'there is no room to unpack the memory of the guest', {
+        cause,
+        hint: 'name a folder with room for all memory of the guest with --temp',
+      });
+    }
   }
 
   reader(): GuestReaderDescription {

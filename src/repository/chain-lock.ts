@@ -17,6 +17,7 @@ import type { JsonObject } from '../types.js';
 import type { ChainKeys } from '../format/chain-keys.js';
 import { checkVersion, FORMAT_NAME, FORMAT_VERSION } from '../format/format-version.js';
 import { JsonFields } from '../records/json-fields.js';
+import { loadSealed } from './read/load-sealed.js';
 import { openSealedJson, sealJson } from '../format/sealed-json.js';
 
 export interface LockOwner extends ProcessOwner {
@@ -138,7 +139,7 @@ async function readLock(
   options: CallOptions,
 ): Promise<LockOwner | undefined> {
   try {
-    return decodeLock(key, await backend.load(key, undefined, options));
+    return decodeLock(key, await loadSealed(backend, key, options));
   } catch (error) {
     if (isCheckpointError(error, 'STORAGE_NOT_FOUND')) return undefined;
     if (!isCheckpointError(error, 'REPO_DAMAGED')) throw error;

@@ -16,6 +16,7 @@ import { checkVersion, FORMAT_NAME, FORMAT_VERSION } from '../format/format-vers
 import { checkpointGone, orGone } from './read/gone.js';
 import { JsonFields } from '../records/json-fields.js';
 import { loadMap } from './read/load-map.js';
+import { loadSealed } from './read/load-sealed.js';
 import { loadManifest, loadManifests, type CheckpointList } from './read/manifest-store.js';
 import type { Manifest } from '../format/manifest.js';
 import type { PageMap } from './read/page-map.js';
@@ -72,7 +73,7 @@ export class Repository {
     const backend = SettledBackend.of(given);
     let bytes: Uint8Array;
     try {
-      bytes = await backend.load(CONFIG_KEY, undefined, options);
+      bytes = await loadSealed(backend, CONFIG_KEY, options);
     } catch (error) {
       if (!isCheckpointError(error, 'STORAGE_NOT_FOUND')) throw error;
       if ((await backend.list(CHAINS_PREFIX, options)).length > 0) {

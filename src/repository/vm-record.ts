@@ -7,6 +7,7 @@ import { chainKey, type ChainKeys } from '../format/chain-keys.js';
 import { damaged } from '../records/damage.js';
 import { checkVersion, FORMAT_NAME, FORMAT_VERSION } from '../format/format-version.js';
 import { JsonFields } from '../records/json-fields.js';
+import { loadSealed } from './read/load-sealed.js';
 import { openSealedJson, sealJson } from '../format/sealed-json.js';
 
 export interface VmRecord {
@@ -24,7 +25,7 @@ export async function loadVmRecord(
   keys: ChainKeys,
   options: CallOptions,
 ): Promise<VmRecord> {
-  const bytes = await backend.load(keys.vm, undefined, options);
+  const bytes = await loadSealed(backend, keys.vm, options);
   const json = new JsonFields(keys.vm, openSealedJson(keys.vm, bytes));
   json.oneOf('format', [FORMAT_NAME]);
   checkVersion(keys.vm, json.count('version'), json.texts('requires'));

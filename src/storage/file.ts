@@ -32,7 +32,7 @@ import type { CallOptions, ObjectBody, StorageBackend, StorageProperties, Stored
 import { throwIfInterrupted } from './interrupted.js';
 import { assertKey, compareKeys, isKeySegment } from './keys.js';
 import { inodeAt, isClearRefusal, type Inode } from './own-file.js';
-import { alreadyExists, fromSystemError, notFound, outOfRange, uncertain } from './storage-errors.js';
+import { alreadyExists, fromSystemError, notFound, outOfRange, roomFor, uncertain } from './storage-errors.js';
 import { newTempName, removeLeftovers } from './temp-files.js';
 
 const FILE_MODE = 0o600;
@@ -109,7 +109,7 @@ export class FileBackend implements StorageBackend {
         const length = range?.lengthBytes ?? (await sizeOf(file, key, this.properties.location));
         // Not from the pool of small buffers: the caller owns the result, and others must not see it through
         // `buffer`.
-        const bytes = new Uint8Array(length);
+        const bytes = roomFor(key, length);
         let done = 0;
         while (done < length) {
           const { bytesRead } = await file.read(bytes, done, length - done, offset + done);

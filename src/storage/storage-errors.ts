@@ -49,6 +49,19 @@ function errnoOf(cause: unknown): { readonly errno?: string } {
   return errno === undefined ? {} : { errno };
 }
 
+/** Memory for a whole object. @throws STORAGE_IO when it does not fit: whoever made it may have made it of nothing */
+export function roomFor(key: string, sizeBytes: number): Uint8Array {
+  try {
+    return new Uint8Array(sizeBytes);
+  } catch (cause) {
+    throw new CheckpointError('STORAGE_IO', `reading ${key}: ${sizeBytes} bytes do not fit in memory`, {
+      cause,
+      detail: { key, sizeBytes },
+      hint: 'no object of a repository that is read as a whole is that long: look at the file',
+    });
+  }
+}
+
 /** A failure of the file system during `step` ("writing", "reading") on an object. */
 export function fromSystemError(
   cause: unknown,

@@ -15,6 +15,9 @@ import { MAX_DELTA_DEPTH } from '../../src/format/record-ref.js';
 import type { Repository } from '../../src/repository/repository.js';
 import { digestOf } from '../../src/format/page-digest.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
+import { seeded } from '../support/seeded.js';
+
+export { seeded } from '../support/seeded.js';
 
 export const IDENTITY: VmIdentity = {
   hypervisor: 'kvm',
@@ -29,20 +32,6 @@ export const LAYOUT = layOut([
   { id: 'pc.ram', sizeBytes: 300 * PAGE_SIZE_BYTES },
   { id: 'vga.vram', sizeBytes: 20 * PAGE_SIZE_BYTES },
 ]);
-
-/** A global of a test file is looked up through jest each time that it is named. */
-const { imul } = Math;
-
-/** Numbers in [0, bound), the same for the same seed (mulberry32). */
-export function seeded(seed: number): (bound: number) => number {
-  let state = seed >>> 0;
-  return (bound) => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = imul(state ^ (state >>> 15), state | 1);
-    t = (t + imul(t ^ (t >>> 7), t | 61)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) % bound;
-  };
-}
 
 const ZERO_PAGE = Buffer.alloc(PAGE_SIZE_BYTES);
 

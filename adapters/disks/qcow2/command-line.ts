@@ -51,7 +51,11 @@ const FLAGS = new Set([
   ...['alt-grab', 'ctrl-grab', 'no-quit', 'sdl', 'curses', 'no-kvm', 'perfmap', 'jitdump', 'semihosting'],
 ]);
 
-const ALIASES: Readonly<Record<string, string>> = { M: 'machine', 'qmp-pretty': 'qmp' };
+/** A map: an object has names of its own, such as `constructor`, and a command line may hold any. */
+const ALIASES: ReadonlyMap<string, string> = new Map([
+  ['M', 'machine'],
+  ['qmp-pretty', 'qmp'],
+]);
 
 /** @param argv without the program's own name */
 export function parseCommandLine(argv: readonly string[]): QemuOption[] {
@@ -63,12 +67,17 @@ export function parseCommandLine(argv: readonly string[]): QemuOption[] {
       continue;
     }
     const written = spelling.replace(/^--?/, '');
-    const name = ALIASES[written] ?? written;
+    const name = ALIASES.get(written) ?? written;
     options.push(
       FLAGS.has(name) ? { name, spelling, value: undefined } : { name, spelling, value: argv[++i] },
     );
   }
   return options;
+}
+
+/** Whether the option takes no value. */
+export function isFlag({ name }: QemuOption): boolean {
+  return FLAGS.has(name);
 }
 
 export function formatCommandLine(options: readonly QemuOption[]): string[] {
@@ -79,7 +88,7 @@ export function formatCommandLine(options: readonly QemuOption[]): string[] {
 }
 
 export function option(name: string, value?: string): QemuOption {
-  return { name: ALIASES[name] ?? name, spelling: `-${name}`, value };
+  return { name: ALIASES.get(name) ?? name, spelling: `-${name}`, value };
 }
 
 /**

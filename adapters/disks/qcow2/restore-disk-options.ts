@@ -11,6 +11,7 @@
 import { resolve } from 'node:path';
 
 import { CheckpointError } from '../../../src/errors.js';
+import { parseJson } from '../../../src/records/json-text.js';
 import { valueOf, withoutValueOf, withValueOf, type QemuOption } from './command-line.js';
 
 export interface DiskReference {
@@ -114,7 +115,7 @@ function blockNode(value: string): BlockNode {
       without: (key) => blockNode(withoutValueOf(value, key)),
     };
   }
-  const parsed = JSON.parse(value) as Record<string, unknown>;
+  const parsed = objectIn(value);
   return {
     value,
     get: (key) => {
@@ -127,6 +128,15 @@ function blockNode(value: string): BlockNode {
     without: (key) =>
       blockNode(JSON.stringify(Object.fromEntries(Object.entries(parsed).filter(([name]) => name !== key)))),
   };
+}
+
+/** QEMU refuses what is no JSON, and nobody puts a disk into it: it names none. */
+function objectIn(value: string): Record<string, unknown> {
+  try {
+    return parseJson(value) as Record<string, unknown>;
+  } catch {
+    return {};
+  }
 }
 
 function withNested(

@@ -2,9 +2,10 @@
  * Who a QEMU is and how it was started: from the monitor and from /proc. Asked once, when the VM is attached.
  */
 
-import { readFile, readlink } from 'node:fs/promises';
+import { readlink } from 'node:fs/promises';
 
-import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
+import { CheckpointError, isCheckpointError, systemErrorCode } from '../../../src/errors.js';
+import { readProcessText } from '../../../src/host/process-text.js';
 import type { VmIdentity } from '../../../src/hypervisor/vm.js';
 import type { Json, JsonObject } from '../../../src/types.js';
 import type { Monitor } from '../../qemu/monitor.js';
@@ -53,9 +54,9 @@ export async function machineFacts(
 async function startedAs({ pid, program }: QemuProcess): Promise<JsonObject> {
   try {
     const [commandLine, cwd, environment] = await Promise.all([
-      readFile(`/proc/${pid}/cmdline`, 'utf8'),
+      readProcessText(`/proc/${pid}/cmdline`),
       readlink(`/proc/${pid}/cwd`).catch(unlessForbidden('/')),
-      readFile(`/proc/${pid}/environ`, 'utf8').catch(unlessForbidden('')),
+      readProcessText(`/proc/${pid}/environ`).catch(unlessForbidden('')),
     ]);
     // Only that part of the environment is kept which a program outside of the system's folders needs to
     // start; the rest may hold secrets.
@@ -64,6 +65,7 @@ async function startedAs({ pid, program }: QemuProcess): Promise<JsonObject> {
       libraries === undefined ? {} : { LD_LIBRARY_PATH: libraries.slice('LD_LIBRARY_PATH='.length) };
     return { argv: commandLine.replace(/\0$/, '').split('\0'), cwd, program, env };
   } catch (cause) {
+    if (isCheckpointError(cause)) throw cause;
     throw new CheckpointError('VM_PERMISSION', `cannot read how process ${pid} was started`, {
       cause,
       hint: 'run as root, or as the user of QEMU',

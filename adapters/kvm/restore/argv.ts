@@ -21,6 +21,7 @@ import { resolve } from 'node:path';
 import { CheckpointError } from '../../../src/errors.js';
 import {
   escapeCommas,
+  isFlag,
   option,
   parseCommandLine,
   splitValue,
@@ -39,8 +40,8 @@ export interface RestoredCommandLine {
 }
 
 /**
- * @throws USAGE for an edit that makes no sense, VM_UNSUPPORTED for handed-over descriptors or without any
- *   QMP socket
+ * @throws USAGE for an edit that makes no sense, VM_UNSUPPORTED for handed-over descriptors, an option without
+ *   its value, or without any QMP socket
  */
 export function restoredCommandLine(
   machine: RecordedMachine,
@@ -50,6 +51,7 @@ export function restoredCommandLine(
   const left = new Set(['incoming', 'loadvm', 'daemonize', 'S']);
   const kept = edited.options.filter(({ name }) => !left.has(name));
   refuseDescriptors(kept);
+  refuseDangling(kept);
   const monitored = withQmpSocket(kept, machine, request.socketPath);
   const typed = edited.machineIsSet
     ? monitored.options
@@ -144,6 +146,19 @@ function refuseDescriptors(options: readonly QemuOption[]): void {
         'restore it through its manager (libvirt:NAME), or replace these arguments with --set-arg and --drop-arg, ' +
         'for example a tap device by name in place of fd=',
       detail: { arguments: found.map(({ spelling, value }) => `${spelling} ${value ?? ''}`) },
+    },
+  );
+}
+
+/** An option without its value would take the next argument for it, -incoming in the end: a fresh guest would start. */
+function refuseDangling(options: readonly QemuOption[]): void {
+  const found = options.find((one) => one.value === undefined && !isFlag(one));
+  if (found === undefined) return;
+  throw new CheckpointError(
+    'VM_UNSUPPORTED',
+    `the option ${found.spelling} of the command line has no value`,
+    {
+      hint: 'give it one with --set-arg, or leave it out with --drop-arg',
     },
   );
 }

@@ -99,7 +99,10 @@ export class ByteReader {
   async rest(limitBytes: number): Promise<Buffer> {
     const parts: Buffer[] = [];
     let length = 0;
-    while (await this.fill(1)) {
+    for (;;) {
+      // Whole buffers: each part costs memory of its own, and a sender may cut the stream into single bytes.
+      await this.fill(BUFFER_BYTES);
+      if (this.available === 0) break;
       const part = Buffer.from(this.view(this.available));
       length += part.length;
       if (length > limitBytes) throw this.malformed(`more than ${limitBytes} bytes of device state`);
@@ -112,6 +115,7 @@ export class ByteReader {
     return new CheckpointError(
       'STREAM_MALFORMED',
       `the migration stream is not usable at byte ${this.#taken}: ${what}`,
+      { hint: 'is it a plain stream, as `migrate "exec:cat >FILE"` writes it, and whole?' },
     );
   }
 }

@@ -19,6 +19,9 @@ export interface DeviceSection {
   readonly bytes: Buffer;
 }
 
+/** A machine with thousands of CPUs has some ten thousand. */
+const MAX_SECTIONS = 1 << 16;
+
 /** Length of a section's body by what the vmdesc says of it; undefined when it says nothing. */
 export type SectionLengths = (name: string, instanceId: number) => number | undefined;
 
@@ -36,6 +39,7 @@ export function splitSections(
   let at = 0;
   while (at < part.length) {
     if (part[at] === SECTION.EOF) return { sections, length: at + 1, sawEof: true };
+    if (sections.length === MAX_SECTIONS) throw malformed(at, 'more sections than any machine has');
     const section = readSection(part, at, lengths);
     sections.push(section);
     at += section.bytes.length;

@@ -8,9 +8,12 @@
  */
 
 import { CheckpointError } from '../../../src/errors.js';
+import { parseJson } from '../../../src/records/json-text.js';
 import type { SectionLengths } from './sections.js';
 
 const MAX_DEPTH = 32;
+/** Some 100 KB of a small machine, 10 KB more for each CPU. Parsed, it takes up to twenty times as much memory. */
+const MAX_CHARS = 16 << 20;
 /** Type byte, name length and version around the name of a subsection. */
 const SUBSECTION_HEADER_BYTES = 1 + 1 + 4;
 
@@ -42,8 +45,9 @@ function bodyLength(described: Record<string, unknown>, depth: number): number {
 }
 
 function parse(json: string): unknown {
+  if (json.length > MAX_CHARS) throw malformed(`it is longer than ${MAX_CHARS >> 20} MiB`);
   try {
-    return JSON.parse(json);
+    return parseJson(json);
   } catch (cause) {
     throw new CheckpointError('STREAM_MALFORMED', 'the description at the end of the stream is not JSON', {
       cause,

@@ -26,7 +26,7 @@ import { framesOf } from '../memory/guest-memory.js';
 import { configOf, kindOf, layoutFor, machineOf } from '../import.js';
 import { pageOfFrame } from '../domain/physmap.js';
 import { readSaveFile, type SaveHead } from '../stream/reader.js';
-import type { StateRecord } from '../stream/records.js';
+import { StateRecords, type StateRecord } from '../stream/records.js';
 import { objectOf, textOf } from '../domain/xl.js';
 import { EpochSpool } from './epoch-spool.js';
 import { ballooning, MemoryWatch, type ReadDomainMemory } from './memory-watch.js';
@@ -54,7 +54,7 @@ export async function receiveRemus(
 
 /** What an epoch has besides pages. */
 interface EpochState {
-  readonly after: StateRecord[];
+  readonly after: StateRecords;
   startedMs: number | undefined;
 }
 
@@ -173,7 +173,7 @@ class RemusReceiver implements ReceivedMachine {
   }
 
   async #read(): Promise<void> {
-    const before: StateRecord[] = [];
+    const before = new StateRecords();
     let head: SaveHead | undefined;
     let watch: MemoryWatch | undefined;
     let state = newState();
@@ -186,8 +186,7 @@ class RemusReceiver implements ReceivedMachine {
         watch = new MemoryWatch(config, this.#readMemory);
         await watch.check();
       } else if (item.kind === 'state') {
-        if (item.before) before.push(item.record);
-        else state.after.push(item.record);
+        (item.before ? before : state.after).add(item.record);
       } else if (item.kind === 'emulator') {
         throw new CheckpointError(
           'STREAM_MALFORMED',
@@ -197,7 +196,7 @@ class RemusReceiver implements ReceivedMachine {
         state.startedMs ??= performance.now();
         this.#takePage(item.frame, item.bytes);
       } else {
-        this.#machine ??= this.#firstMachine(head, watch, before);
+        this.#machine ??= this.#firstMachine(head, watch, before.records);
         this.#complete(state);
         state = newState();
       }
@@ -238,7 +237,7 @@ class RemusReceiver implements ReceivedMachine {
       throw new CheckpointError('STREAM_MALFORMED', 'the stream of xl remus has no memory in it');
     const config = configOf(head);
     const kind = kindOf(head, textOf(objectOf(config.c_info).type), before);
-    const layout = layoutFor(this.#arriving.frames(), config);
+    const layout = layoutFor([...this.#arriving.frames()], config);
     const present = new DirtyBitmap(layout.pageSpan);
     for (const frame of this.#arriving.frames()) present.set(pageOfFrame(layout, frame)!);
     return { ...machineOf(head, config, kind), head, before, layout, present, watch };
@@ -249,7 +248,7 @@ class RemusReceiver implements ReceivedMachine {
     const number = ++this.#epochCount;
     // The first one is sent while the guest runs, but for its end.
     const pauseMs = number === 1 || startedMs === undefined ? undefined : performance.now() - startedMs;
-    const epoch = { spool: this.#arriving, number, stateCount: 1, pauseMs, after };
+    const epoch = { spool: this.#arriving, number, stateCount: 1, pauseMs, after: after.records };
     this.#arriving = this.#newSpool();
     if (this.#whole === undefined) this.#whole = epoch;
     else merge(this.#whole, epoch);
@@ -306,7 +305,7 @@ function refuseOtherGuests(config: JsonObject): void {
 }
 
 function newState(): EpochState {
-  return { after: [], startedMs: undefined };
+  return { after: new StateRecords(), startedMs: undefined };
 }
 
 /** Puts `newer` on top of `older`. */

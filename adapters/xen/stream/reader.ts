@@ -54,6 +54,10 @@ export type SaveItem =
 
 /** A configuration or a state record larger than this is none. */
 const MAX_BODY_BYTES = 64 << 20;
+/** A body that is longer is given memory as it comes. */
+const TRUSTED_BYTES = 64 << 10;
+/** Guest frames have 40 bits: physical addresses of x86 have 52. */
+const MAX_FRAME_HIGH = 2 ** 8;
 const KNOWN: ReadonlySet<number> = new Set(Object.values(LIBXC_RECORD));
 
 /**
@@ -160,7 +164,9 @@ async function* readPages(input: Input, length: number): AsyncGenerator<SaveItem
   let used = 8 + 8 * count;
   for (let i = 0; i < count; i++) {
     const high = entries.readUInt32LE(8 * i + 4);
-    const frame = entries.readUInt32LE(8 * i) + (high & 0x0fff_ffff) * 2 ** 32;
+    const frameHigh = high & 0x0fff_ffff;
+    if (frameHigh >= MAX_FRAME_HIGH) throw input.malformed('a frame that no machine has');
+    const frame = entries.readUInt32LE(8 * i) + frameHigh * 2 ** 32;
     const type = high >>> 28;
     const hasContents = type < FIRST_EMPTY_TYPE;
     if (hasContents) used += PAGE_SIZE_BYTES;
@@ -195,14 +201,16 @@ class Input {
 
   async take(length: number): Promise<Buffer> {
     if (length > MAX_BODY_BYTES) throw this.malformed(`a length of ${length} bytes`);
-    const bytes = Buffer.allocUnsafe(length);
+    let bytes = Buffer.allocUnsafe(Math.min(length, TRUSTED_BYTES));
     for (let filled = 0; filled < length;) {
+      if (filled === bytes.length)
+        bytes = Buffer.concat([bytes, Buffer.allocUnsafe(Math.min(length - filled, filled))]);
       if (this.#rest.length === 0) {
         const next = await this.#source.next();
         if (next.done === true) throw this.malformed('it ends too early');
         this.#rest = Buffer.from(next.value.buffer, next.value.byteOffset, next.value.byteLength);
       }
-      const part = Math.min(length - filled, this.#rest.length);
+      const part = Math.min(bytes.length - filled, this.#rest.length);
       this.#rest.copy(bytes, filled, 0, part);
       this.#rest = this.#rest.subarray(part);
       filled += part;
@@ -215,6 +223,7 @@ class Input {
     return new CheckpointError(
       'STREAM_MALFORMED',
       `the save file is not usable at byte ${this.#position}: ${what}`,
+      { hint: 'is it what xl save wrote or xl remus sends, and whole? if so, have xl make it once more' },
     );
   }
 }

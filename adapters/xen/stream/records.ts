@@ -13,6 +13,29 @@ export interface StateRecord {
 
 export const RECORD_HEADER_BYTES = 8;
 
+/** Four records a CPU, and CPUs are at most some thousands. */
+const MAX_RECORDS = 1 << 16;
+/** State records of a guest without its pages: some 10 KB a CPU. */
+const MAX_STATE_BYTES = 128 << 20;
+
+/** Collects the state records of one guest. */
+export class StateRecords {
+  readonly #records: StateRecord[] = [];
+  #bytes = 0;
+
+  get records(): readonly StateRecord[] {
+    return this.#records;
+  }
+
+  /** @throws STREAM_MALFORMED for more than any guest has */
+  add(record: StateRecord): void {
+    this.#bytes += record.body.length;
+    if (this.#records.length === MAX_RECORDS || this.#bytes > MAX_STATE_BYTES)
+      throw new CheckpointError('STREAM_MALFORMED', 'there are more state records than any guest has');
+    this.#records.push(record);
+  }
+}
+
 /** Caller owns the result. */
 export function encodeRecord({ type, body }: StateRecord): Buffer {
   const bytes = Buffer.alloc(RECORD_HEADER_BYTES + padded(body.length));

@@ -2,7 +2,7 @@
 
 import type { CheckpointSource } from '../../../src/hypervisor/restore.js';
 import { CheckpointError } from '../../../src/errors.js';
-import type { JsonObject } from '../../../src/types.js';
+import type { Json, JsonObject } from '../../../src/types.js';
 import { decodeDeviceState } from './device-state.js';
 import type { SaveContent } from './writer.js';
 import { objectOf } from '../domain/xl.js';
@@ -23,9 +23,15 @@ export async function saveContentOf(
   }
   return {
     config: JSON.stringify(change(config)),
-    version: { major: Number(machine.xenMajor), minor: Number(machine.xenMinor) },
+    version: { major: versionPart(machine.xenMajor), minor: versionPart(machine.xenMinor) },
     state: decodeDeviceState(await source.deviceState()),
     layout,
     pages: source.pages(signal),
   };
+}
+
+/** Of the hypervisor that the checkpoint was taken on: 32 bits in the file. */
+function versionPart(value: Json | undefined): number {
+  if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value < 2 ** 32) return value;
+  throw new CheckpointError('VM_UNSUPPORTED', 'the checkpoint does not say of which version of Xen it is');
 }

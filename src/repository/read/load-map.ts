@@ -31,6 +31,8 @@ export async function loadSegment(
   const key = new ChainKeys(chain).segment(entry.seq);
   let bytes: Uint8Array;
   try {
+    const { sizeBytes } = await backend.stat(key, options);
+    if (sizeBytes !== entry.sizeBytes) throw damaged(key, 'not the index segment that the manifest lists');
     bytes = await backend.load(key, undefined, options);
   } catch (error) {
     if (isCheckpointError(error, 'STORAGE_NOT_FOUND'))

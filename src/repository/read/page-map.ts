@@ -5,8 +5,12 @@
  * watcher follows what is committed, and a failed checkpoint leaves no trace in it.
  */
 
+import { CheckpointError } from '../../errors.js';
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import { ZERO_REF, type RecordRef } from '../../format/record-ref.js';
+
+/** Reference, depth, and a bit. */
+const BYTES_FOR_PAGE = 9 + 1 / 8;
 
 export class PageMap {
   /** One reference a page; 0 = the zero page. Read, do not write. */
@@ -21,11 +25,19 @@ export class PageMap {
   #undo = new UndoLog();
   #changedCount = 0;
 
+  /**
+   * Takes room for pages that are not zero: what is never written of these arrays is never given out by the system.
+   * @throws VM_UNSUPPORTED when this host would not give that much even so
+   */
   constructor(readonly pageSpan: number) {
-    this.refs = new Float64Array(pageSpan);
-    this.#fourDepths = new Uint32Array(Math.ceil(pageSpan / 4));
+    try {
+      this.refs = new Float64Array(pageSpan);
+      this.#fourDepths = new Uint32Array(Math.ceil(pageSpan / 4));
+      this.#changed = new Uint8Array(Math.ceil(pageSpan / 8));
+    } catch (cause) {
+      throw tooLarge(pageSpan, cause);
+    }
     this.depths = new Uint8Array(this.#fourDepths.buffer, 0, pageSpan);
-    this.#changed = new Uint8Array(Math.ceil(pageSpan / 8));
   }
 
   refOf(page: number): RecordRef {
@@ -129,6 +141,15 @@ export class PageMap {
     if (page >= 0 && page < this.pageSpan) return page;
     throw new RangeError(`page ${page} of a memory of ${this.pageSpan} pages`);
   }
+}
+
+function tooLarge(pageSpan: number, cause: unknown): CheckpointError {
+  const gib = ((pageSpan * BYTES_FOR_PAGE) / 2 ** 30).toFixed(1);
+  return new CheckpointError(
+    'VM_UNSUPPORTED',
+    `the map of a memory of ${pageSpan} pages takes up to ${gib} GiB, which this host does not have`,
+    { cause, hint: 'read such a checkpoint on a host with more memory' },
+  );
 }
 
 /** Growing arrays of (page, ref, depth): 13 bytes an entry, where objects would take 100. */

@@ -16,6 +16,7 @@ import { CheckpointReader } from '../read/checkpoint-reader.js';
 import { damaged, type DamagedObject } from '../../records/damage.js';
 import { checkpointGone, isAbsent } from '../read/gone.js';
 import { loadMap } from '../read/load-map.js';
+import { loadSealed } from '../read/load-sealed.js';
 import { loadManifests } from '../read/manifest-store.js';
 import { manifestKey, type Manifest, type PackEntry } from '../../format/manifest.js';
 import { packOfRef, ZERO_REF } from '../../format/record-ref.js';
@@ -104,7 +105,7 @@ export class ChainVerifier {
     await this.#problems.attempt(keys.vm, () => loadVmRecord(backend, keys, this.#call));
     for (const { key } of objects.filter((object) => object.key.startsWith(keys.locks))) {
       await this.#problems.attempt(key, async () => {
-        const bytes = await backend.load(key, undefined, this.#call).catch((error: unknown) => {
+        const bytes = await loadSealed(backend, key, this.#call).catch((error: unknown) => {
           // The lock was released since it was listed.
           if (isCheckpointError(error, 'STORAGE_NOT_FOUND')) return undefined;
           throw error;

@@ -10,8 +10,9 @@
 import { createHash } from 'node:crypto';
 
 import { CheckpointError } from '../../errors.js';
-import { layOut, type MemoryLayout } from '../../hypervisor/memory-layout.js';
-import type { JsonObject } from '../../types.js';
+import { layOut, MAX_PAGE_SPAN, type MemoryLayout } from '../../hypervisor/memory-layout.js';
+import { parseJson } from '../../records/json-text.js';
+import type { Json, JsonObject } from '../../types.js';
 
 const MAGIC = 'CAIRNTRC';
 const VERSION = 1;
@@ -90,12 +91,7 @@ export function jsonLengthOf(head: Buffer, path: string): number {
 export function decodeHeader(bytes: Buffer, path: string): TraceHeader {
   if (!headerChecksum(bytes).equals(bytes.subarray(16, FILE_HEADER_BYTES)))
     throw malformed(path, 'header checksum does not match');
-  let json: JsonObject;
-  try {
-    json = JSON.parse(bytes.toString('utf8', FILE_HEADER_BYTES)) as JsonObject;
-  } catch (cause) {
-    throw malformed(path, 'header is not JSON', cause);
-  }
+  const json = objectIn(bytes.toString('utf8', FILE_HEADER_BYTES), path);
   const text = (name: string): string => {
     const value = json[name];
     if (typeof value !== 'string') throw malformed(path, `header field ${name} is missing`);
@@ -108,7 +104,7 @@ export function decodeHeader(bytes: Buffer, path: string): TraceHeader {
     workload: text('workload'),
     description: text('description'),
     epochMs,
-    layout: layoutOf(regions as readonly JsonObject[], path),
+    layout: layoutOf(regions as readonly Json[], path),
     hypervisor: text('hypervisor'),
     machineType: text('machineType'),
     tracker: text('tracker'),
@@ -116,15 +112,31 @@ export function decodeHeader(bytes: Buffer, path: string): TraceHeader {
   };
 }
 
-function layoutOf(regions: readonly JsonObject[], path: string): MemoryLayout {
-  const named = regions.map(({ id, sizeBytes }) => {
+function objectIn(text: string, path: string): JsonObject {
+  let value: Json;
+  try {
+    value = parseJson(text);
+  } catch (cause) {
+    throw malformed(path, 'header is not JSON', cause);
+  }
+  if (isObject(value)) return value;
+  throw malformed(path, 'header is not an object');
+}
+
+function isObject(value: Json): value is JsonObject {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function layoutOf(regions: readonly Json[], path: string): MemoryLayout {
+  const named = regions.map((region) => {
+    const { id, sizeBytes } = isObject(region) ? region : {};
     if (typeof id !== 'string' || typeof sizeBytes !== 'number')
       throw malformed(path, 'header with a region that has no id or size');
     return { id, sizeBytes };
   });
   try {
     const layout = layOut(named);
-    if (layout.pageSpan < 2 ** 32) return layout;
+    if (layout.pageSpan <= MAX_PAGE_SPAN) return layout;
   } catch (cause) {
     throw malformed(path, 'header with an impossible region', cause);
   }

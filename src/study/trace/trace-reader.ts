@@ -40,6 +40,14 @@ export interface TraceEpoch {
   readonly after: Uint8Array;
 }
 
+/**
+ * What is held of a trace: zstd makes up to 32768 bytes of one, and a file of some KiB must not fill memory. Contents
+ * that are stored compress to a third; pages that were written and not changed cost next to nothing, but only pages
+ * whose contents were stored or zero before are held.
+ */
+const FREE_HELD_BYTES = 64 << 20;
+const HELD_FOR_EACH = 1024;
+
 interface Part {
   readonly pages: Uint32Array;
   readonly contentPages: Uint32Array;
@@ -100,6 +108,8 @@ export class TraceReader {
       }
       current = header;
       parts.push(this.#part(header, body, latest, parts.at(-1)?.pages.at(-1) ?? -1));
+      if (heldBytes(latest, parts) > FREE_HELD_BYTES + at * HELD_FOR_EACH)
+        throw malformed(this.#path, `epoch ${header.epoch}: more contents than a file of this length has`);
     }
   }
 
@@ -156,6 +166,10 @@ export class TraceReader {
     });
     return { pages, contentPages, before, after };
   }
+}
+
+function heldBytes(latest: ReadonlyMap<number, Uint8Array>, parts: readonly Part[]): number {
+  return parts.reduce((sum, { before }) => sum + 2 * before.length, latest.size * PAGE_SIZE_BYTES);
 }
 
 function joined(header: BlockHeader, parts: readonly Part[]): TraceEpoch {
