@@ -2,14 +2,21 @@
 
 import { InvalidArgumentError } from 'commander';
 
-/** A whole number of at least `least`. */
-export function wholeNumber(least: number): (text: string) => number {
+/** A whole number of at least `least`, and at most `most`. */
+export function wholeNumber(least: number, most = Number.MAX_SAFE_INTEGER): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (Number.isInteger(value) && value >= least) return value;
-    throw new InvalidArgumentError(`a whole number of at least ${least} is needed`);
+    if (Number.isInteger(value) && value >= least && value <= most) return value;
+    const limits = most === Number.MAX_SAFE_INTEGER ? `of at least ${least}` : `from ${least} to ${most}`;
+    throw new InvalidArgumentError(`a whole number ${limits} is needed`);
   };
 }
+
+/** A level of zstd; 0 switches compression off. */
+export const compressionLevel = wholeNumber(0, 22);
+
+/** More threads than this are more than any host has processors. */
+export const workerCount = wholeNumber(1, 1024);
 
 /** A number above 0. */
 export function positiveNumber(text: string): number {

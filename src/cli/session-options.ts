@@ -7,7 +7,7 @@ import { AUTO_DISK_MODE, type DiskMode } from '../disks/disk-plan.js';
 import type { DiskDriverOptions } from '../hypervisor/hypervisor.js';
 import { diskDriverKinds } from '../index.js';
 import type { SharedOptions } from './command.js';
-import { positiveNumber, wholeNumber } from './parse.js';
+import { compressionLevel, positiveNumber, secondsForTimer, wholeNumber, workerCount } from './parse.js';
 
 /** Beside these, the settings of the disk drivers: see `diskOptionsOf`. */
 export interface SessionCliOptions extends SharedOptions {
@@ -30,6 +30,8 @@ export interface SessionCliOptions extends SharedOptions {
  * waited for for ever.
  */
 const FREEZE_LIMIT_S = 10;
+/** 2^53 bytes, which a number counts exactly. */
+const MAX_CACHE_MIB = 2 ** 33;
 
 export function addSessionOptions(to: Command): Command {
   const withVm = to
@@ -43,9 +45,13 @@ export function addSessionOptions(to: Command): Command {
       'pause to aim for: more is copied while the VM runs (default: 10)',
       positiveNumber,
     )
-    .option('--cache <MiB>', 'memory for previous versions of pages (default: 256)', wholeNumber(0))
-    .option('--workers <n>', 'threads that copy and encode (default: one a core, at most 4)', wholeNumber(1))
-    .option('--compression <level>', 'zstd level, 0 = off (default: 3)', wholeNumber(0))
+    .option(
+      '--cache <MiB>',
+      'memory for previous versions of pages (default: 256)',
+      wholeNumber(0, MAX_CACHE_MIB),
+    )
+    .option('--workers <n>', 'threads that copy and encode (default: one a core, at most 4)', workerCount)
+    .option('--compression <level>', 'zstd level, 0 = off (default: 3)', compressionLevel)
     .option(
       '--memory-only',
       'leave the disks alone: a restore is only right with disks put back to the same instant',
@@ -54,12 +60,12 @@ export function addSessionOptions(to: Command): Command {
     .option(
       '--wait-job <seconds>',
       'of a libvirt domain: wait that long for a running job (save, migration, backup) instead of refusing',
-      positiveNumber,
+      secondsForTimer,
     )
     .option(
       '--freeze [seconds]',
       `have the agent in the guest freeze its file systems for the pause, within this time (default: ${FREEZE_LIMIT_S})`,
-      positiveNumber,
+      secondsForTimer,
     )
     .option(
       '--guest-agent <path>',

@@ -13,7 +13,7 @@ import { CheckpointError, systemErrorCode } from '../../errors.js';
 import { formatBytes, formatInterval, formatMs } from '../../text.js';
 import { hypervisors } from '../../index.js';
 import { command, run, type CommandContext, type SharedOptions } from '../command.js';
-import { positiveNumber, wholeNumber } from '../parse.js';
+import { positiveNumber, secondsForTimer, wholeNumber } from '../parse.js';
 
 interface Options extends SharedOptions {
   readonly name?: string;
@@ -42,7 +42,7 @@ export function analyzeCommand(): Command {
       'address of a running VM, or path of a trace; without one, a chain of the repository',
     )
     .option('--name <name>', 'the chain of the repository (default: that of its newest checkpoint)')
-    .option('--epoch <seconds>', 'how long a running VM runs between two looks', positiveNumber, 0.5)
+    .option('--epoch <seconds>', 'how long a running VM runs between two looks', secondsForTimer, 0.5)
     .option(
       '--epochs <n>',
       'how many such epochs of a running VM, or how many of the newest increments of a chain',

@@ -6,7 +6,7 @@ import { receiveCheckpoints } from '../../intake/receive.js';
 import { checkpointText } from '../checkpoint-text.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { wholeNumber } from '../parse.js';
+import { compressionLevel, wholeNumber, workerCount } from '../parse.js';
 import { asCheckpointError } from '../reporter.js';
 
 interface Options extends SharedOptions {
@@ -28,8 +28,8 @@ export function receiveCommand(): Command {
     .option('--name <name>', "chain that it belongs to (default: the guest's name)")
     .option('--count <n>', 'end after that many checkpoints', wholeNumber(1))
     .option('--temp <folder>', "where memory is kept meanwhile, up to twice the guest's (default: $TMPDIR)")
-    .option('--workers <n>', 'threads that encode (default: one a core, at most 4)', wholeNumber(1))
-    .option('--compression <level>', 'zstd level, 0 = off (default: 3)', wholeNumber(0))
+    .option('--workers <n>', 'threads that encode (default: one a core, at most 4)', workerCount)
+    .option('--compression <level>', 'zstd level, 0 = off (default: 3)', compressionLevel)
     .addHelpText(
       'after',
       '\nstdin and stdout are those of xl: what there is to say goes to stderr, with --json too.',
