@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests, or the tiers named as arguments: unit property contract fault golden lab nested; lab/NAME is one file of that tier. `nested`
+# All tests, or the tiers named as arguments: unit property contract fault golden fuzz lab nested; lab/NAME is one file of that tier. `nested`
 # is real KVM inside an emulated machine: by default its brief run of the trackers, when named also disks on logical volumes; with
 # CAIRN_NESTED=full it takes hours.
 # Sets up what it needs first: npm packages, Debian packages for the lab (says so), the build.
@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tiers=("$@")
-[ ${#tiers[@]} -gt 0 ] || tiers=(unit property contract fault golden lab nested/nested.test)
+[ ${#tiers[@]} -gt 0 ] || tiers=(unit property contract fault golden fuzz lab nested/nested.test)
 names() { case " ${tiers[*]} " in *" $1"*) return 0 ;; *) return 1 ;; esac }
 
 [ -d node_modules ] || npm ci --no-audit --no-fund
