@@ -6,6 +6,7 @@
 import { readdir, readFile, readlink } from 'node:fs/promises';
 
 import { systemErrorCode } from '../../../src/errors.js';
+import { readProcessText } from '../../../src/host/process-text.js';
 import type { VmHazard } from '../../../src/hypervisor/vm.js';
 import { allBlockers } from './blockers.js';
 import { findDirectIo } from './direct-io.js';
@@ -57,7 +58,7 @@ export async function takeInventory(
     listAddedDevices(monitor),
     monitor.execute('query-migrate'),
     listOpenFiles(pid),
-    readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => ''),
+    readProcessText(`/proc/${pid}/cmdline`).catch(() => ''),
     findSharers(pid, blocks),
   ]);
   return {
