@@ -5,6 +5,11 @@
  *     test/fuzz/corpus/NAME/        inputs that are kept: each is run as it is, and mutated
  *
  * Every run must end, and end with a value or a CheckpointError whose code says what is wrong (`oracle.ts`).
+ *
+ * The driver (`run-inputs.ts`) is ours. Fuzzers on npm are bound to libFuzzer, which is native code, or are not kept any more;
+ * fast-check makes values of a model and does not change a corpus. What it takes here is a generator with a seed, changes that
+ * know bytes, JSON and text, and as a sign of new behaviour the place and the text of how a run ended, which costs nothing
+ * and suits readers: each of their refusals is another place.
  */
 
 /** Numbers in [0, bound). */
