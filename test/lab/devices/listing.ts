@@ -34,7 +34,14 @@ export function parseDeviceHelp(text: string): readonly OfferedDevice[] {
   return [...found.values()];
 }
 
+const SYSTEM_MODULES = '/usr/lib/x86_64-linux-gnu/qemu';
+/** The list loads all modules, and the second QEMU ends over those of the installed one: it must not see them. */
+const WITHOUT_SYSTEM_MODULES = `mount -t tmpfs none ${SYSTEM_MODULES} && exec "$0" "$@"`;
+
 function ask(version: QemuVersion, args: readonly string[]): string {
   const { path, env, firmwareArgs } = qemuProgram(version);
-  return execFileSync(path, [...firmwareArgs, ...args], { env, encoding: 'utf8', timeout: 30_000 });
+  const command = [path, ...firmwareArgs, ...args];
+  const [program, ...rest] =
+    version === '7.2' ? command : ['unshare', '-m', 'sh', '-c', WITHOUT_SYSTEM_MODULES, ...command];
+  return execFileSync(program!, rest, { env, encoding: 'utf8', timeout: 30_000 });
 }

@@ -63,6 +63,13 @@ function withId(device: string): string {
   return device.replace(/^[^,]+/, `$&,id=${ID}`);
 }
 
+/** The same with ids of its own, to be started together with others. */
+export function withSuffix(setup: DeviceSetup, index: number): DeviceSetup {
+  const ids =
+    /\b(dut|(?:disk|net|audio|char|mem|fs|crypto|can|bmc|usb|scsi|serial|hda|sd|ccid|port|up|nvme|subsys|switch)\d)\b/g;
+  return { ...setup, args: setup.args.map((arg) => arg.replace(ids, `$1x${index}`)) };
+}
+
 const no = (whyNot: string) => (): NoSetup => ({ whyNot });
 
 /** A rule for devices that need properties, and perhaps something before them. */
@@ -155,6 +162,8 @@ const RULES: readonly Rule[] = [
         `${device.name},memdev=mem0`,
       ),
   ],
+  [/^acpi-erst$/, needs('memdev=mem0', '-object', 'memory-backend-ram,id=mem0,size=64K,share=on')],
+  [/^hv-syndbg$/, needs('host_port=0', '-device', 'vmbus-bridge,id=vmbus0')],
   [/^ivshmem-plain$/, needs('memdev=mem0', '-object', 'memory-backend-ram,id=mem0,size=1M,share=on')],
 
   [/^nvme$/, needs(`serial=1,drive=disk0`, ...DISK)],
@@ -175,7 +184,7 @@ const RULES: readonly Rule[] = [
     needs('drive=disk0', ...DISK),
   ],
   [
-    /^virtio-net-pci|^e1000|^i82|^igb$|^rtl8139|^ne2k_|^pcnet|^vmxnet3|^tulip|^usb-net$/,
+    /^virtio-net-pci|^e1000|^i825|^igb$|^rtl8139|^ne2k_|^pcnet|^vmxnet3|^tulip|^usb-net$/,
     needs('netdev=net0', ...NETDEV),
   ],
   [
@@ -265,10 +274,12 @@ async function startBackEnd(
   daemon.once('error', (error) => {
     failure = error;
   });
-  for (const until = Date.now() + 10_000; Date.now() < until; await sleep(20)) {
-    if (failure !== undefined) throw failure;
-    if (existsSync(socket)) return { end: () => void daemon.kill('SIGKILL') };
-  }
-  daemon.kill('SIGKILL');
-  throw new Error(`${program} does not listen on ${socket}`);
+  const until = Date.now() + 10_000;
+  while (failure === undefined && !existsSync(socket) && Date.now() < until) await sleep(20);
+  const end = (): void => {
+    daemon.kill('SIGKILL');
+  };
+  if (existsSync(socket)) return { end };
+  end();
+  throw new Error(`${program} does not listen on ${socket}`, { cause: failure });
 }
