@@ -69,6 +69,9 @@ export const ERROR_CODES = [
   // restore and export
   'RESTORE_TARGET_BUSY',
   'RESTORE_FAILED',
+  'RESTORE_RIGHTS',
+  'RESTORE_REPLACEABLE',
+  'RESTORE_UNTRUSTED',
   'EXPORT_EXISTS',
   'STREAM_MALFORMED',
   // traces

@@ -1,4 +1,9 @@
-/** Numbers and tables for people. */
+/**
+ * Numbers and tables for people, and texts of foreign origin made safe for a terminal: names of VMs, paths in
+ * manifests, what QEMU and agents in guests say. A terminal obeys control characters, and a line break lets
+ * one text pass for two, so whatever is not plain text is written as its code. JSON needs none of this: it
+ * has escapes of its own.
+ */
 
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'] as const;
 
@@ -25,9 +30,34 @@ export function formatInterval(ms: number): string {
     : `${Number((seconds / 3600).toPrecision(2))} h`;
 }
 
-/** Columns aligned by their widest cell; numbers to the right. */
+/**
+ * Controls of ASCII and Latin-1, line and paragraph separators, marks that turn the direction of text
+ * (Unicode's bidirectional controls), characters without width, halves of surrogate pairs.
+ */
+const NOT_PLAIN =
+  /[\0-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]|\p{Cs}/gu;
+
+/** One line, whatever it was. */
+export function printable(text: string): string {
+  return text.replace(NOT_PLAIN, (character) => {
+    const code = character.codePointAt(0)!;
+    if (character === '\n') return '\\n';
+    if (character === '\t') return '\\t';
+    return code < 0x100 ? `\\x${code.toString(16).padStart(2, '0')}` : `\\u{${code.toString(16)}}`;
+  });
+}
+
+/** Text that may have several lines: those after the first are indented, so that none stands for itself. */
+export function printableLines(text: string, indent = '    '): string {
+  return text
+    .split('\n')
+    .map((line) => printable(line.replace(/\r$/, '').replaceAll('\t', ' ')))
+    .join(`\n${indent}`);
+}
+
+/** Columns aligned by their widest cell; numbers to the right. Cells are made printable. */
 export function formatTable(header: readonly string[], rows: readonly (readonly string[])[]): string {
-  const all = [header, ...rows];
+  const all = [header, ...rows].map((row) => row.map(printable));
   const widths = header.map((_, column) => Math.max(...all.map((row) => row[column]?.length ?? 0)));
   const isNumeric = header.map(
     (_, column) => rows.length > 0 && rows.every((row) => /^[\d.,+-]/.test(row[column] ?? '')),

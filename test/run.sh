@@ -33,7 +33,7 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
-export TMPDIR="$run" CAIRN_TEST_RUN="$run"
+export TMPDIR="$run" CAIRN_TEST_RUN="$run" CAIRN_STATE_DIR="$run/state"
 
 # What some files of the lab need beside. Where it cannot be had, they say so themselves.
 set_up_lab() {

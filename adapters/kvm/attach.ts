@@ -5,7 +5,7 @@ import { resolve } from 'node:path';
 import { CheckpointError } from '../../src/errors.js';
 import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
 import { KvmVm } from './kvm-vm.js';
-import { peerPid, qemuProcess } from '../qemu/peer-process.js';
+import { qemuBehind } from '../qemu/peer-process.js';
 import { QmpClient } from '../qemu/qmp-client.js';
 import { sweepRuntimeDir } from '../qemu/runtime-files.js';
 
@@ -29,7 +29,7 @@ export async function attachKvm(
   const monitor = await QmpClient.connect(socketPath, { signal });
   try {
     await sweepRuntimeDir(runtimeDir);
-    const process = await qemuProcess(peerPid(monitor.descriptor), socketPath);
+    const process = await qemuBehind(monitor.descriptor, socketPath);
     const agentPath = guestAgent === undefined ? undefined : resolve(guestAgent);
     return await KvmVm.attach(
       { address, runtimeDir, socketPath, agentPath, diskOptions },

@@ -6,6 +6,7 @@ import { attachKvm } from './attach.js';
 import { disksOfStoppedQemu } from '../disks/disk-drivers.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
 import { IMPORT_FORMATS, importMigration } from './import.js';
+import { planRestore } from './restore/plan.js';
 import { restoreCheckpoint } from './restore/restore.js';
 import { KVM_RESTORE_OPTIONS } from './restore/options.js';
 
@@ -18,6 +19,8 @@ export const kvmHypervisor: Hypervisor = {
   recordedDisks: disksOfStoppedQemu,
   attach: attachKvm,
   restoreOptions: KVM_RESTORE_OPTIONS,
+  planRestore: (source, request, settings) =>
+    planRestore(source, { ...request, ...readSettings(KVM_RESTORE_OPTIONS, settings) }),
   restore: (source, request, settings) =>
     restoreCheckpoint(source, { ...request, ...readSettings(KVM_RESTORE_OPTIONS, settings) }),
   exportTo: exportCheckpoint,

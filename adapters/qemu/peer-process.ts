@@ -14,9 +14,17 @@ import { errnoName, libc } from '../../src/ffi/libc.js';
 const SOL_SOCKET = 1;
 const SO_PEERCRED = 17;
 
+/** Ids under which a process has made its end of a connection. */
+export interface PeerUser {
+  readonly user: number;
+  readonly group: number;
+}
+
 export interface QemuProcess extends ProcessIdentity {
   /** Path of its program; what is left of it when it was deleted or replaced by an upgrade. */
   readonly program: string;
+  /** As whom it opened the socket of its monitor; absent where that was not seen. */
+  readonly openedMonitorAs?: PeerUser | undefined;
 }
 
 /** The kernel's number of a connected socket, which Node.js keeps in its handle. */
@@ -27,6 +35,14 @@ export function descriptorOf(socket: Socket): number {
 
 /** Process id of whoever listens on the socket. @throws FFI_FAILED, VM_UNSUPPORTED */
 export function peerPid(descriptor: number): number {
+  return peerOf(descriptor).pid;
+}
+
+/**
+ * Whoever listens on the socket, with the effective ids that it had when it began to listen: a process that
+ * gives rights up afterwards changes nothing of that, and can only have had them. @throws FFI_FAILED
+ */
+export function peerOf(descriptor: number): PeerUser & { readonly pid: number } {
   const credentials = new Int32Array(3);
   const got = libc().getsockopt(descriptor, SOL_SOCKET, SO_PEERCRED, new Uint8Array(credentials.buffer));
   if (got.value !== 0) {
@@ -35,7 +51,7 @@ export function peerPid(descriptor: number): number {
       `asking for the process behind a socket: ${errnoName(got.errno)}`,
     );
   }
-  return credentials[0]!;
+  return { pid: credentials[0]!, user: credentials[1]! >>> 0, group: credentials[2]! >>> 0 };
 }
 
 /**
@@ -56,6 +72,12 @@ async function programOf(pid: number, what: string): Promise<string> {
     }
     throw new CheckpointError('VM_GONE', `process ${pid} behind ${what} has ended`, { cause });
   }
+}
+
+/** The QEMU behind a connected monitor. @throws see `qemuProcess` */
+export async function qemuBehind(descriptor: number, what: string): Promise<QemuProcess> {
+  const { pid, user, group } = peerOf(descriptor);
+  return { ...(await qemuProcess(pid, what)), openedMonitorAs: { user, group } };
 }
 
 /** @throws VM_UNSUPPORTED when the listener is no QEMU of this host, VM_GONE, VM_PERMISSION */

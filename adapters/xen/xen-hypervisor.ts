@@ -7,6 +7,7 @@ import { disksOfStoppedDomain } from './devices/recorded-disks.js';
 import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
 import { IMPORT_FORMATS, importSaveFile } from './import.js';
 import { receiveRemus } from './remus/receive-remus.js';
+import { planRestore } from './restore-plan.js';
 import { restoreCheckpoint } from './restore.js';
 import { XEN_RESTORE_OPTIONS } from './restore-options.js';
 
@@ -20,6 +21,7 @@ export const xenHypervisor: Hypervisor = {
   recordedDisks: disksOfStoppedDomain,
   attach: attachXen,
   restoreOptions: XEN_RESTORE_OPTIONS,
+  planRestore: (source, request) => Promise.resolve(planRestore(source, request)),
   restore: (source, request, settings) =>
     restoreCheckpoint(source, { ...request, ...readSettings(XEN_RESTORE_OPTIONS, settings) }),
   exportTo: exportCheckpoint,

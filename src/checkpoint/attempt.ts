@@ -57,7 +57,7 @@ export interface AttemptDeps {
   readonly source: PageSource;
   readonly settings: Pick<
     SessionOptions,
-    'memoryOnly' | 'diskMode' | 'compressionLevel' | 'regroup' | 'freezeLimitMs' | 'signal'
+    'memoryOnly' | 'diskMode' | 'compressionLevel' | 'regroup' | 'freezeLimitMs' | 'hostKey' | 'signal'
   >;
   /**
    * True after a failed attempt of this session whose bits were put back: the record is unbroken although the
@@ -222,6 +222,7 @@ export class Attempt {
       disks: captured.disks,
       frozen: captured.frozen,
       runState: captured.runState,
+      hostKey: this.#deps.settings.hostKey,
       allowed: captured.unchanged,
       stats: { ...figures, totalMs: performance.now() - startedMs } as unknown as JsonObject,
     });

@@ -1,6 +1,11 @@
 /** Opens a session on the VM of an address. */
 
+import { tmpdir } from 'node:os';
+
+import { describeError } from '../errors.js';
+import { makeHostKey } from '../host/host-key.js';
 import { defaultRuntimeDir, openRuntimeDir } from '../host/runtime-dir.js';
+import { sweepWorkFolders } from '../host/work-folder.js';
 import type { AttachOptions } from '../hypervisor/hypervisor.js';
 import type { HypervisorRegistry } from '../hypervisor/registry.js';
 import type { SessionOptions } from './session-options.js';
@@ -22,7 +27,20 @@ export async function openSession(
   { attach, ...options }: OpenSessionOptions,
 ): Promise<CheckpointSession> {
   const runtimeDir = await openRuntimeDir(options.runtimeDir ?? defaultRuntimeDir());
+  await sweepWorkFolders(tmpdir());
   const { signal } = options;
   const vm = await hypervisors.forAddress(address).attach(address, { ...attach, runtimeDir, signal });
-  return CheckpointSession.open(vm, { ...options, runtimeDir });
+  return CheckpointSession.open(vm, { hostKey: await ownKey(), ...options, runtimeDir });
+}
+
+/** A checkpoint is worth having without it, too. */
+async function ownKey(): Promise<Uint8Array | undefined> {
+  try {
+    return await makeHostKey();
+  } catch (error) {
+    process.emitWarning(
+      `restores of these checkpoints will need --trust-machine, because they cannot be marked as this host's: ${describeError(error)}`,
+    );
+    return undefined;
+  }
 }

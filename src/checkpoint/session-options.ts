@@ -34,5 +34,7 @@ export interface SessionOptions {
    */
   readonly regroup?: boolean | undefined;
   readonly runtimeDir?: string | undefined;
+  /** Key of the host that takes the checkpoints; without it a restore asks before it trusts them. */
+  readonly hostKey?: Uint8Array | undefined;
   readonly signal?: AbortSignal | undefined;
 }

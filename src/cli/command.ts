@@ -3,6 +3,7 @@
 import { Command } from 'commander';
 
 import { CheckpointError } from '../errors.js';
+import { keepOutOfCoreDumps } from '../ffi/core-dumps.js';
 import { Repository } from '../repository/repository.js';
 import { openBackend } from '../storage/open.js';
 import { EXIT, exitCodeOf } from './exit-codes.js';
@@ -42,6 +43,7 @@ export async function run(
   body: (context: CommandContext) => Promise<number | undefined>,
   results: NodeJS.WritableStream = process.stdout,
 ): Promise<void> {
+  keepOutOfCoreDumps();
   const reporter = shared.json === true ? new JsonReporter(results) : new TextReporter(results);
   const abort = new AbortController();
   const onSignal = (signal: NodeJS.Signals): void => {

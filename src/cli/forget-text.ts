@@ -1,7 +1,7 @@
 /** What was forgotten, for people and for programs. */
 
 import type { LeftSnapshot } from '../disks/forgotten-disks.js';
-import { formatBytes, formatTable } from '../text.js';
+import { formatBytes, formatTable, printable } from '../text.js';
 import type { ForgetResult } from '../repository/forget/forget.js';
 import { diskEntry } from '../format/disk-entry.js';
 import type { Manifest } from '../format/manifest.js';
@@ -29,7 +29,7 @@ export function forgetText(report: ForgetReport): string {
   const { disks } = report;
   const freed = formatBytes(report.freedBytes);
   return [
-    `${name}: ${kept.length} kept, ${removed.length} ${dryRun ? 'would be removed' : 'removed'}`,
+    `${printable(name)}: ${kept.length} kept, ${removed.length} ${dryRun ? 'would be removed' : 'removed'}`,
     ...(removed.length === 0
       ? []
       : [
@@ -40,7 +40,7 @@ export function forgetText(report: ForgetReport): string {
         ]),
     `${dryRun ? `would free about ${freed}` : `freed ${freed}`} (${report.removedObjects} objects removed, ${report.thinnedPacks} packs thinned)`,
     ...(disks.length === 0 ? [] : [`disk snapshots that ${dryRun ? 'belong to them' : 'stay'}:`]),
-    ...disks.map(({ remedy, why }) => `  ${remedy}${why === '' ? '' : `   # ${why}`}`),
+    ...disks.map(({ remedy, why }) => `  ${printable(`${remedy}${why === '' ? '' : `   # ${why}`}`)}`),
   ].join('\n');
 }
 

@@ -20,6 +20,7 @@ import { verifyCommand } from './commands/verify.js';
 import { watchCommand } from './commands/watch.js';
 import { EXIT } from './exit-codes.js';
 import { packageVersion } from './package-version.js';
+import { printableLines } from '../text.js';
 
 const program = new Command('cairn')
   .description('Incremental, byte-granular, live checkpoints of running virtual machines')
@@ -56,10 +57,18 @@ for (const subcommand of [
 // Help and version are printed outside `run`. A reader that has seen enough of them is no failure.
 process.stdout.on('error', () => undefined);
 process.stderr.on('error', () => undefined);
+printWarningsPlainly();
 try {
   await program.parseAsync();
 } catch (error) {
   if (!(error instanceof CommanderError)) throw error;
   // Commander has printed its message; asking for help or the version is not an error.
   process.exitCode = error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+}
+
+/** Warnings carry texts of QEMU, agents and disks; Node.js prints them as they are. */
+function printWarningsPlainly(): void {
+  if (process.listenerCount('warning') === 0) return;
+  process.removeAllListeners('warning');
+  process.on('warning', ({ message }) => process.stderr.write(`warning: ${printableLines(message)}\n`));
 }

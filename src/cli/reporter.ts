@@ -7,6 +7,7 @@
 import cliProgress from 'cli-progress';
 
 import { CheckpointError, describeError, isCheckpointError } from '../errors.js';
+import { printable, printableLines } from '../text.js';
 import { exitCodeOf } from './exit-codes.js';
 
 export interface ProgressUpdate {
@@ -95,19 +96,22 @@ export class TextReporter implements Reporter {
 
   warning(text: string): void {
     this.end();
-    process.stderr.write(`warning: ${text}\n`);
+    process.stderr.write(`warning: ${printableLines(text)}\n`);
   }
 
   summary(_fields: Record<string, unknown>, text: string): void {
     this.end();
-    this.#results.write(text.endsWith('\n') || text === '' ? text : `${text}\n`);
+    // Whoever made the text has made what is foreign in it one line each; controls go in any case.
+    const clean = text.split('\n').map(printable).join('\n');
+    this.#results.write(clean.endsWith('\n') || clean === '' ? clean : `${clean}\n`);
   }
 
   error(error: CheckpointError): void {
     this.end();
-    process.stderr.write(`cairn: ${error.message} [${error.code}]\n`);
-    if (error.cause !== undefined) process.stderr.write(`  because: ${describeError(error.cause)}\n`);
-    if (error.hint !== undefined) process.stderr.write(`  ${error.hint}\n`);
+    process.stderr.write(`cairn: ${printableLines(error.message)} [${error.code}]\n`);
+    if (error.cause !== undefined)
+      process.stderr.write(`  because: ${printableLines(describeError(error.cause))}\n`);
+    if (error.hint !== undefined) process.stderr.write(`  ${printableLines(error.hint)}\n`);
   }
 
   end(): void {

@@ -22,7 +22,7 @@ export interface SocketPair {
 
 /**
  * Caller closes both ends. Reading `ours` blocks, but not for longer than `receiveTimeoutMs`: then it fails
- * with EAGAIN.
+ * with EAGAIN. 0 is no limit.
  * @throws FFI_FAILED
  */
 export function openSocketPair(receiveTimeoutMs: number): SocketPair {

@@ -79,6 +79,8 @@ export interface Manifest {
   readonly disks: readonly DiskSnapshot[];
   /** Absent when the guest's file systems were not frozen. */
   readonly frozen?: FrozenGuest;
+  /** Absent when no host said that it took the checkpoint; see `host-seal.ts`. */
+  readonly hostSeal?: string;
   /** Deepest page of this checkpoint's map. */
   readonly maxDepth: number;
   /** Bytes of packs and index segment that this checkpoint added; its manifest not counted. */
@@ -160,6 +162,7 @@ export function decodeManifest(key: string, chain: string, bytes: Uint8Array): M
     deviceState: readDeviceState(json.fieldsOrNull('deviceState')),
     disks: json.list('disks', (disk) => readDiskEntry(disk, requires)),
     ...(json.has('frozen') ? { frozen: readFrozenGuest(json.fields('frozen')) } : {}),
+    ...(json.has('hostSeal') ? { hostSeal: json.matching('hostSeal', HEX_32) } : {}),
     maxDepth: json.count('maxDepth', MAX_DELTA_DEPTH),
     storedBytes: json.count('storedBytes'),
     stats: json.object('stats'),

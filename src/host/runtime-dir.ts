@@ -5,9 +5,10 @@
  */
 
 import { lstat, mkdir } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 
-import { CheckpointError } from '../errors.js';
+import { CheckpointError, isCheckpointError } from '../errors.js';
+import { FileTrust, type Replaceable } from './file-trust.js';
 
 /**
  * CAIRN_RUNTIME_DIR, else /run/cairn for root, else $XDG_RUNTIME_DIR/cairn. Nothing below /tmp: there
@@ -35,8 +36,13 @@ export async function openRuntimeDir(path: string): Promise<string> {
     await mkdir(path, { recursive: true, mode: 0o700 });
     const found = await lstat(path);
     const owner = process.getuid?.() ?? found.uid;
-    if (found.isDirectory() && found.uid === owner && (found.mode & 0o022) === 0) return path;
+    const isOwn = found.isDirectory() && found.uid === owner && (found.mode & 0o022) === 0;
+    // Whoever may exchange a folder on the way to it could put another one in its place.
+    const way = isOwn ? await new FileTrust([owner]).replaceable(resolve(path)) : undefined;
+    if (isOwn && way === undefined) return path;
+    if (way !== undefined) throw unsafeWay(path, way);
   } catch (cause) {
+    if (isCheckpointError(cause)) throw cause;
     throw new CheckpointError('VM_PERMISSION', `cannot use the runtime folder ${path}`, {
       cause,
       hint: 'name another one with CAIRN_RUNTIME_DIR',
@@ -49,4 +55,10 @@ export async function openRuntimeDir(path: string): Promise<string> {
       hint: `chown it to the user that runs cairn and chmod 700 ${path}, or name another one with CAIRN_RUNTIME_DIR`,
     },
   );
+}
+
+function unsafeWay(path: string, { path: place, why }: Replaceable): CheckpointError {
+  return new CheckpointError('VM_PERMISSION', `the runtime folder ${path} is not safe: ${place} ${why}`, {
+    hint: 'name a folder that only root and this user can exchange with CAIRN_RUNTIME_DIR',
+  });
 }

@@ -21,7 +21,9 @@ export function fileNameOf(identity: VmIdentity): string {
 export async function writeRuntimeFile(path: string, text: string): Promise<void> {
   const fresh = `${path}.${process.pid}`;
   try {
-    await writeFile(fresh, text, { mode: 0o600 });
+    // What an ended process of the same number left is not written through, whatever it is.
+    await rm(fresh, { force: true });
+    await writeFile(fresh, text, { mode: 0o600, flag: 'wx' });
     await rename(fresh, path);
   } catch (cause) {
     await rm(fresh, { force: true }).catch(() => undefined);
@@ -33,7 +35,8 @@ export async function writeRuntimeFile(path: string, text: string): Promise<void
 export function writeRuntimeFileSync(path: string, text: string): void {
   const fresh = `${path}.${process.pid}`;
   try {
-    writeFileSync(fresh, text, { mode: 0o600 });
+    rmSync(fresh, { force: true });
+    writeFileSync(fresh, text, { mode: 0o600, flag: 'wx' });
     renameSync(fresh, path);
   } catch (cause) {
     rmSync(fresh, { force: true });

@@ -5,7 +5,7 @@ import type { Writable } from 'node:stream';
 import type { JsonObject } from '../types.js';
 import type { RecordedDisks } from './disks.js';
 import type { ImportedMachine, ImportRequest, ReceivedMachine, ReceiveRequest } from './intake.js';
-import type { CheckpointSource, RestoreRequest, RestoreResult } from './restore.js';
+import type { CheckpointSource, RestorePlan, RestoreRequest, RestoreResult } from './restore.js';
 import type { AnyRestoreOptions, RestoreSettings } from './restore-options.js';
 import type { Vm } from './vm.js';
 
@@ -23,6 +23,16 @@ export interface Hypervisor {
   attach(address: string, options: AttachOptions): Promise<Vm>;
   /** Options that its restores have, by name. */
   readonly restoreOptions: AnyRestoreOptions;
+  /**
+   * What `restore` would do with the same arguments. Touches nothing. Where it is absent, a restore is taken
+   * to do anything.
+   * @throws USAGE, RESTORE_FAILED, VM_UNSUPPORTED as `restore` would
+   */
+  planRestore?(
+    source: CheckpointSource,
+    request: RestoreRequest,
+    settings: RestoreSettings,
+  ): Promise<RestorePlan>;
   /**
    * @param settings options of `restoreOptions` alone, see `refuseForeignSettings`
    * @throws RESTORE_TARGET_BUSY, RESTORE_FAILED, VM_UNSUPPORTED, STREAM_MALFORMED

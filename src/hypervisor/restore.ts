@@ -40,6 +40,16 @@ export interface RestoreRequest {
   readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
 }
 
+/** What a restore would do to this host, for who has to decide whether the checkpoint is to be trusted. */
+export interface RestorePlan {
+  /** Programs with their arguments. */
+  readonly commands: readonly (readonly string[])[];
+  /** Whatever else of the recorded machine decides what is run or opened, a line each. */
+  readonly details: readonly string[];
+  /** Disks that are rolled back. */
+  readonly disks: readonly string[];
+}
+
 export interface RestoreResult {
   /** Address of the restored VM, empty when it was given by stream address. */
   readonly vmAddress: string;
@@ -49,4 +59,6 @@ export interface RestoreResult {
   readonly streamBytes: number;
   /** The guest's file systems are frozen as in the checkpoint, and this says why they were not thawed. */
   readonly frozenBecause?: string;
+  /** What is not as it was although all went well, for the operator. */
+  readonly notes?: readonly string[];
 }

@@ -4,13 +4,14 @@
  */
 
 import { createReadStream } from 'node:fs';
-import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { tmpdir } from 'node:os';
 
 import { CheckpointSession, type SessionOptions } from '../checkpoint/session.js';
 import type { CheckpointSummary } from '../checkpoint/summary.js';
 import { CheckpointError, isCheckpointError, systemErrorCode } from '../errors.js';
+import { makeWorkFolder } from '../host/work-folder.js';
 import type { HypervisorRegistry } from '../hypervisor/registry.js';
 import type { Repository } from '../repository/repository.js';
 import { ImageVm } from './image-vm.js';
@@ -41,8 +42,7 @@ export interface ImportOptions {
 export async function importCheckpoint(options: ImportOptions): Promise<CheckpointSummary> {
   const { format, path, signal } = options;
   const hypervisor = options.hypervisors.importing(format);
-  // The unpacked memory of a guest is nobody else's business: mkdtemp makes it 0700.
-  const work = await mkdtemp(join(options.tempDir ?? tmpdir(), 'cairn-import-'));
+  const work = await makeWorkFolder(options.tempDir ?? tmpdir(), 'import');
   let memory: MemoryFile | undefined;
   try {
     const { image, unpacked } = await named(path, async () => {

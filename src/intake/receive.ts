@@ -3,7 +3,7 @@
  * state that comes, or for several when they come faster than they can be stored.
  */
 
-import { mkdtemp, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Readable } from 'node:stream';
@@ -11,6 +11,7 @@ import type { Readable } from 'node:stream';
 import type { CheckpointSession } from '../checkpoint/session.js';
 import type { CheckpointSummary } from '../checkpoint/summary.js';
 import { isCheckpointError } from '../errors.js';
+import { makeWorkFolder } from '../host/work-folder.js';
 import type { ReceivingHypervisor } from '../hypervisor/registry.js';
 import { MemoryFile } from './memory-file.js';
 import { openImageSession } from './import.js';
@@ -72,8 +73,7 @@ const UNKNOWN_PAUSE =
  */
 export async function receiveCheckpoints(options: ReceiveOptions): Promise<ReceiveResult> {
   const { hypervisor, stream, onState, signal } = options;
-  // The unpacked memory of a guest is nobody else's business: mkdtemp makes it 0700.
-  const workDir = await mkdtemp(join(options.tempDir ?? tmpdir(), 'cairn-receive-'));
+  const workDir = await makeWorkFolder(options.tempDir ?? tmpdir(), 'receive');
   let memory: MemoryFile | undefined;
   try {
     const received = await hypervisor.receive({

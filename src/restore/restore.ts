@@ -13,27 +13,32 @@ import type { Manifest } from '../format/manifest.js';
 import type { Repository } from '../repository/repository.js';
 import { disksOfStopped } from '../disks/forgotten-disks.js';
 import { refuseRollbackOfNeeded } from '../disks/rollback-check.js';
+import { refuseUntrusted, type TrustQuestion } from './trust.js';
 
 export interface RestoreOptions {
   readonly repository: Repository;
   readonly hypervisors: HypervisorRegistry;
   readonly manifest: Manifest;
+  /** Asked before a checkpoint that this host did not take is restored; absent: such a one is refused. */
+  readonly trust?: TrustQuestion | undefined;
 }
 
 /**
  * @param settings options of the hypervisor's own, by name
  * @throws REPO_DAMAGED before anything runs from damaged data, RESTORE_TARGET_BUSY, RESTORE_FAILED,
- *   VM_UNSUPPORTED; DISK_CHANGED, and USAGE for options of another hypervisor, with nothing touched
+ *   VM_UNSUPPORTED; DISK_CHANGED, RESTORE_UNTRUSTED, RESTORE_RIGHTS, RESTORE_REPLACEABLE, and USAGE for
+ *   options of another hypervisor, with nothing touched
  */
 export async function restoreCheckpoint(
   options: RestoreOptions,
   request: RestoreRequest,
   settings: RestoreSettings = {},
 ): Promise<RestoreResult> {
-  const { repository, manifest, hypervisors } = options;
+  const { repository, manifest, hypervisors, trust } = options;
   const source = repository.reader(manifest);
   const hypervisor = hypervisors.byName(source.hypervisor);
   refuseForeignSettings(hypervisor, hypervisors.all, settings);
+  await refuseUntrusted(manifest, await hypervisor.planRestore?.(source, request, settings), trust);
   const hasOtherDisks = Object.keys(settings).some(
     (key) => hypervisor.restoreOptions[key]?.replacesDisks === true,
   );

@@ -103,8 +103,8 @@ export class LabDomain {
   static async define(name: string, options: LabDomainOptions = {}): Promise<LabDomain> {
     ensureLab();
     const dir = scratchDir(name);
-    // QEMU runs as another user there, and opens sockets in it.
-    chmodSync(dir, 0o777);
+    // QEMU runs as another user there, and opens sockets in it; what others have in it stays theirs.
+    chmodSync(dir, 0o1777);
     const initrd = options.withAgent === true ? 'initrd-agent.gz' : 'initrd.gz';
     copyFileSync(join(labCache(), 'guest/vmlinuz'), join(dir, 'vmlinuz'));
     copyFileSync(join(labCache(), 'guest', initrd), join(dir, 'initrd.gz'));
@@ -252,6 +252,7 @@ export class LabDomain {
         XDG_RUNTIME_DIR: join(this.dir, 'run'),
         // The folders of the test run are root's.
         CAIRN_RUNTIME_DIR: join(this.dir, 'runtime'),
+        CAIRN_STATE_DIR: join(this.dir, 'state'),
         TMPDIR: this.dir,
       },
     };

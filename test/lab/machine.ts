@@ -24,6 +24,8 @@ export interface LabMachineOptions {
   readonly devices?: readonly LabDevice[];
   readonly uuid?: string;
   readonly extraArgs?: readonly string[];
+  /** Program with arguments that QEMU is started by, such as setpriv. */
+  readonly startedBy?: readonly string[];
   /** Folder for sockets, logs and disks; a fresh one by default. */
   readonly dir?: string;
   /** Return as soon as QEMU answers, not when the guest's first tick is there. */
@@ -65,9 +67,11 @@ export class LabMachine {
     const program = qemuProgram(options.qemu ?? '7.2');
     const { accelerator = 'tcg', devices = ['balloon'] } = options;
     const log = openSync(join(dir, 'qemu.log'), 'a');
+    const command = [...(options.startedBy ?? []), program.path];
     const child = spawn(
-      program.path,
+      command[0]!,
       [
+        ...command.slice(1),
         ...program.firmwareArgs,
         ...['-name', options.name, '-accel', accelerator, '-cpu', accelerator === 'kvm' ? 'host' : 'max'],
         ...['-m', `${options.memoryMib ?? 256}`],

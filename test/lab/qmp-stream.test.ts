@@ -258,7 +258,11 @@ describe('a user who has nothing but the monitor socket', () => {
         ? ['--bounding-set', '-all', '--inh-caps', '-all']
         : ['--reuid', `${NOBODY}`, '--regid', `${NOBODY}`, '--clear-groups'];
     const output = execFileSync('setpriv', [...user, process.execPath, MAIN, ...args, '--json'], {
-      env: { CAIRN_RUNTIME_DIR: runtimeDir, PATH: process.env.PATH ?? '' },
+      env: {
+        CAIRN_RUNTIME_DIR: runtimeDir,
+        CAIRN_STATE_DIR: join(runtimeDir, 'state'),
+        PATH: process.env.PATH ?? '',
+      },
       encoding: 'utf8',
     });
     return JSON.parse(output.trim().split('\n').at(-1)!) as CliMessage;
@@ -290,7 +294,11 @@ describe('a user who has nothing but the monitor socket', () => {
     const bytes = machine.diary().length;
     const options = { dir: machine.dir };
     const { pid } = await cairn(
-      ['restore', String(summary.checkpoint_id), '--repo', repo, '--program', '/usr/bin/qemu-system-x86_64'],
+      [
+        ...['restore', String(summary.checkpoint_id), '--repo', repo],
+        // Another user took it, who could not see the program's path.
+        ...['--trust-machine', '--program', '/usr/bin/qemu-system-x86_64'],
+      ],
       options,
     );
     const again = await LabMachine.adopt('least', machine.dir, Number(pid));

@@ -4,7 +4,7 @@ import { createReadStream, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { machineFacts } from '../../adapters/kvm/inspect/machine-facts.js';
-import { peerPid, qemuProcess } from '../../adapters/qemu/peer-process.js';
+import { qemuBehind } from '../../adapters/qemu/peer-process.js';
 import { QmpClient } from '../../adapters/qemu/qmp-client.js';
 import { readMigrationStream, type MigrationStream } from '../../adapters/qemu/stream/reader.js';
 import type { CheckpointSource, PageChunk } from '../../src/hypervisor/restore.js';
@@ -70,7 +70,7 @@ async function factsOf(machine: LabMachine): Promise<{
 }> {
   const client = await QmpClient.connect(machine.qmpPath);
   try {
-    const qemu = await qemuProcess(peerPid(client.descriptor), machine.qmpPath);
+    const qemu = await qemuBehind(client.descriptor, machine.qmpPath);
     const facts = await machineFacts(client, qemu, machine.qmpPath);
     return { cwdMachine: facts.machine, machineType: facts.identity.machineType };
   } finally {

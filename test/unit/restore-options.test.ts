@@ -39,7 +39,7 @@ describe('options of restores', () => {
       .map((group) => [group.split('\n', 1)[0], group.match(/--[a-z-]+/g)]);
     expect(groups).toEqual([
       ['Of checkpoints of kvm, libvirt:', ['--to', '--set-arg', '--qmp', '--guest-agent', '--freeze']],
-      ['Of checkpoints of kvm:', ['--drop-arg', '--program', '--log']],
+      ['Of checkpoints of kvm:', ['--drop-arg', '--program', '--log', '--as-root']],
       ['Of checkpoints of libvirt, xen:', ['--new-name', '--disk']],
       ['Of checkpoints of libvirt:', ['--new-macs', '--xml-edit']],
     ]);

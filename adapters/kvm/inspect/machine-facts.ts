@@ -11,12 +11,15 @@ import type { Json, JsonObject } from '../../../src/types.js';
 import type { Monitor } from '../../qemu/monitor.js';
 import type { QemuProcess } from '../../qemu/peer-process.js';
 import { asNumber, asObject, asText } from '../../qemu/qmp-json.js';
+import { keptEnvironment } from './kept-environment.js';
+import { rightsOf } from './process-rights.js';
+import { rightsRecord } from './rights-record.js';
 
 const NO_UUID = '00000000-0000-0000-0000-000000000000';
 
 export interface MachineFacts {
   readonly identity: VmIdentity;
-  /** argv, cwd, program, env, qemuVersion, machineType, qmpPath: what a restore starts from. */
+  /** argv, cwd, program, env, rights, qemuVersion, machineType, qmpPath: what a restore starts from. */
   readonly machine: JsonObject;
 }
 
@@ -51,19 +54,21 @@ export async function machineFacts(
   };
 }
 
-async function startedAs({ pid, program }: QemuProcess): Promise<JsonObject> {
+async function startedAs({ pid, program, openedMonitorAs }: QemuProcess): Promise<JsonObject> {
   try {
-    const [commandLine, cwd, environment] = await Promise.all([
+    const [rights, commandLine, cwd, environment] = await Promise.all([
+      rightsOf(pid),
       readProcessText(`/proc/${pid}/cmdline`),
       readlink(`/proc/${pid}/cwd`).catch(unlessForbidden('/')),
       readProcessText(`/proc/${pid}/environ`).catch(unlessForbidden('')),
     ]);
-    // Only that part of the environment is kept which a program outside of the system's folders needs to
-    // start; the rest may hold secrets.
-    const libraries = environment.split('\0').find((entry) => entry.startsWith('LD_LIBRARY_PATH='));
-    const env: JsonObject =
-      libraries === undefined ? {} : { LD_LIBRARY_PATH: libraries.slice('LD_LIBRARY_PATH='.length) };
-    return { argv: commandLine.replace(/\0$/, '').split('\0'), cwd, program, env };
+    return {
+      argv: commandLine.replace(/\0$/, '').split('\0'),
+      cwd,
+      program,
+      env: keptEnvironment(environment),
+      rights: rightsRecord({ ...rights, openedMonitorAs }),
+    };
   } catch (cause) {
     if (isCheckpointError(cause)) throw cause;
     throw new CheckpointError('VM_PERMISSION', `cannot read how process ${pid} was started`, {

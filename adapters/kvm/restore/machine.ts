@@ -5,14 +5,19 @@
 
 import { CheckpointError } from '../../../src/errors.js';
 import type { JsonObject, Json } from '../../../src/types.js';
+import { onlyKept } from '../inspect/kept-environment.js';
+import type { ProcessRights } from '../inspect/process-rights.js';
+import { readRights } from '../inspect/rights-record.js';
 
 export interface RecordedMachine {
   /** The arguments without the program's own name. */
   readonly argv: readonly string[];
   readonly cwd: string;
   readonly program: string;
-  /** Variables without which the program does not start; LD_LIBRARY_PATH at most. */
+  /** Variables as `kept-environment.ts` chooses them; of older checkpoints LD_LIBRARY_PATH at most. */
   readonly env: Readonly<Record<string, string>>;
+  /** As whom it ran; undefined in checkpoints of older versions. */
+  readonly rights: ProcessRights | undefined;
   readonly qemuVersion: string;
   /** Resolved, such as pc-i440fx-7.2. */
   readonly machineType: string;
@@ -30,10 +35,8 @@ export function recordedMachine(machine: JsonObject): RecordedMachine {
     argv: argv.slice(1),
     cwd: text(machine, 'cwd'),
     program: text(machine, 'program'),
-    env:
-      isObject(env) && typeof env.LD_LIBRARY_PATH === 'string'
-        ? { LD_LIBRARY_PATH: env.LD_LIBRARY_PATH }
-        : {},
+    env: isObject(env) ? onlyKept(Object.entries(env)) : {},
+    rights: readRights(machine.rights),
     qemuVersion: optionalText(machine, 'qemuVersion'),
     machineType: text(machine, 'machineType'),
     qmpPath: optionalText(machine, 'qmpPath'),

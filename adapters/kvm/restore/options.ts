@@ -19,6 +19,8 @@ export interface KvmRestoreOptions {
   /** Socket of the agent in the restored guest, where it is not found by itself. */
   readonly guestAgent?: string;
   readonly logPath?: string;
+  /** QEMU gets the rights of the caller instead of those that were recorded. */
+  readonly asRoot?: true;
 }
 
 export type KvmRestoreRequest = RestoreRequest & KvmRestoreOptions;
@@ -57,4 +59,9 @@ export const KVM_RESTORE_OPTIONS: RestoreOptionTable<KvmRestoreOptions> = {
     kind: 'text',
   },
   logPath: { flags: '--log <path>', description: 'output of the new QEMU goes here', kind: 'text' },
+  asRoot: {
+    flags: '--as-root',
+    description: 'start QEMU with all rights of the caller instead of those that were recorded',
+    kind: 'flag',
+  },
 };

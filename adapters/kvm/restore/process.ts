@@ -3,20 +3,19 @@
  */
 
 import { spawn, type ChildProcess } from 'node:child_process';
-import { open, rm, stat } from 'node:fs/promises';
+import { lstat, rm, type FileHandle } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 
-import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
+import { describeError, isCheckpointError } from '../../../src/errors.js';
 import { peerPid } from '../../qemu/peer-process.js';
 import { QmpClient } from '../../qemu/qmp-client.js';
+import type { Command } from './start-command.js';
 
-export interface QemuStart {
-  readonly program: string;
-  readonly argv: readonly string[];
+export interface QemuStart extends Command {
   readonly cwd: string;
-  readonly env: NodeJS.ProcessEnv;
   readonly qmpPath: string;
-  readonly logPath: string;
+  /** Open for reading and appending; closed by the process when it is let go. */
+  readonly log: FileHandle;
 }
 
 /** Preallocated memory and many disks take their time; a QEMU that hangs is still found out. */
@@ -49,28 +48,14 @@ export class RestoredQemu {
     void this.#exited.then((text) => (this.#exitText = text));
   }
 
-  /** @throws RESTORE_FAILED when the log cannot be written */
+  /** The log is this object's from here on: `release` closes it. */
   static async start(start: QemuStart): Promise<RestoredQemu> {
-    const log = await open(start.logPath, 'a', 0o600).catch((cause: unknown) => {
-      throw new CheckpointError('RESTORE_FAILED', `cannot write the log of the new QEMU, ${start.logPath}`, {
-        cause,
-        hint: 'name another file with --log',
-      });
-    });
-    try {
-      const logOffset = (await log.stat()).size;
-      // Not through `host/run-program.ts`: the VM outlives this process, so it has no limit.
-      const child = spawn(start.program, start.argv, {
-        cwd: start.cwd,
-        env: start.env,
-        detached: true,
-        stdio: ['ignore', log.fd, log.fd],
-      });
-      child.unref();
-      return new RestoredQemu(start, child, logOffset);
-    } finally {
-      await log.close();
-    }
+    const { program, argv, cwd, env, log } = start;
+    const logOffset = (await log.stat()).size;
+    // Not through `host/run-program.ts`: the VM outlives this process, so it has no limit.
+    const child = spawn(program, argv, { cwd, env, detached: true, stdio: ['ignore', log.fd, log.fd] });
+    child.unref();
+    return new RestoredQemu(start, child, logOffset);
   }
 
   /** Id of the process that serves the monitor; until that is known, id of the process that was started. */
@@ -127,24 +112,30 @@ export class RestoredQemu {
       }
     }
     await this.waitForExit(EXIT_TIMEOUT_MS);
-    await rm(this.#start.qmpPath, { force: true });
+    const { qmpPath } = this.#start;
+    const isSocket = await lstat(qmpPath).then(
+      (found) => found.isSocket(),
+      () => false,
+    );
+    if (isSocket) await rm(qmpPath, { force: true });
+  }
+
+  /** Lets go of its log; the process has it open itself. */
+  async release(): Promise<void> {
+    await this.#start.log.close();
   }
 
   /** The last lines that QEMU wrote: its complaints, never guest memory. */
   async logTail(): Promise<string> {
+    const { log } = this.#start;
     try {
-      const { size } = await stat(this.#start.logPath);
+      const { size } = await log.stat();
       const from = Math.max(this.#logOffset, size - LOG_TAIL_BYTES);
-      const log = await open(this.#start.logPath, 'r');
-      try {
-        const { buffer, bytesRead } = await log.read(Buffer.alloc(LOG_TAIL_BYTES), 0, LOG_TAIL_BYTES, from);
-        const lines = buffer.toString('utf8', 0, bytesRead).trimEnd().split('\n');
-        // The rest of a line says little, and what stood before it is needed to tell what it is.
-        if (from > this.#logOffset) lines.shift();
-        return lines.slice(-LOG_TAIL_LINES).join('\n');
-      } finally {
-        await log.close();
-      }
+      const { buffer, bytesRead } = await log.read(Buffer.alloc(LOG_TAIL_BYTES), 0, LOG_TAIL_BYTES, from);
+      const lines = buffer.toString('utf8', 0, bytesRead).trimEnd().split('\n');
+      // The rest of a line says little, and what stood before it is needed to tell what it is.
+      if (from > this.#logOffset) lines.shift();
+      return lines.slice(-LOG_TAIL_LINES).join('\n');
     } catch {
       return '';
     }

@@ -1,35 +1,36 @@
 /**
  * Bringing a QEMU VM back: an unmodified QEMU is started with the recorded command line and -incoming, and
- * gets a complete migration stream made from the checkpoint.
+ * gets a complete migration stream made from the checkpoint. It starts with the rights that it had.
  *
- *     recorded command line --edits--> new QEMU, waiting ---QMP: migrate-incoming---> private socket
- *     pages, verified as they are read --> stream --------------------------------------^
+ *     recorded command line --edits--> new QEMU, waiting ---QMP: getfd, migrate-incoming---> socket
+ *     pages, verified as they are read --> stream ----------------------------------------------^
  *
  * Invariant: a VM runs only when the whole checkpoint has been read, verified and loaded. On any failure
  * before that the new QEMU is killed; a QEMU that loses its stream (Cairn killed in the middle) ends by
  * itself.
  */
 
-import { mkdtemp, rm } from 'node:fs/promises';
-import { createConnection, type Socket } from 'node:net';
-import { join } from 'node:path';
+import { closeSync } from 'node:fs';
+import { Socket } from 'node:net';
 
-import { processStartTime } from '../../../src/host/process-identity.js';
-import { defaultRuntimeDir, openRuntimeDir } from '../../../src/host/runtime-dir.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
+import { openSocketPair } from '../../../src/ffi/socket-pair.js';
 import type { CheckpointSource, PageChunk, RestoreResult } from '../../../src/hypervisor/restore.js';
 import { agentPathIn } from '../run/guest-agent/agent-path.js';
 import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
 import type { QmpClient } from '../../qemu/qmp-client.js';
-import { restoredCommandLine } from './argv.js';
+import { rightsOf } from '../inspect/process-rights.js';
 import { disksOfStoppedQemu, removeStandIns, type DiskDrivers } from '../../disks/disk-drivers.js';
 import { formatCommandLine, type QemuOption } from '../../disks/qcow2/command-line.js';
 import { incomingCompleted } from './follow.js';
-import { recordedMachine, type RecordedMachine } from './machine.js';
+import { openLog } from './log-file.js';
 import type { KvmRestoreRequest } from './options.js';
 import { RestoredQemu } from './process.js';
 import { withoutOptionValues } from './redact.js';
 import { checkSocketsFree } from './sockets.js';
+import { withRights } from './start-command.js';
+import { refuseMoreRights, type StartRights } from './start-rights.js';
+import { allowStart, planStart } from './start.js';
 import { withStandIns } from './stand-ins.js';
 import { restoreIntoTarget } from './target.js';
 import { deviceSections } from '../../qemu/stream/device-state.js';
@@ -38,9 +39,12 @@ import { writeMigrationStream } from '../../qemu/stream/writer.js';
 
 /** How long a QEMU that closed the stream gets to say why and exit. */
 const EXIT_WAIT_MS = 3000;
+/** Of the descriptor, among those that QEMU's monitor was given. */
+const STREAM_NAME = 'cairn-stream';
 
 /**
- * @throws RESTORE_TARGET_BUSY when a socket or a disk of the VM is in use, VM_UNSUPPORTED when the command
+ * @throws RESTORE_RIGHTS, RESTORE_REPLACEABLE; RESTORE_TARGET_BUSY when a socket or a disk of the VM is in
+ *   use, VM_UNSUPPORTED when the command
  *   line cannot be started again, USAGE for wrong edits, STREAM_MALFORMED, REPO_DAMAGED and RESTORE_FAILED
  *   with nothing left running, INTERRUPTED
  */
@@ -72,31 +76,37 @@ async function restoreIntoNewQemu(
   sections: Uint8Array,
   request: KvmRestoreRequest,
 ): Promise<RestoreResult> {
-  const machine = recordedMachine(source.machine);
-  const commandLine = restoredCommandLine(machine, request);
+  const start = await planStart(source.machine, request);
+  const rights = await allowStart(start, request.asRoot === true);
   const disks = request.keepDisks ? [] : source.disks;
   const drivers = disksOfStoppedQemu(source.machine);
-  await checkSocketsFree(commandLine.options, machine.cwd, commandLine.qmpPath);
+  await checkSocketsFree(start.options, start.cwd, start.qmpPath);
   await drivers.check(disks);
   const standIns = drivers.standIns(disks, source.checkpointId);
-  const stoodIn = await withStandIns(standIns, commandLine.options, machine.cwd);
+  const stoodIn = await withStandIns(standIns, start.options, start.cwd);
   try {
+    const command = { program: start.program, argv: formatCommandLine(stoodIn.options), env: start.env };
+    const log = await openLog(request.logPath, start.qmpPath);
     const qemu = await RestoredQemu.start({
-      program: request.program ?? machine.program,
-      argv: formatCommandLine(stoodIn.options),
-      cwd: machine.cwd,
-      env: environment(machine, request),
-      qmpPath: commandLine.qmpPath,
-      logPath: request.logPath ?? `${commandLine.qmpPath}.log`,
+      ...(await withRights(command, rights.change)),
+      cwd: start.cwd,
+      qmpPath: start.qmpPath,
+      log: log.file,
     });
-    const load = { source, sections, request, drivers, options: stoodIn.options };
+    const load = { source, sections, request, rights, drivers, options: stoodIn.options };
     try {
       const { streamBytes, running } = await loadInto(qemu, load);
-      const agentPath = request.guestAgent ?? agentPathIn(load.options, machine.cwd);
+      await log.belongsTo(qemu.pid);
+      const agentPath = request.guestAgent ?? agentPathIn(load.options, start.cwd);
       const frozen = await thawBySocket(source, running, agentPath);
-      return { vmAddress: `qmp:${commandLine.qmpPath}`, pid: qemu.pid, running, streamBytes, ...frozen };
+      const notes = rights.notes.length === 0 ? {} : { notes: rights.notes };
+      return { vmAddress: `qmp:${start.qmpPath}`, pid: qemu.pid, running, streamBytes, ...frozen, ...notes };
     } catch (error) {
-      throw await afterFailure(qemu, error, load.options, request.signal?.aborted === true);
+      const failure = await afterFailure(qemu, error, load.options, request.signal?.aborted === true);
+      await log.drop();
+      throw failure;
+    } finally {
+      await qemu.release();
     }
   } catch (error) {
     await removeStandIns(stoodIn.created);
@@ -108,6 +118,7 @@ interface Load {
   readonly source: CheckpointSource;
   readonly sections: Uint8Array;
   readonly request: KvmRestoreRequest;
+  readonly rights: StartRights;
   readonly drivers: DiskDrivers;
   readonly options: readonly QemuOption[];
 }
@@ -116,18 +127,12 @@ async function loadInto(
   qemu: RestoredQemu,
   load: Load,
 ): Promise<{ readonly streamBytes: number; readonly running: boolean }> {
-  const { request } = load;
-  const runtimeDir = await openRuntimeDir(defaultRuntimeDir());
-  // Named after this process, so that it is swept should this one be killed.
-  const folder = await mkdtemp(
-    join(runtimeDir, `restore-${process.pid}-${await processStartTime(process.pid)}-`),
-  );
+  const { request, rights } = load;
   let monitor: QmpClient | undefined;
   try {
     monitor = await qemu.connect(request.signal);
-    const socketPath = join(folder, 'stream');
-    await monitor.execute('migrate-incoming', { uri: `unix:${socketPath}` });
-    const streamBytes = await sendStream(socketPath, load);
+    if (rights.atMost !== undefined) refuseMoreRights(await rightsOf(qemu.pid), rights.atMost);
+    const streamBytes = await sendStream(await openStream(monitor), load);
     const state = await incomingCompleted(monitor, () => qemu.exitText, request.signal);
     if (!request.paused && (state === 'paused' || state === 'prelaunch' || state === 'inmigrate')) {
       throw new CheckpointError(
@@ -138,13 +143,33 @@ async function loadInto(
     return { streamBytes, running: state === 'running' };
   } finally {
     await monitor?.close();
-    await rm(folder, { recursive: true, force: true });
   }
 }
 
-async function sendStream(socketPath: string, load: Load): Promise<number> {
+/**
+ * Has QEMU read the stream from one end of a pair of sockets. It gets that end open: another user's QEMU, or
+ * one in a folder of its own (-chroot), could not open a socket of Cairn's.
+ */
+async function openStream(monitor: QmpClient): Promise<Socket> {
+  const { ours, theirs } = openSocketPair(0);
+  // From here on it is closed with the socket.
+  const socket = new Socket({ fd: ours, readable: false, writable: true });
+  // Whoever writes listens too; between writes an error must not end the process.
+  socket.on('error', () => undefined);
+  try {
+    await monitor.execute('getfd', { fdname: STREAM_NAME }, { passDescriptor: theirs });
+    await monitor.execute('migrate-incoming', { uri: `fd:${STREAM_NAME}` });
+    return socket;
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  } finally {
+    closeSync(theirs);
+  }
+}
+
+async function sendStream(socket: Socket, load: Load): Promise<number> {
   const { source, sections, request, drivers, options } = load;
-  const socket = await connect(socketPath);
   try {
     const stream = writeMigrationStream(
       {
@@ -166,19 +191,6 @@ async function sendStream(socketPath: string, load: Load): Promise<number> {
   }
 }
 
-function connect(path: string): Promise<Socket> {
-  return new Promise((done, reject) => {
-    const socket = createConnection({ path });
-    socket.once('error', reject);
-    socket.once('connect', () => {
-      socket.off('error', reject);
-      // Whoever writes listens too; between writes an error must not end the process.
-      socket.on('error', () => undefined);
-      done(socket);
-    });
-  });
-}
-
 /**
  * Main memory of a new QEMU is all zero: QEMU skips loading ROM images at reset while it waits for a stream.
  * Memory in a file keeps what the file held.
@@ -188,12 +200,6 @@ function freshMemory(options: readonly QemuOption[]): (regionId: string) => bool
     ({ name, value }) => name === 'mem-path' || value?.includes('memory-backend-file') === true,
   );
   return (regionId) => regionId === 'pc.ram' && !isFileBacked;
-}
-
-/** Another program finds its libraries by the caller's environment, the recorded one by the recorded. */
-function environment(machine: RecordedMachine, request: KvmRestoreRequest): NodeJS.ProcessEnv {
-  if (request.program !== undefined && request.program !== machine.program) return process.env;
-  return { ...process.env, LD_LIBRARY_PATH: undefined, ...machine.env };
 }
 
 /** A failure on this side of the stream. It makes QEMU end too, and must not be taken for QEMU's. */

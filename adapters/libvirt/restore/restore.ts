@@ -12,6 +12,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { once } from 'node:events';
 
+import { ownIdentity } from '../../../src/host/process-identity.js';
 import { defaultRuntimeDir, openRuntimeDir } from '../../../src/host/runtime-dir.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
 import type { CheckpointSource, RestoreResult } from '../../../src/hypervisor/restore.js';
@@ -98,7 +99,10 @@ interface Load {
 /** @returns bytes written */
 async function load(work: Load): Promise<number> {
   const { request, connection } = work;
-  const folder = await mkdtemp(join(await openRuntimeDir(defaultRuntimeDir()), 'restore-'));
+  // Named after this process, so that it is swept should this one be killed.
+  const { pid, startTime } = ownIdentity();
+  const runtimeDir = await openRuntimeDir(defaultRuntimeDir());
+  const folder = await mkdtemp(join(runtimeDir, `restore-${pid}-${startTime}-`));
   try {
     const path = join(folder, 'image');
     await makeFifo(path);

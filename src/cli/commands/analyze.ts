@@ -10,7 +10,7 @@ import type { Subject } from '../../study/subject.js';
 import { openTraceSubject } from '../../study/trace-subject.js';
 import { defaultRuntimeDir, openRuntimeDir } from '../../host/runtime-dir.js';
 import { CheckpointError, systemErrorCode } from '../../errors.js';
-import { formatBytes, formatInterval, formatMs } from '../../text.js';
+import { formatBytes, formatInterval, formatMs, printable } from '../../text.js';
 import { hypervisors } from '../../index.js';
 import { command, run, type CommandContext, type SharedOptions } from '../command.js';
 import { positiveNumber, secondsForTimer, wholeNumber } from '../parse.js';
@@ -133,7 +133,7 @@ async function writeNew(path: string, text: string): Promise<void> {
 function textOf({ subject, statistics, advice }: Analysis, out: string | undefined): string {
   const { interval } = advice;
   return [
-    `${subject.name}: ${statistics.epochs.length} epochs of ${formatInterval(subject.epochMs)}, ${statistics.distinctPages} distinct dirty pages, ` +
+    `${printable(subject.name)}: ${statistics.epochs.length} epochs of ${formatInterval(subject.epochMs)}, ${statistics.distinctPages} distinct dirty pages, ` +
       `${Math.round(statistics.meanChangedBytes)} changed bytes in a dirty page`,
     interval === undefined
       ? 'no interval that was looked at keeps the bounds: see the report'

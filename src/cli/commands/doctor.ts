@@ -9,7 +9,7 @@ import type { VmHazard, VmReport } from '../../hypervisor/vm.js';
 import { hypervisors } from '../../index.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { formatBytes, formatTable } from '../../text.js';
+import { formatBytes, formatTable, printable } from '../../text.js';
 
 export function doctorCommand(): Command {
   return command('doctor', 'say what this host and this VM allow, and what to change', [
@@ -43,7 +43,7 @@ export function doctorCommand(): Command {
               diskProblem,
             },
             [
-              `${address}: ${vm.identity.name || '(no name)'} ${vm.identity.uuid}, ${vm.identity.machineType}, ${runState}`,
+              `${address}: ${printable(vm.identity.name) || '(no name)'} ${printable(vm.identity.uuid)}, ${printable(vm.identity.machineType)}, ${printable(runState)}`,
               `memory ${formatBytes(layout.sizeBytes)} in ${layout.regions.length} regions`,
               '',
               formatTable(
@@ -54,12 +54,13 @@ export function doctorCommand(): Command {
                   tracker.remedy === undefined ? tracker.reason : `${tracker.reason}; ${tracker.remedy}`,
                 ]),
               ),
-              ...report.hazards.map(hazardLine),
-              ...disks.map(
-                (disk) =>
+              ...report.hazards.map((hazard) => printable(hazardLine(hazard))),
+              ...disks.map((disk) =>
+                printable(
                   `disk ${disk.id}: ${disk.format} ${disk.path}, snapshots: ${disk.snapshotModes.join(', ') || 'none'}${disk.whyNoSnapshot === undefined ? '' : ` (${disk.whyNoSnapshot})`}`,
+                ),
               ),
-              ...(diskProblem === '' ? [] : [`disks: ${diskProblem}`]),
+              ...(diskProblem === '' ? [] : [`disks: ${printable(diskProblem)}`]),
             ].join('\n'),
           );
           return refused.length > 0 ? EXIT.refused : undefined;

@@ -2,8 +2,9 @@ import type { Command } from 'commander';
 
 import { hypervisors } from '../../index.js';
 import { restoreCheckpoint } from '../../restore/restore.js';
+import { trustQuestion } from '../ask-trust.js';
 import { command, run, type SharedOptions } from '../command.js';
-import { formatBytes } from '../../text.js';
+import { formatBytes, printable } from '../../text.js';
 import { addRestoreSettings, restoreSettingsOf } from '../restore-settings.js';
 
 /** Beside these, the options of the adapters: see `restoreSettingsOf`. */
@@ -12,6 +13,7 @@ interface Options extends SharedOptions {
   readonly to?: string;
   readonly paused?: boolean;
   readonly keepDisks?: boolean;
+  readonly trustMachine?: boolean;
 }
 
 export function restoreCommand(): Command {
@@ -26,13 +28,22 @@ export function restoreCommand(): Command {
     .argument('<checkpoint>', 'checkpoint id, the start of one, or latest')
     .option('--name <name>', 'look only in this chain')
     .option('--paused', 'leave the VM paused')
-    .option('--keep-disks', 'do not roll the disks back to the checkpoint');
+    .option('--keep-disks', 'do not roll the disks back to the checkpoint')
+    .option(
+      '--trust-machine',
+      'restore also what this host did not take: it names the programs that are run',
+    );
   return addRestoreSettings(restore, known.all).action((checkpoint: string, options: Options) =>
     run(options, async ({ reporter, signal, openRepository }) => {
       const repository = await openRepository();
       const manifest = await repository.find(checkpoint, options.name);
       const result = await restoreCheckpoint(
-        { repository, hypervisors: known, manifest },
+        {
+          repository,
+          hypervisors: known,
+          manifest,
+          trust: trustQuestion(options.trustMachine ?? false, signal),
+        },
         {
           paused: options.paused ?? false,
           keepDisks: options.keepDisks ?? false,
@@ -43,10 +54,11 @@ export function restoreCommand(): Command {
       );
       if (result.frozenBecause !== undefined)
         reporter.warning(`the guest's file systems are still frozen: ${result.frozenBecause}`);
+      for (const note of result.notes ?? []) reporter.warning(note);
       const where =
         result.vmAddress === ''
           ? `sent to ${options.to ?? ''}`
-          : [...(result.pid === 0 ? [] : [`process ${result.pid}`]), result.vmAddress].join(', ');
+          : [...(result.pid === 0 ? [] : [`process ${result.pid}`]), printable(result.vmAddress)].join(', ');
       reporter.summary(
         { checkpointId: manifest.id, ...result },
         `restored ${manifest.id}: ${where}, ${result.running ? 'running' : 'paused'}, ${formatBytes(result.streamBytes)} sent`,

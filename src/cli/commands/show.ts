@@ -3,7 +3,7 @@ import type { Command } from 'commander';
 import { diskEntry } from '../../format/disk-entry.js';
 import type { JsonObject } from '../../types.js';
 import { command, run, type SharedOptions } from '../command.js';
-import { formatBytes, formatMs, formatTable } from '../../text.js';
+import { formatBytes, formatMs, formatTable, printable } from '../../text.js';
 import { statNumber } from '../manifest-stats.js';
 
 interface Options extends SharedOptions {
@@ -25,9 +25,9 @@ export function showCommand(): Command {
         reporter.summary(
           { checkpointId: manifest.id, ...manifest, disks: manifest.disks.map(diskEntry) },
           [
-            `checkpoint ${manifest.id} (${manifest.kind}), parent ${manifest.parentId ?? 'none'}`,
-            `  vm          ${manifest.vmName}, uuid ${identity.uuid || 'none'}, ${identity.hypervisor}, ${identity.machineType}`,
-            `  time        ${manifest.time}`,
+            `checkpoint ${manifest.id} (${manifest.kind}), parent ${printable(manifest.parentId ?? 'none')}`,
+            `  vm          ${printable(manifest.vmName)}, uuid ${printable(identity.uuid) || 'none'}, ${printable(identity.hypervisor)}, ${printable(identity.machineType)}`,
+            `  time        ${printable(manifest.time)}`,
             `  pause       ${formatMs(statNumber(manifest, 'pauseMs'))}, total ${formatMs(statNumber(manifest, 'totalMs'))}`,
             `  dirty       ${statNumber(manifest, 'dirtyPages')} pages, ${formatBytes(statNumber(manifest, 'changedBytes'))} changed`,
             `  device      ${formatBytes(manifest.deviceState?.sizeBytes ?? 0)}`,
@@ -36,7 +36,7 @@ export function showCommand(): Command {
               : [`  frozen      ${manifest.frozen.fileSystemCount} file systems`]),
             ...manifest.disks.map(
               ({ diskId, driver, path, data }) =>
-                `  disk        ${diskId} ${driver} ${path} ${textsIn(data)}`,
+                `  disk        ${printable(`${diskId} ${driver} ${path} ${textsIn(data)}`)}`,
             ),
             '',
             formatTable(

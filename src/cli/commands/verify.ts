@@ -3,7 +3,7 @@ import type { Command } from 'commander';
 import { verify } from '../../repository/verify/verify.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { formatBytes } from '../../text.js';
+import { formatBytes, printable } from '../../text.js';
 
 interface Options extends SharedOptions {
   readonly name?: string;
@@ -23,7 +23,7 @@ export function verifyCommand(): Command {
         reporter.summary(
           { ...result, problems: result.problems.map((problem) => problem.message) },
           [
-            ...result.problems.map((problem) => `damaged: ${problem.message}`),
+            ...result.problems.map((problem) => `damaged: ${printable(problem.message)}`),
             `${result.checkpoints} checkpoints, ${result.records} records, ${formatBytes(result.bytes)} read, ${result.problems.length} problems`,
           ].join('\n'),
         );

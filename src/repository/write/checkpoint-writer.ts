@@ -16,6 +16,7 @@ import type { JsonObject } from '../../types.js';
 import type { ChainKeys } from '../../format/chain-keys.js';
 import type { ChainReader } from '../read/chain-reader.js';
 import { encodeBlobFrame, FRAME_KIND_BLOB, type EncodedFrame } from '../../format/frame.js';
+import { hostSealOf } from '../../format/host-seal.js';
 import { encodeSegment } from '../../format/index-segment.js';
 import { entriesOf, planSegment, type SegmentPlan } from './segment-plan.js';
 import {
@@ -87,6 +88,8 @@ export interface CommitFields {
   /** When the guest's file systems were frozen in the pause. */
   readonly frozen?: FrozenGuest | undefined;
   readonly stats: JsonObject;
+  /** Key of this host, which took the checkpoint; see `host-seal.ts`. */
+  readonly hostKey?: Uint8Array | undefined;
   /** The run state in which the VM was found and left. */
   readonly runState?: string;
   /** Waited for before the manifest is written; when it fails, the commit does. */
@@ -258,7 +261,7 @@ export class CheckpointWriter {
   ): Manifest {
     const { map, layout, kind, parent } = this.#options;
     const { id, seq, vmName, keys } = this.#deps;
-    return {
+    const manifest: Manifest = {
       id,
       seq,
       chain: keys.chain,
@@ -283,6 +286,8 @@ export class CheckpointWriter {
       storedBytes: this.#written.sizeBytes,
       stats: fields.stats,
     };
+    if (fields.hostKey === undefined) return manifest;
+    return { ...manifest, hostSeal: hostSealOf(manifest, fields.hostKey) };
   }
 
   /**

@@ -7,6 +7,7 @@
 
 import { closeSync, openSync } from 'node:fs';
 
+import { openOwnPagemap } from '../../../../src/ffi/core-dumps.js';
 import { libc } from '../../../../src/ffi/libc.js';
 import { PAGE_SIZE_BYTES } from '../../../../src/types.js';
 import { scanWritten } from '../../memory/pagemap.js';
@@ -35,7 +36,7 @@ function tried(): boolean {
   if (mapped.value < 0) return false;
   const start = mapped.value;
   const descriptor = openUserfaultfd();
-  const pagemap = openSync('/proc/self/pagemap', 'r');
+  const pagemap = openOwnPagemap();
   const zeros = openSync('/dev/zero', 'r');
   try {
     if (descriptor < 0 || enableWriteTracking(descriptor) !== '') return false;

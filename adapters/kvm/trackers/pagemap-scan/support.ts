@@ -3,6 +3,7 @@
 import { closeSync, openSync, readFileSync } from 'node:fs';
 
 import { describeError, systemErrorCode } from '../../../../src/errors.js';
+import { openOwnPagemap } from '../../../../src/ffi/core-dumps.js';
 import { addressOf, errnoName, libc } from '../../../../src/ffi/libc.js';
 import type { TrackerReport } from '../../../../src/hypervisor/dirty-tracker.js';
 import { PAGE_SIZE_BYTES } from '../../../../src/types.js';
@@ -42,7 +43,7 @@ function scanObstacle(): Obstacle | undefined {
   const remedy = 'a kernel of version 6.7 or later';
   let pagemap: number;
   try {
-    pagemap = openSync('/proc/self/pagemap', 'r');
+    pagemap = openOwnPagemap();
   } catch (error) {
     return { reason: `/proc/self/pagemap: ${describeError(error)}`, remedy };
   }

@@ -6,16 +6,18 @@
  * It lies in memory, or in the folder that CAIRN_STREAM_DIR names.
  */
 
-import { closeSync, ftruncateSync, openSync, readFileSync, unlinkSync } from 'node:fs';
+import { closeSync, constants, ftruncateSync, openSync, readFileSync, unlinkSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { CheckpointError, describeError } from '../../../../src/errors.js';
+import { CheckpointError, describeError, systemErrorCode } from '../../../../src/errors.js';
 import { errnoName, libc } from '../../../../src/ffi/libc.js';
 import { createMemoryFile } from '../../../../src/ffi/memory-file.js';
 import type { MemoryLayout } from '../../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../../src/types.js';
 
 const SYS_FALLOCATE = 285;
+/** __O_TMPFILE | O_DIRECTORY of asm-generic/fcntl.h */
+const O_TMPFILE = 0o20200000;
 /** FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of linux/falloc.h */
 const PUNCH_HOLE = 3;
 
@@ -60,6 +62,12 @@ export function punchHole(descriptor: number, firstPage: number, pageCount: numb
 }
 
 function openNameless(folder: string): number {
+  try {
+    return openSync(folder, constants.O_RDWR | O_TMPFILE, 0o600);
+  } catch (cause) {
+    if (systemErrorCode(cause) !== 'EOPNOTSUPP') throw cannotStage(cause);
+  }
+  // A file system without nameless files: a Cairn that is killed in between leaves an empty one.
   const path = join(folder, `.cairn-stream-${process.pid}-${Date.now()}`);
   try {
     const descriptor = openSync(path, 'wx+', 0o600);

@@ -5,6 +5,7 @@
 import { accessSync, closeSync, constants, openSync } from 'node:fs';
 
 import { describeError, systemErrorCode } from '../../../../src/errors.js';
+import { openOwnPagemap } from '../../../../src/ffi/core-dumps.js';
 import { addressOf } from '../../../../src/ffi/libc.js';
 import type { TrackerReport } from '../../../../src/hypervisor/dirty-tracker.js';
 import { PAGE_SIZE_BYTES } from '../../../../src/types.js';
@@ -37,7 +38,7 @@ export function softDirtyKernelObstacle(): Obstacle | undefined {
   const remedy = 'a kernel with CONFIG_MEM_SOFT_DIRTY';
   let pagemap: number | undefined;
   try {
-    pagemap = openSync('/proc/self/pagemap', 'r');
+    pagemap = openOwnPagemap();
     const bytes = new Uint8Array(2 * PAGE_SIZE_BYTES);
     const page = Math.ceil(Number(addressOf(bytes)) / PAGE_SIZE_BYTES) * PAGE_SIZE_BYTES;
     bytes.fill(1);
