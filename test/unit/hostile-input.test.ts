@@ -298,7 +298,14 @@ describe('a command line of QEMU', () => {
 
   it('with an option that lacks its value is refused: it would take -incoming for it', () => {
     const machine = {
-      ...{ argv: ['-m', '1G', '-name'], cwd: '/', program: '/q', env: {}, rights: undefined, qemuVersion: '' },
+      ...{
+        argv: ['-m', '1G', '-name'],
+        cwd: '/',
+        program: '/q',
+        env: {},
+        rights: undefined,
+        qemuVersion: '',
+      },
       ...{ machineType: 'pc-i440fx-7.2', qmpPath: '/run/q.sock' },
     };
     const request = { setArgs: [], dropArgs: [], socketPath: undefined, paused: false };
