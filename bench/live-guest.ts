@@ -65,7 +65,7 @@ export class LiveGuest {
     const { vm } = this.session;
     let started = 0;
     let ended = 0;
-    await vm.runState.pause(() => (started = performance.now()));
+    await vm.runState.pause({ stopping: () => (started = performance.now()) });
     await vm.deviceState.save();
     await vm.runState.resume(() => (ended = performance.now()));
     const stopped = ended - started;

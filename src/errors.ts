@@ -45,6 +45,8 @@ export const ERROR_CODES = [
   'VM_UNSUPPORTED',
   'VM_STATE',
   'VM_NOT_RESUMED',
+  'PAUSE_LIMIT',
+  'CAPTURE_FULL',
   'VM_LOCKED',
   'VM_MEMORY_READ',
   'QMP_COMMAND',
@@ -80,6 +82,7 @@ export const ERROR_CODES = [
   'FFI_FAILED',
   'WORKER_FAILED',
   'INTERRUPTED',
+  'OUTPUT_FAILED',
   'USAGE',
   'UNEXPECTED',
 ] as const;

@@ -2,15 +2,24 @@
  * A file in the runtime folder that says: this VM is paused by that Cairn, for a moment. If Cairn dies in
  * that moment, its pause guard finds it and resumes the VM; if both die, the next Cairn that attaches does.
  *
- * It is written before `stop`. One that cannot be read was cut off while it was written, so nothing was
- * paused.
+ *     absent     nobody has paused the VM
+ *     set        that Cairn is about to pause it, or has
+ *     resuming   its guard has taken the pause away, because it went on for too long; the VM may still stand
+ *     resumed    the guard has made the VM run again: what stands still from here on is somebody else's
+ *
+ * It is written before `stop`. The guard says that it takes the pause away before it resumes the VM: a Cairn
+ * that finds the marker merely set has a pause that nobody has ended up to that moment. One that cannot be
+ * read was cut off while it was written, so nothing was paused.
  */
 
-import { rmSync, writeFileSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 
-import { processFile } from '../../src/host/runtime-file.js';
+import { processFile, writeRuntimeFileSync } from '../../src/host/runtime-file.js';
 import { isSameProcess, ownIdentity, type ProcessIdentity } from '../../src/host/process-identity.js';
+import type { JsonObject } from '../../src/types.js';
+
+/** How far a guard has got that took the pause away from a Cairn that did not end it. */
+export type TakenAway = 'resuming' | 'resumed';
 
 /** The process is the Cairn that paused the VM. */
 export interface PauseMarker extends ProcessIdentity {
@@ -18,6 +27,7 @@ export interface PauseMarker extends ProcessIdentity {
   readonly attachment: string;
   /** Socket of a frozen guest's agent; empty when that is reached through a manager. */
   readonly agentPath?: string;
+  readonly takenAway?: TakenAway;
 }
 
 /** What a marker of this process says. */
@@ -46,22 +56,45 @@ export function clearPauseMarker(path: string): void {
   rmSync(path, { force: true });
 }
 
-/** True when the marker is there and the process that set it is gone. */
+/**
+ * For a guard: says how far it has got with a pause that it takes away. Whatever else the marker says stays.
+ * Does nothing to one of another attachment.
+ * @throws STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO
+ */
+export function setTakenAway(path: string, attachment: string, takenAway: TakenAway): void {
+  const marker = readJson(path);
+  if (marker?.attachment !== attachment) return;
+  writeRuntimeFileSync(path, JSON.stringify({ ...marker, takenAway }));
+}
+
+/**
+ * True when the marker is there, its process is gone, and no guard has seen to it. One that a guard has seen
+ * to is of no use any more, and is removed.
+ */
 export async function isLeftPaused(path: string): Promise<boolean> {
-  const owner = await readPauseMarker(path);
-  return owner !== undefined && !(await isSameProcess(owner.pid, owner.startTime));
+  const owner = readPauseMarker(path);
+  if (owner === undefined || (await isSameProcess(owner.pid, owner.startTime))) return false;
+  if (owner.takenAway !== 'resumed') return true;
+  clearPauseMarker(path);
+  return false;
 }
 
 /** Undefined when there is none, or none that was written whole. */
-export async function readPauseMarker(path: string): Promise<PauseMarker | undefined> {
+export function readPauseMarker(path: string): PauseMarker | undefined {
+  const { pid, startTime, attachment, agentPath, takenAway } = readJson(path) ?? {};
+  if (typeof pid !== 'number' || typeof startTime !== 'string' || typeof attachment !== 'string')
+    return undefined;
+  return {
+    ...{ pid, startTime, attachment },
+    ...(typeof agentPath === 'string' ? { agentPath } : {}),
+    ...(takenAway === 'resuming' || takenAway === 'resumed' ? { takenAway } : {}),
+  };
+}
+
+function readJson(path: string): JsonObject | undefined {
   try {
-    const { pid, startTime, attachment, agentPath } = JSON.parse(
-      await readFile(path, 'utf8'),
-    ) as Partial<PauseMarker>;
-    const isWhole =
-      typeof pid === 'number' && typeof startTime === 'string' && typeof attachment === 'string';
-    if (!isWhole) return undefined;
-    return { pid, startTime, attachment, ...(typeof agentPath === 'string' ? { agentPath } : {}) };
+    const value: unknown = JSON.parse(readFileSync(path, 'utf8'));
+    return typeof value === 'object' && value !== null ? (value as JsonObject) : undefined;
   } catch {
     return undefined;
   }

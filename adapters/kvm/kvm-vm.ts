@@ -57,6 +57,7 @@ export class KvmVm implements Vm {
   readonly runState: KvmRunState;
   readonly deviceState: KvmDeviceState;
   readonly freezer: GuestFreezer;
+  readonly recovered: string[] = [];
   readonly #deps: KvmVmDeps;
   readonly #control: RunStateControl;
   readonly #trackers: KvmTrackers;
@@ -120,20 +121,22 @@ export class KvmVm implements Vm {
    */
   static async attach(options: KvmVmOptions, deps: KvmVmDeps): Promise<KvmVm> {
     const vm = new KvmVm(options, deps, await machineFacts(deps.monitor, deps.process, options.socketPath));
-    const hadStream = await recoverStream(streamMarkerPath(options.runtimeDir, deps.process), deps.monitor);
-    if (hadStream)
-      process.emitWarning(`${options.address}: ended the migration to a Cairn that was killed meanwhile`);
-    if (await vm.#control.recover()) {
-      process.emitWarning(
-        `${options.address} was left paused by a Cairn that was killed, and has been resumed`,
-      );
-    }
+    const { address, runtimeDir } = options;
+    if (await recoverStream(streamMarkerPath(runtimeDir, deps.process), deps.monitor))
+      vm.#hasRecovered(`${address}: ended the migration to a Cairn that was killed meanwhile`);
+    if (await vm.#control.recover())
+      vm.#hasRecovered(`${address} was left paused by a Cairn that was killed, and has been resumed`);
     if (await vm.freezer.recover()) {
-      process.emitWarning(
-        `${options.address} was left with frozen file systems by a Cairn that was killed, and has been thawed`,
+      vm.#hasRecovered(
+        `${address} was left with frozen file systems by a Cairn that was killed, and has been thawed`,
       );
     }
     return vm;
+  }
+
+  #hasRecovered(text: string): void {
+    this.recovered.push(text);
+    process.emitWarning(text);
   }
 
   async inspect(): Promise<VmReport> {

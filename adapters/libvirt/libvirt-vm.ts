@@ -8,7 +8,7 @@ import type { VmFreezer } from '../../src/hypervisor/freezer.js';
 import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
 import type { VmDisk, VmDisks } from '../../src/hypervisor/disks.js';
 import type { VmMemory } from '../../src/hypervisor/memory.js';
-import type { VmRunState } from '../../src/hypervisor/run-state.js';
+import type { PauseRequest, VmRunState } from '../../src/hypervisor/run-state.js';
 import type { Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { JsonObject } from '../../src/types.js';
@@ -108,7 +108,7 @@ export class LibvirtVm implements Vm {
     this.memory = qemu.memory;
     this.runState = {
       read: () => qemu.runState.read(),
-      pause: (stopping) => this.#pause(stopping),
+      pause: (request) => this.#pause(request),
       resume: (running) => qemu.runState.resume(running),
     };
     this.deviceState = qemu.deviceState;
@@ -137,6 +137,10 @@ export class LibvirtVm implements Vm {
     return { ...qemu.machine, domainXml: this.#xml, libvirtUri: domain.connection.uri };
   }
 
+  get recovered(): readonly string[] {
+    return this.#parts.qemu.recovered;
+  }
+
   inspect(): Promise<VmReport> {
     return this.#parts.qemu.inspect();
   }
@@ -146,12 +150,12 @@ export class LibvirtVm implements Vm {
     return this.#parts.qemu.close();
   }
 
-  async #pause(stopping: (() => void) | undefined): Promise<boolean> {
+  async #pause(request: PauseRequest | undefined): Promise<boolean> {
     const { qemu, domain, waitJobMs, signal } = this.#parts;
     await domain.awaitNoJob(waitJobMs, signal);
     // Devices come and go with hotplug. Read before the pause; libvirt takes some milliseconds for it.
     this.#xml = await domain.xml();
-    return qemu.runState.pause(stopping);
+    return qemu.runState.pause(request);
   }
 }
 

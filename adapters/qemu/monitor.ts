@@ -25,6 +25,8 @@ export interface Monitor {
    * @throws VM_UNSUPPORTED where QEMU's events do not come through
    */
   onEvent(listener: (event: QmpEvent) => void): () => void;
+  /** Of the connection to QEMU, negative once it has ended; absent where somebody else has the connection. */
+  readonly descriptor?: number;
   close(): Promise<void>;
 }
 

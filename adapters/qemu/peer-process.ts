@@ -3,7 +3,6 @@
  */
 
 import { readlink } from 'node:fs/promises';
-import type { Socket } from 'node:net';
 import { basename } from 'node:path';
 
 import { readProcessText } from '../../src/host/process-text.js';
@@ -25,12 +24,6 @@ export interface QemuProcess extends ProcessIdentity {
   readonly program: string;
   /** As whom it opened the socket of its monitor; absent where that was not seen. */
   readonly openedMonitorAs?: PeerUser | undefined;
-}
-
-/** The kernel's number of a connected socket, which Node.js keeps in its handle. */
-export function descriptorOf(socket: Socket): number {
-  const handle = (socket as unknown as { _handle?: { fd?: unknown } | null })._handle;
-  return typeof handle?.fd === 'number' ? handle.fd : -1;
 }
 
 /** Process id of whoever listens on the socket. @throws FFI_FAILED, VM_UNSUPPORTED */

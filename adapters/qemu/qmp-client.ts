@@ -11,7 +11,8 @@ import { createConnection, type Socket } from 'node:net';
 import { CheckpointError, describeError, isCheckpointError, systemErrorCode } from '../../src/errors.js';
 import type { Json, JsonObject } from '../../src/types.js';
 import { sendWithDescriptor } from '../../src/ffi/send-descriptor.js';
-import { descriptorOf } from './peer-process.js';
+import { shutDownSocket } from '../../src/ffi/socket-pair.js';
+import { descriptorOf } from '../../src/host/socket-descriptor.js';
 import type { ExecuteOptions, Monitor, QmpEvent } from './monitor.js';
 import { asObject, asText, clipped, isJsonObject, MAX_REPLY_BYTES, parseReply } from './qmp-json.js';
 import { LineBuffer } from './qmp-lines.js';
@@ -226,6 +227,8 @@ export class QmpClient implements Monitor {
   #end(reason: CheckpointError): void {
     if (this.#ended !== undefined) return;
     this.#ended = reason;
+    // The guard may hold it as well: for QEMU it is to end now.
+    if (this.descriptor >= 0) shutDownSocket(this.descriptor);
     this.#socket.destroy();
     this.#greeting?.(reason);
     const waiting = [...this.#pending.values()];

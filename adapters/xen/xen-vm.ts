@@ -21,7 +21,7 @@ import { LOG_DIRTY_KIND, LogDirtyTracker } from './trackers/log-dirty-tracker.js
 import { videoKibOf, withMemoryTarget } from './domain/memory-target.js';
 import { Qcow2Disks } from './devices/qcow2-disks.js';
 import { XenMemory, type KnownXenMemory } from './memory/xen-memory.js';
-import { SuspendControl } from './suspend/run-state.js';
+import { ANSWER_LIMIT_MS, SuspendControl } from './suspend/run-state.js';
 import { XenDeviceState } from './suspend/xen-device-state.js';
 import { lacksXenDrivers } from './suspend/xen-drivers.js';
 import { offersSuspend } from './domain/xenstore.js';
@@ -54,6 +54,7 @@ export class XenVm implements Vm {
   readonly memory: XenMemory;
   readonly runState: VmRunState;
   readonly deviceState: XenDeviceState;
+  readonly recovered: string[] = [];
   readonly #options: XenVmOptions;
   readonly #deps: XenVmDeps;
   readonly #control: SuspendControl;
@@ -106,8 +107,9 @@ export class XenVm implements Vm {
       // A failure is a rejection, as everywhere in the contract.
       // eslint-disable-next-line @typescript-eslint/require-await -- see above
       read: async () => control.read(),
-      pause: async (stopping) => {
-        const stopped = await control.pause(stopping);
+      slowestStopMs: ANSWER_LIMIT_MS,
+      pause: async (request) => {
+        const stopped = await control.pause(request);
         guest.stopped();
         return stopped;
       },
@@ -133,9 +135,9 @@ export class XenVm implements Vm {
   static async attach(options: XenVmOptions, deps: XenVmDeps): Promise<XenVm> {
     const vm = new XenVm(options, deps);
     if (await vm.#control.recover()) {
-      process.emitWarning(
-        `${options.address} was left suspended by a Cairn that was killed, and has been resumed`,
-      );
+      const text = `${options.address} was left suspended by a Cairn that was killed, and has been resumed`;
+      vm.recovered.push(text);
+      process.emitWarning(text);
     }
     if (deps.deviceModel !== undefined)
       vm.#deviceModelProblem = await deviceModelProblem(deps.deviceModel, allowsUnproven());

@@ -24,11 +24,13 @@ import type { CheckpointWriter } from '../repository/write/checkpoint-writer.js'
 import type { JsonObject } from '../types.js';
 import type { Capture } from './capture/capture.js';
 import { openCapture } from './capture/open-capture.js';
+import { DEFAULT_ROOM_PAGES } from './capture/pause-room.js';
 import { faultPoint, type FaultPoint } from './fault-points.js';
 import { DEFAULT_COMPRESSION_LEVEL } from './pages/open-pool.js';
 import type { PageSource } from './pages/page-source.js';
 import { PageWriter } from './pages/page-writer.js';
 import type { Hook, HookContext } from './pause/hooks.js';
+import { defaultPauseLimitMs } from './pause/pause-limit.js';
 import type { StopPolicy } from './pause/stop-policy.js';
 import type { CheckpointProgress } from './progress.js';
 import type { SessionOptions } from './session-options.js';
@@ -57,8 +59,16 @@ export interface AttemptDeps {
   readonly source: PageSource;
   readonly settings: Pick<
     SessionOptions,
-    'memoryOnly' | 'diskMode' | 'compressionLevel' | 'regroup' | 'freezeLimitMs' | 'hostKey' | 'signal'
-  >;
+    | 'memoryOnly'
+    | 'diskMode'
+    | 'compressionLevel'
+    | 'regroup'
+    | 'freezeLimitMs'
+    | 'pauseLimitMs'
+    | 'roomPages'
+    | 'hostKey'
+    | 'signal'
+  > & { readonly maxPauseMs: number };
   /**
    * True after a failed attempt of this session whose bits were put back: the record is unbroken although the
    * ledger says "owed".
@@ -187,6 +197,15 @@ export class Attempt {
       hook,
       hookContext,
       freezeLimitMs,
+      pauseLimitMs:
+        settings.pauseLimitMs ??
+        defaultPauseLimitMs({
+          maxPauseMs: settings.maxPauseMs,
+          hasHook: hook !== undefined,
+          hasDiskSnapshots: diskPlan.length > 0,
+          memoryBytes: mayTakeAll(tracker) ? layout.sizeBytes : 0,
+        }),
+      roomPages: settings.roomPages ?? DEFAULT_ROOM_PAGES,
       checkUnchanged: deps.checkUnchanged,
       signal,
       onProgress: request.onProgress,
@@ -295,6 +314,11 @@ function putBack(tracker: DirtyTracker, capture: Capture): boolean {
   } catch {
     return false;
   }
+}
+
+/** All memory may have to be copied, or sent, in the pause. */
+function mayTakeAll({ traits }: DirtyTracker): boolean {
+  return !traits.seesWrites || traits.picture !== undefined;
 }
 
 /** @throws VM_UNSUPPORTED before anything is done */

@@ -1,7 +1,8 @@
 /**
  * Numbers the places at which a checkpoint may be cut off. A test sets CAIRN_FAULT_POINT to a number and the
  * process kills itself with SIGKILL when it gets there: what a crash, the OOM killer or a power cut would do,
- * made repeatable. Costs one comparison when the variable is not set.
+ * made repeatable. With CAIRN_FAULT_SIGNAL=SIGSTOP it stands still instead, once, until it is continued: what
+ * storage that hangs would do. Costs one comparison when the variable is not set.
  */
 
 export const FAULT_POINTS = {
@@ -23,9 +24,11 @@ export const FAULT_POINTS = {
 
 export type FaultPoint = keyof typeof FAULT_POINTS;
 
-const armed = Number(process.env.CAIRN_FAULT_POINT ?? '0');
+let armed = Number(process.env.CAIRN_FAULT_POINT ?? '0');
 
-/** Dies here when this is the point asked for. */
+/** Dies, or stands still, here when this is the point asked for. */
 export function faultPoint(name: FaultPoint): void {
-  if (armed === FAULT_POINTS[name]) process.kill(process.pid, 'SIGKILL');
+  if (armed !== FAULT_POINTS[name]) return;
+  armed = 0;
+  process.kill(process.pid, process.env.CAIRN_FAULT_SIGNAL === 'SIGSTOP' ? 'SIGSTOP' : 'SIGKILL');
 }

@@ -19,6 +19,10 @@ export interface SessionOptions {
   readonly compressionLevel?: number | undefined;
   /** Default 10. */
   readonly maxPauseMs?: number | undefined;
+  /** For how long the VM may stand still. Default: see `pause/pause-limit.ts`. */
+  readonly pauseLimitMs?: number | undefined;
+  /** Pages that each worker has room for in the pause, at least. Default 65536. */
+  readonly roomPages?: number | undefined;
   readonly memoryOnly?: boolean | undefined;
   readonly diskMode?: DiskMode | undefined;
   /** Shell command, see `hooks.ts`. */

@@ -210,7 +210,7 @@ export class CheckpointSession {
       policy: this.#policy,
       hook: this.#hook,
       source: this.#source,
-      settings: this.#options,
+      settings: { ...this.#options, maxPauseMs: this.#options.maxPauseMs ?? DEFAULT_MAX_PAUSE_MS },
       isCarried: this.#state?.carried ?? false,
       stateFor: (scope, parent) => this.#stateFor(scope, parent),
       checkUnchanged: () => this.#checkUnchanged(),

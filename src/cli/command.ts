@@ -2,11 +2,12 @@
 
 import { Command } from 'commander';
 
-import { CheckpointError } from '../errors.js';
+import { CheckpointError, isCheckpointError } from '../errors.js';
 import { keepOutOfCoreDumps } from '../ffi/core-dumps.js';
 import { Repository } from '../repository/repository.js';
 import { openBackend } from '../storage/open.js';
 import { EXIT, exitCodeOf } from './exit-codes.js';
+import { outputProblem, written } from './output.js';
 import { JsonReporter, TextReporter, asCheckpointError, type Reporter } from './reporter.js';
 
 export interface SharedOptions {
@@ -16,13 +17,19 @@ export interface SharedOptions {
 
 export interface CommandContext {
   readonly reporter: Reporter;
-  /** Aborted by SIGINT, SIGTERM or a closed output with INTERRUPTED. */
+  /** Aborted by a signal or a closed output with INTERRUPTED, by an output that fails with OUTPUT_FAILED. */
   readonly signal: AbortSignal;
   /** @throws USAGE without --repo and CAIRN_REPOSITORY */
   readonly repositoryAddress: () => string;
   /** @throws REPO_NOT_FOUND, REPO_VERSION, REPO_DAMAGED */
   readonly openRepository: () => Promise<Repository>;
 }
+
+/**
+ * They end a command cleanly: the guest runs, locks are released, and nothing is left. SIGHUP comes when the
+ * terminal is closed.
+ */
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const;
 
 /** A command with the shared options and an example at the end of its help. */
 export function command(name: string, description: string, examples: readonly string[]): Command {
@@ -50,13 +57,14 @@ export async function run(
     abort.abort(new CheckpointError('INTERRUPTED', `interrupted by ${signal}`));
   };
   // A reader such as `head` that has seen enough: end as after a signal, not in the middle of something.
-  const onClosedPipe = (): void => {
-    abort.abort(new CheckpointError('INTERRUPTED', 'nobody reads the output any more'));
+  let problem: CheckpointError | undefined;
+  const onOutputError = (error: Error): void => {
+    problem ??= outputProblem(error);
+    abort.abort(problem);
   };
-  process.on('SIGINT', onSignal);
-  process.on('SIGTERM', onSignal);
-  process.stdout.on('error', onClosedPipe);
-  process.stderr.on('error', onClosedPipe);
+  for (const signal of SIGNALS) process.on(signal, onSignal);
+  process.stdout.on('error', onOutputError);
+  process.stderr.on('error', onOutputError);
   let repository: Repository | undefined;
   const repositoryAddress = (): string => {
     const address = shared.repo ?? process.env.CAIRN_REPOSITORY ?? '';
@@ -66,24 +74,31 @@ export async function run(
     });
   };
   try {
-    process.exitCode =
-      (await body({
-        reporter,
-        signal: abort.signal,
-        repositoryAddress,
-        openRepository: async () => {
-          repository = await Repository.open(openBackend(repositoryAddress()));
-          return repository;
-        },
-      })) ?? EXIT.ok;
+    const code = await body({
+      reporter,
+      signal: abort.signal,
+      repositoryAddress,
+      openRepository: async () => {
+        repository = await Repository.open(openBackend(repositoryAddress()));
+        return repository;
+      },
+    });
+    reporter.end();
+    await written(results);
+    // All is done: whoever reads no further has seen what they wanted.
+    if (problem?.code === 'OUTPUT_FAILED') throw problem;
+    process.exitCode = code ?? EXIT.ok;
   } catch (error) {
-    const known = asCheckpointError(error);
-    reporter.error(known);
+    // Timers and streams reject an aborted signal with an error of their own.
+    const reason: unknown = abort.signal.aborted && !isCheckpointError(error) ? abort.signal.reason : error;
+    const known = asCheckpointError(reason);
+    // An output that has failed takes no message about that; nor does it when nobody reads it.
+    if (problem === undefined) reporter.error(known);
+    else if (problem.code === 'OUTPUT_FAILED') new TextReporter().error(problem);
     process.exitCode = exitCodeOf(known.code);
   } finally {
     reporter.end();
-    process.off('SIGINT', onSignal);
-    process.off('SIGTERM', onSignal);
+    for (const signal of SIGNALS) process.off(signal, onSignal);
     await repository?.backend.close();
   }
 }

@@ -29,6 +29,9 @@ export const EXIT = {
   storage: 25,
   /** The storage gave no answer: whether the checkpoint was committed cannot be said. */
   uncertain: 26,
+  /** The pause had to be ended before its time. The guest runs, and there is no checkpoint. */
+  pauseLimit: 27,
+  /** By a signal, or because nobody reads the output any more. */
   interrupted: 130,
 } as const;
 
@@ -64,6 +67,8 @@ const OF_CODE: Partial<Record<ErrorCode, number>> = {
   STORAGE_IO: EXIT.storage,
   STORAGE_UNCERTAIN: EXIT.storage,
   CHECKPOINT_UNCERTAIN: EXIT.uncertain,
+  PAUSE_LIMIT: EXIT.pauseLimit,
+  CAPTURE_FULL: EXIT.refused,
   INTERRUPTED: EXIT.interrupted,
 };
 

@@ -19,6 +19,7 @@ import { unlockCommand } from './commands/unlock.js';
 import { verifyCommand } from './commands/verify.js';
 import { watchCommand } from './commands/watch.js';
 import { EXIT } from './exit-codes.js';
+import { outputProblem } from './output.js';
 import { packageVersion } from './package-version.js';
 import { printableLines } from '../text.js';
 
@@ -31,7 +32,8 @@ const program = new Command('cairn')
     `
 A VM is named by its address, for example qmp:/run/web1.qmp.
 Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 10 no repository, 11 locked, 20 guest not in the run state it
-was found in, 21 VM unavailable, 22 refused, 23 repository damaged, 24 chain of another VM, 25 storage, 130 interrupted.`,
+was found in, 21 VM unavailable, 22 refused, 23 repository damaged, 24 chain of another VM, 25 storage, 26 storage did
+not say whether it was committed, 27 pause ended before its time, 130 interrupted.`,
   );
 for (const subcommand of [
   initCommand(),
@@ -55,7 +57,12 @@ for (const subcommand of [
 }
 
 // Help and version are printed outside `run`. A reader that has seen enough of them is no failure.
-process.stdout.on('error', () => undefined);
+process.stdout.on('error', (error) => {
+  const problem = outputProblem(error);
+  if (problem.code !== 'OUTPUT_FAILED') return;
+  process.stderr.write(`cairn: ${problem.message} [${problem.code}]\n`);
+  process.exitCode = EXIT.failure;
+});
 process.stderr.on('error', () => undefined);
 printWarningsPlainly();
 try {

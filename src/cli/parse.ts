@@ -33,3 +33,15 @@ export function secondsForTimer(text: string): number {
     `at most ${Math.floor((2 ** 31 - 1) / 1000)} seconds (24 days) are possible`,
   );
 }
+
+/** A timer counts 31 bits of milliseconds; this leaves room for what is added. */
+const LONGEST_MS = 10 ** 9;
+const UNITS_MS = { ms: 1, s: 1000, min: 60_000 } as const;
+
+/** A length of time such as 5s, 1.5s, 800ms or 2min; seconds without a unit. @returns milliseconds */
+export function duration(text: string): number {
+  const [, value, unit = 's'] = /^(\d+(?:\.\d+)?)(ms|s|min)?$/.exec(text) ?? [];
+  const ms = Number(value) * UNITS_MS[unit as keyof typeof UNITS_MS];
+  if (ms >= 1 && ms <= LONGEST_MS) return ms;
+  throw new InvalidArgumentError('a length of time such as 5s, 800ms or 2min is needed');
+}

@@ -2,18 +2,28 @@
 
 import { type Command, Option } from 'commander';
 
+import { DEFAULT_MAX_PAUSE_MS } from '../checkpoint/session.js';
 import type { OpenSessionOptions } from '../checkpoint/open-session.js';
 import { AUTO_DISK_MODE, type DiskMode } from '../disks/disk-plan.js';
+import { CheckpointError } from '../errors.js';
 import type { DiskDriverOptions } from '../hypervisor/hypervisor.js';
 import { diskDriverKinds } from '../index.js';
 import type { SharedOptions } from './command.js';
-import { compressionLevel, positiveNumber, secondsForTimer, wholeNumber, workerCount } from './parse.js';
+import {
+  compressionLevel,
+  duration,
+  positiveNumber,
+  secondsForTimer,
+  wholeNumber,
+  workerCount,
+} from './parse.js';
 
 /** Beside these, the settings of the disk drivers: see `diskOptionsOf`. */
 export interface SessionCliOptions extends SharedOptions {
   readonly name?: string;
   readonly tracker: string;
   readonly maxPause?: number;
+  readonly pauseLimit?: number;
   readonly cache?: number;
   readonly workers?: number;
   readonly compression?: number;
@@ -44,6 +54,11 @@ export function addSessionOptions(to: Command): Command {
       '--max-pause <ms>',
       'pause to aim for: more is copied while the VM runs (default: 10)',
       positiveNumber,
+    )
+    .option(
+      '--pause-limit <duration>',
+      'end the pause and fail the checkpoint after this time, such as 5s (default: 10s more than --max-pause, and what hook, disk snapshots or copying all memory may take)',
+      duration,
     )
     .option(
       '--cache <MiB>',
@@ -115,6 +130,7 @@ export function sessionSettings(
     name: options.name,
     tracker: options.tracker,
     maxPauseMs: options.maxPause,
+    pauseLimitMs: pauseLimitMs(options),
     cacheBytes: options.cache === undefined ? undefined : options.cache * 2 ** 20,
     workers: options.workers,
     compressionLevel: options.compression,
@@ -128,6 +144,17 @@ export function sessionSettings(
       diskOptions: diskOptionsOf(options),
     },
   };
+}
+
+/** @throws USAGE for one that no pause would keep to */
+function pauseLimitMs({
+  pauseLimit,
+  maxPause = DEFAULT_MAX_PAUSE_MS,
+}: SessionCliOptions): number | undefined {
+  if (pauseLimit === undefined || pauseLimit > maxPause) return pauseLimit;
+  throw new CheckpointError('USAGE', '--pause-limit has to be longer than --max-pause', {
+    hint: 'the one ends a pause that hangs, the other is what a pause should take',
+  });
 }
 
 function freezeLimitMs(freeze: true | number | undefined): number | undefined {

@@ -21,7 +21,6 @@ const THIN_ABOVE = 0.5;
 export class WatchForgetting {
   /** Nothing failed so far. */
   isWhole = true;
-  readonly #session: CheckpointSession;
   readonly #policy: KeepPolicy | undefined;
   readonly #withDisks: boolean;
   readonly #reporter: Reporter;
@@ -30,40 +29,38 @@ export class WatchForgetting {
 
   constructor(
     options: { readonly policy: KeepPolicy | undefined; readonly withDisks: boolean },
-    session: CheckpointSession,
     reporter: Reporter,
   ) {
-    this.#session = session;
     this.#policy = options.policy;
     this.#withDisks = options.withDisks;
     this.#reporter = reporter;
   }
 
   /** A failure is reported and does not end the watch: the next time goes on where this one ended. */
-  async afterCheckpoint(isLast: boolean, signal: AbortSignal): Promise<void> {
+  async afterCheckpoint(session: CheckpointSession, isLast: boolean, signal: AbortSignal): Promise<void> {
     if (this.#policy === undefined || signal.aborted) return;
     this.#waiting++;
     if (this.#waiting < this.#due && !isLast) return;
-    await this.#apply(this.#policy, signal);
+    await this.#apply(session, this.#policy, signal);
   }
 
   /**
    * Applies the policy at once when a checkpoint failed because the storage is full.
    * @returns whether that freed something, so that the checkpoint is worth another try
    */
-  async makeRoom(cause: unknown, signal: AbortSignal): Promise<boolean> {
+  async makeRoom(session: CheckpointSession, cause: unknown, signal: AbortSignal): Promise<boolean> {
     if (this.#policy === undefined || !isCheckpointError(cause, 'STORAGE_FULL') || signal.aborted)
       return false;
     const what = 'there was no room for the checkpoint: it is tried again after the policy was applied';
     this.#reporter.warning(what);
-    return (await this.#apply(this.#policy, signal)) > 0;
+    return (await this.#apply(session, this.#policy, signal)) > 0;
   }
 
   /** @returns bytes that were freed */
-  async #apply(policy: KeepPolicy, signal: AbortSignal): Promise<number> {
+  async #apply(session: CheckpointSession, policy: KeepPolicy, signal: AbortSignal): Promise<number> {
     this.#waiting = 0;
     try {
-      const result = await this.#session.forget(policy, {
+      const result = await session.forget(policy, {
         withDisks: this.#withDisks,
         thinAbove: THIN_ABOVE,
         signal,
@@ -74,7 +71,7 @@ export class WatchForgetting {
       if (result.problems.length > 0 || (this.#withDisks && result.disks.some(({ why }) => why !== '')))
         this.isWhole = false;
       if (result.removed.length > 0) {
-        const report = { ...result, name: this.#session.vmName, dryRun: false };
+        const report = { ...result, name: session.vmName, dryRun: false };
         this.#reporter.summary(forgetFields(report), forgetText(report));
       }
       return result.freedBytes;

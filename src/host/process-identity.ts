@@ -6,13 +6,16 @@
 import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 
+/** States of a zombie and of a process that is being removed. */
+const ENDED: ReadonlySet<string> = new Set(['Z', 'X']);
+
 export interface ProcessIdentity {
   readonly pid: number;
   /** Clock ticks since boot, as in /proc/PID/stat. */
   readonly startTime: string;
 }
 
-/** Empty when there is no such process. */
+/** Empty when there is no such process, or one that has ended and that its parent has not waited for. */
 export async function processStartTime(pid: number): Promise<string> {
   return startTimeIn(await readFile(`/proc/${pid}/stat`, 'latin1').catch(() => ''));
 }
@@ -37,5 +40,6 @@ export async function isSameProcess(pid: number, startTime: string): Promise<boo
 
 function startTimeIn(stat: string): string {
   // The command name (field 2) may hold spaces and brackets; what follows the last bracket starts at field 3.
-  return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? '';
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  return ENDED.has(fields[0] ?? '') ? '' : (fields[19] ?? '');
 }

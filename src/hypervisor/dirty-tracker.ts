@@ -50,6 +50,11 @@ export interface ApproachRequest {
     bytesPerMs: number,
   ) => boolean;
   readonly signal: AbortSignal | undefined;
+  /**
+   * For how long the VM may stand still: a process of its own ends what is under way when this one has hung
+   * for that long.
+   */
+  readonly pauseLimitMs: number;
   readonly onRound: (round: number, pagesLeft: number) => void;
 }
 

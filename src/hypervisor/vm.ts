@@ -54,6 +54,12 @@ export interface Vm {
   /** Everything the adapter needs to start the machine again. JSON that the core stores and never reads. */
   readonly machine: JsonObject;
 
+  /**
+   * What a Cairn that was killed had left of this VM, and attaching to it has put right: in words for the
+   * operator.
+   */
+  readonly recovered?: readonly string[];
+
   readonly memory: VmMemory;
   readonly runState: VmRunState;
   readonly deviceState: VmDeviceState;

@@ -30,6 +30,13 @@ export interface ShareSettings {
   readonly level: number;
 }
 
+export interface ReserveRequest {
+  /** Pages to make room for. */
+  readonly room: number;
+  /** So many of them are touched, so that no page fault happens in the pause. */
+  readonly touch: number;
+}
+
 export interface CaptureReply {
   readonly capturedPages: number;
 }
@@ -84,8 +91,8 @@ export interface EncodeReply {
 
 /** The operations of a share, one at a time. */
 export interface ShareOperations {
-  /** Makes room for that many captured pages and touches it, so that no page fault happens in the pause. */
-  reserve(pageCount: number): Promise<void>;
+  /** Makes room for captured pages: nothing has to grow for them in the pause. @throws CAPTURE_FULL */
+  reserve(request: ReserveRequest): Promise<void>;
   capture(runs: PageRuns): Promise<CaptureReply>;
   seal(): Promise<SealReply>;
   missing(request: MissingRequest): Promise<MissingReply>;

@@ -7,6 +7,7 @@
  * other.
  */
 
+import { CheckpointError } from '../errors.js';
 import type { GuestReader, GuestReaderModule } from '../hypervisor/guest-reader.js';
 import { BASE_NONE, type Kernels } from '../kernels/kernels.js';
 import { createWasmKernels } from '../kernels/wasm.js';
@@ -21,6 +22,7 @@ import {
   type EncodeRequest,
   type MissingReply,
   type MissingRequest,
+  type ReserveRequest,
   type SealReply,
   type ShareSettings,
 } from './messages.js';
@@ -53,9 +55,18 @@ export class PageShare {
     return new PageShare(settings, module.openGuestReader(settings.reader.options), createWasmKernels());
   }
 
-  reserve(pageCount: number): void {
-    const end = this.#roomFor(pageCount);
-    this.#kernels.bytes().fill(0, this.#arena.captured + this.#capturedCount * PAGE_SIZE_BYTES, end);
+  /** @throws CAPTURE_FULL */
+  reserve({ room, touch }: ReserveRequest): void {
+    try {
+      this.#roomFor(Math.max(room, touch));
+    } catch (cause) {
+      throw new CheckpointError('CAPTURE_FULL', `no memory for ${room} pages that are copied in the pause`, {
+        cause,
+        hint: 'a worker has room for less than 4 GiB: use more --workers, or a dirty tracker',
+      });
+    }
+    const from = this.#arena.captured + this.#capturedCount * PAGE_SIZE_BYTES;
+    this.#kernels.bytes().fill(0, from, from + touch * PAGE_SIZE_BYTES);
   }
 
   capture(runs: PageRuns): CaptureReply {

@@ -18,6 +18,7 @@ import {
   type EncodeRequest,
   type MissingReply,
   type MissingRequest,
+  type ReserveRequest,
   type SealReply,
   type ShareOperation,
   type ShareOperations,
@@ -52,7 +53,7 @@ export class SharePool {
     };
     const shares = Array.from({ length: count }, () => new WorkerShare(settings));
     try {
-      await Promise.all(shares.map((share) => share.reserve(0)));
+      await Promise.all(shares.map((share) => share.reserve({ room: 0, touch: 0 })));
     } catch (error) {
       await Promise.all(shares.map((share) => share.close()));
       throw error;
@@ -76,9 +77,9 @@ export class SharePool {
     return replies.reduce((sum, reply) => sum + reply.capturedPages, 0);
   }
 
-  async reserve(pageCount: number): Promise<void> {
-    const each = Math.ceil(pageCount / this.shares.length);
-    await Promise.all(this.shares.map((share) => share.reserve(each)));
+  /** @param requests one for each share, in the order of `shares`. @throws CAPTURE_FULL */
+  async reserve(requests: readonly ReserveRequest[]): Promise<void> {
+    await Promise.all(this.shares.map((share, i) => share.reserve(requests[i]!)));
   }
 
   async reset(): Promise<void> {
@@ -120,8 +121,8 @@ class WorkerShare implements ShareOperations {
     });
   }
 
-  reserve(pageCount: number): Promise<void> {
-    return this.#call('reserve', pageCount);
+  reserve(request: ReserveRequest): Promise<void> {
+    return this.#call('reserve', request);
   }
   capture(runs: PageRuns): Promise<CaptureReply> {
     return this.#call('capture', runs);

@@ -7,7 +7,13 @@ import { workerData } from 'node:worker_threads';
 
 import { CheckpointError, describeError, isCheckpointError } from '../errors.js';
 import type { JsonObject, PageRuns } from '../types.js';
-import type { EncodeRequest, MissingRequest, ShareOperation, ShareSettings } from './messages.js';
+import type {
+  EncodeRequest,
+  MissingRequest,
+  ReserveRequest,
+  ShareOperation,
+  ShareSettings,
+} from './messages.js';
 import { PageShare } from './page-share.js';
 
 export interface WorkerTask {
@@ -43,7 +49,7 @@ function perform(to: PageShare, { operation, argument }: WorkerTask): unknown {
     case 'encode':
       return to.encode(argument as EncodeRequest);
     case 'reserve':
-      to.reserve(argument as number);
+      to.reserve(argument as ReserveRequest);
       return null;
     case 'reset':
       to.reset();

@@ -370,10 +370,12 @@ export function describeVm(
       if (abilities.freeze === 'absent') {
         expect(vm.freezer).toBeUndefined();
       } else if (abilities.freeze === 'works') {
-        expect(await vm.freezer!.freeze(FREEZE_LIMIT_MS)).toBeGreaterThan(0);
+        expect(await vm.freezer!.freeze(FREEZE_LIMIT_MS, FREEZE_LIMIT_MS)).toBeGreaterThan(0);
         await vm.freezer!.thaw();
       } else {
-        await expect(vm.freezer!.freeze(FREEZE_LIMIT_MS)).rejects.toMatchObject({ code: abilities.freeze });
+        await expect(vm.freezer!.freeze(FREEZE_LIMIT_MS, FREEZE_LIMIT_MS)).rejects.toMatchObject({
+          code: abilities.freeze,
+        });
       }
       expect(await vm.runState.read()).toBe('running');
     });

@@ -85,6 +85,7 @@ export class FakeVm implements Vm {
   beforeCall: (method: FakeMethod) => void = () => undefined;
   readonly #failNext = new Map<FakeMethod, unknown>();
   readonly #failAfter = new Map<FakeMethod, unknown>();
+  readonly #holdNext = new Map<FakeMethod, Promise<unknown>>();
   #isClosed = false;
   #picture: FakePictureTracker | undefined;
   constructor(guest: FakeGuest) {
@@ -102,6 +103,11 @@ export class FakeVm implements Vm {
   /** The next call of the method does its work and then fails. */
   failAfter(method: FakeMethod, error: unknown): void {
     this.#failAfter.set(method, error);
+  }
+
+  /** The next call of the method does its work once `until` is settled. */
+  holdNext(method: FakeMethod, until: Promise<unknown>): void {
+    this.#holdNext.set(method, until);
   }
 
   /** Runs `work` as the method: faults, the log of calls, a VM that is gone or closed. For the tracker as well. */
@@ -159,10 +165,11 @@ export class FakeVm implements Vm {
     let stopped = false;
     return {
       read: () => this.later('runState', () => this.guest.state),
-      pause: () =>
+      pause: ({ stopping } = {}) =>
         this.later('pause', () => {
           if (this.guest.state === 'other') throw new CheckpointError('VM_STATE', 'the fake VM is neither');
           if (this.guest.state === 'paused') return false;
+          stopping?.();
           this.guest.state = 'paused';
           stopped = true;
           return true;
@@ -201,6 +208,9 @@ export class FakeVm implements Vm {
   /** Does what `call` does, but not straight away: what a caller does not wait for must show. */
   async later<T>(method: FakeMethod, work: () => T): Promise<T> {
     await new Promise((resolve) => setImmediate(resolve));
+    const until = this.#holdNext.get(method);
+    this.#holdNext.delete(method);
+    await until;
     return this.call(method, work);
   }
 }

@@ -1,6 +1,6 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from '@jest/globals';
 
 import { EXIT, exitCodeOf } from '../../src/cli/exit-codes.js';
-import { secondsForTimer } from '../../src/cli/parse.js';
+import { duration, secondsForTimer } from '../../src/cli/parse.js';
 import { snakeCase } from '../../src/cli/reporter.js';
 import { Repository } from '../../src/repository/repository.js';
 import { openBackend } from '../../src/storage/open.js';
@@ -50,6 +50,89 @@ describe('an output that nobody reads any more', () => {
       });`;
     const { exitCode } = await withClosed(output, ['--input-type=module', '-e', script]);
     expect(exitCode).toBe(EXIT.interrupted);
+  });
+});
+
+describe('an output without room', () => {
+  it.each([
+    ['the help', ['--help']],
+    ['a result', ['list', '--repo']],
+  ])('is an error of %s, by a code', async (_, args) => {
+    const dir = mkdtempSync(join(tmpdir(), 'cairn-cli-test-'));
+    const full = openSync('/dev/full', 'w');
+    try {
+      await (await Repository.init(openBackend(join(dir, 'repo')))).backend.close();
+      const { status, stderr } = spawnSync(
+        process.execPath,
+        [MAIN, ...args, ...(args.length > 1 ? [join(dir, 'repo')] : [])],
+        { stdio: ['ignore', full, 'pipe'], encoding: 'utf8', env: { ...process.env, NODE_OPTIONS: '' } },
+      );
+      expect(status).toBe(EXIT.failure);
+      expect(stderr).toMatch(/^cairn: the output cannot be written: ENOSPC.* \[OUTPUT_FAILED\]$/m);
+    } finally {
+      closeSync(full);
+      rmSync(dir, { recursive: true, force: true });
+    }
+  });
+});
+
+describe('a reader that has seen enough of a result', () => {
+  it('ends the command quietly, with the code that it has anyway', async () => {
+    const script = `
+      import { run } from ${JSON.stringify(COMMAND)};
+      await run({}, async ({ reporter }) => {
+        reporter.summary({}, 'a line\\n'.repeat(100000));
+        return 3;
+      });`;
+    expect(await withClosed('stdout', ['--input-type=module', '-e', script])).toEqual({
+      exitCode: 3,
+      stderr: '',
+    });
+  });
+});
+
+describe('a signal', () => {
+  it.each(['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const)(
+    '(%s) ends a command after it has cleaned up',
+    async (signal) => {
+      const script = `
+        import { run } from ${JSON.stringify(COMMAND)};
+        import { setTimeout as sleep } from 'node:timers/promises';
+        await run({}, async ({ signal }) => {
+          try {
+            process.stdout.write('begun');
+            await sleep(600000, undefined, { signal });
+          } finally {
+            process.stdout.write(' cleaned up');
+          }
+        });`;
+      const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+        env: { ...process.env, NODE_OPTIONS: '' },
+      });
+      let stdout = '';
+      child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
+        if (stdout === '') child.kill(signal);
+        stdout += chunk;
+      });
+      const [exitCode] = (await once(child, 'close')) as [number | null];
+      expect({ exitCode, stdout }).toEqual({ exitCode: EXIT.interrupted, stdout: 'begun cleaned up' });
+    },
+  );
+});
+
+describe('a length of time', () => {
+  it.each([
+    ['5', 5000],
+    ['5s', 5000],
+    ['1.5s', 1500],
+    ['800ms', 800],
+    ['2min', 120_000],
+  ])('%s is %i ms', (text, ms) => {
+    expect(duration(text)).toBe(ms);
+  });
+
+  it.each(['', '0', '0s', '-1s', '5h', 's', '1e3', 'Infinity', '99999999min'])('"%s" is none', (text) => {
+    expect(() => duration(text)).toThrow(expect.objectContaining({ code: 'commander.invalidArgument' }));
   });
 });
 
@@ -138,7 +221,9 @@ describe('exit codes', () => {
     ['VM_LOCKED', 11],
     ['VM_NOT_RESUMED', 20],
     ['VM_STATE', 22],
+    ['PAUSE_LIMIT', 27],
     ['INTERRUPTED', 130],
+    ['OUTPUT_FAILED', 1],
     ['UNEXPECTED', 1],
   ] as const)('%s is %i', (code, exitCode) => {
     expect(exitCodeOf(code)).toBe(exitCode);

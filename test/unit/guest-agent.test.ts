@@ -114,6 +114,7 @@ describe('freezing', () => {
     const guard = {
       freezing: () =>
         Promise.resolve(void told.push('freezing', existsSync(marker()) ? 'marked' : 'unmarked')),
+      handOver: () => void told.push('connection'),
       thawed: () => void told.push('thawed'),
     } as unknown as PauseGuard;
     return new GuestFreezer({
@@ -127,10 +128,10 @@ describe('freezing', () => {
     });
   }
 
-  it('tells the guard first, and leaves no trace once thawed', async () => {
+  it('marks it, tells the guard, then freezes, and leaves no trace once thawed', async () => {
     const one = freezer();
-    expect(await one.freeze(1000)).toBe(2);
-    expect(told).toEqual(['freezing', 'unmarked']);
+    expect(await one.freeze(1000, 60_000)).toBe(2);
+    expect(told).toEqual(['connection', 'freezing', 'marked']);
     expect(existsSync(marker())).toBe(true);
     await one.thaw();
     expect(told.at(-1)).toBe('thawed');
@@ -143,7 +144,7 @@ describe('freezing', () => {
     const before = answer;
     answer = (command) => (command === 'guest-fsfreeze-freeze' ? undefined : before(command));
     const one = freezer();
-    await expect(one.freeze(50)).rejects.toMatchObject({ code: 'GUEST_AGENT' });
+    await expect(one.freeze(50, 60_000)).rejects.toMatchObject({ code: 'GUEST_AGENT' });
     expect(commands.at(-1)).toBe('guest-fsfreeze-thaw');
     expect(existsSync(marker())).toBe(false);
     one.close();
@@ -151,26 +152,26 @@ describe('freezing', () => {
 
   it('leaves the thaw to the guard when the agent refuses it', async () => {
     const one = freezer();
-    await one.freeze(1000);
+    await one.freeze(1000, 60_000);
     answer = () => ({ error: { class: 'GenericError', desc: 'no' } });
     await expect(one.thaw()).rejects.toMatchObject({ code: 'GUEST_FROZEN' });
     expect(told.at(-1)).toBe('released');
     expect(existsSync(marker())).toBe(true);
     // It may be at work: nothing is frozen on top of that.
-    await expect(one.freeze(1000)).rejects.toMatchObject({ code: 'GUEST_AGENT' });
+    await expect(one.freeze(1000, 60_000)).rejects.toMatchObject({ code: 'GUEST_AGENT' });
     one.close();
   });
 
   it('touches no guest that somebody else has frozen, none that stands still, and none without disks', async () => {
     answer = () => ({ return: 'frozen' });
     const one = freezer();
-    await expect(one.freeze(1000)).rejects.toMatchObject({ code: 'GUEST_AGENT' });
+    await expect(one.freeze(1000, 60_000)).rejects.toMatchObject({ code: 'GUEST_AGENT' });
     one.close();
-    await expect(freezer(false).freeze(1000)).rejects.toMatchObject({ code: 'VM_STATE' });
+    await expect(freezer(false).freeze(1000, 60_000)).rejects.toMatchObject({ code: 'VM_STATE' });
     expect(commands).toEqual(['guest-fsfreeze-status']);
     answer = (command) => ({ return: command === 'guest-fsfreeze-status' ? 'thawed' : 0 });
     const two = freezer();
-    await expect(two.freeze(1000)).rejects.toMatchObject({ code: 'GUEST_AGENT' });
+    await expect(two.freeze(1000, 60_000)).rejects.toMatchObject({ code: 'GUEST_AGENT' });
     expect(existsSync(marker())).toBe(false);
     two.close();
   });

@@ -39,7 +39,10 @@ async function start(cacheBytes = 1 << 24) {
     for (const page of pages) bitmap.set(page);
     holdPages(pages, Buffer.concat([...pages].map((page) => vm.page(page))));
     share.capture(bitmap.toRuns());
-    await new PageWriter({ pool, writer, map, reader, signal: undefined }).writeCaptured(() => undefined);
+    await new PageWriter({ pool, writer, map, reader, signal: undefined }).writeCaptured(
+      true,
+      () => undefined,
+    );
     const manifest = await writer.commit(commitFields());
     vm.committed = vm.memory.slice();
     vm.deviceState = new Uint8Array(0);

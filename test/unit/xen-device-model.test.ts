@@ -139,6 +139,7 @@ describe('suspending a guest with a device model', () => {
       foreignSave: () => '',
       answerLimitMs: 30,
       deviceModel: {
+        descriptor: undefined,
         hold: step('hold'),
         stop: step('stop'),
         resume: step('resume'),

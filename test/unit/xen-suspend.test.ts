@@ -5,6 +5,7 @@ import { fileURLToPath } from 'node:url';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
+import { readPauseMarker, setTakenAway } from '../../adapters/guard/pause-marker.js';
 import { XenDomain } from '../../adapters/xen/domain/domain.js';
 import { SuspendControl } from '../../adapters/xen/suspend/run-state.js';
 import { FakeXen } from '../support/fake-xen.js';
@@ -136,6 +137,42 @@ describe('suspending a Xen guest', () => {
     await expect(control.resume()).rejects.toMatchObject({ code: 'VM_NOT_RESUMED' });
     xen.fault = undefined;
     await control.resume();
+  });
+
+  describe('when the pause went on for too long', () => {
+    const marker = (): string => join(dir, markers()[0]!);
+    const takeAway = (how: 'resuming' | 'resumed'): void =>
+      setTakenAway(marker(), readPauseMarker(marker())!.attachment, how);
+
+    it('fails the checkpoint, and leaves alone what somebody has done since the guard woke the guest', async () => {
+      await control.pause();
+      takeAway('resuming');
+      xen.isSuspended = false;
+      takeAway('resumed');
+      // `xl save`, for example.
+      xen.isSuspended = true;
+      await expect(control.resume()).rejects.toMatchObject({ code: 'PAUSE_LIMIT', retryable: true });
+      expect(xen.isSuspended).toBe(true);
+      expect(xen.resumed).toEqual([]);
+      expect(markers()).toEqual([]);
+    });
+
+    it('wakes the guest itself when nobody else is there to do so', async () => {
+      await control.pause();
+      rmSync(marker());
+      await expect(control.resume()).rejects.toMatchObject({ code: 'PAUSE_LIMIT' });
+      expect(control.read()).toBe('running');
+    });
+
+    it('does not wait for a guest whose request the guard has withdrawn', async () => {
+      xen.suspends = false;
+      const stopping = (): void => {
+        takeAway('resuming');
+        takeAway('resumed');
+      };
+      await expect(control.pause({ stopping })).rejects.toMatchObject({ code: 'PAUSE_LIMIT' });
+      await expect(control.resume()).rejects.toMatchObject({ code: 'PAUSE_LIMIT' });
+    });
   });
 
   describe('after a Cairn that was killed', () => {

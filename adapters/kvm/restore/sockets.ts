@@ -9,7 +9,8 @@ import { resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
-import { descriptorOf, peerPid } from '../../qemu/peer-process.js';
+import { peerPid } from '../../qemu/peer-process.js';
+import { descriptorOf } from '../../../src/host/socket-descriptor.js';
 import { splitValue, unescapeCommas, valueOf, type QemuOption } from '../../disks/qcow2/command-line.js';
 
 const DYING_TIMEOUT_MS = 10_000;

@@ -8,7 +8,8 @@ import { CheckpointError, describeError, isCheckpointError } from '../../../src/
 import type { StandIn } from '../../../src/hypervisor/disk-driver.js';
 import type { CheckpointSource, RestoreResult } from '../../../src/hypervisor/restore.js';
 import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
-import { descriptorOf, peerPid } from '../../qemu/peer-process.js';
+import { peerPid } from '../../qemu/peer-process.js';
+import { descriptorOf } from '../../../src/host/socket-descriptor.js';
 import { QmpClient } from '../../qemu/qmp-client.js';
 import { disksOfStoppedQemu } from '../../disks/disk-drivers.js';
 import { incomingCompleted } from './follow.js';

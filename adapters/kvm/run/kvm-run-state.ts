@@ -3,7 +3,7 @@
  * the VM still.
  */
 
-import type { RunState, VmRunState } from '../../../src/hypervisor/run-state.js';
+import type { PauseRequest, RunState, VmRunState } from '../../../src/hypervisor/run-state.js';
 import type { QuietVm } from '../trackers/quiet-vm.js';
 import type { KvmDeviceState } from './kvm-device-state.js';
 import type { RunStateControl } from './run-state.js';
@@ -24,10 +24,10 @@ export class KvmRunState implements VmRunState {
     return this.#control.read();
   }
 
-  async pause(stopping?: () => void): Promise<boolean> {
+  async pause(request: PauseRequest = {}): Promise<boolean> {
     // Not in the pause, where it would be found out otherwise that it cannot be had.
     await this.#devices.ready();
-    this.#isHeld = await this.#control.pause({ stopping, savesDevices: true });
+    this.#isHeld = await this.#control.pause({ ...request, savesDevices: true });
     return this.#isHeld;
   }
 

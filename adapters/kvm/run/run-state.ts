@@ -3,20 +3,19 @@
 import { randomBytes } from 'node:crypto';
 
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
-import type { RunState } from '../../../src/hypervisor/run-state.js';
+import { SHORT_PAUSE_LIMIT_MS, type PauseRequest, type RunState } from '../../../src/hypervisor/run-state.js';
 import type { Json } from '../../../src/types.js';
 import { isMigrating } from '../inspect/hazards.js';
 import { blockersOf, refuseBlocked } from '../../qemu/migration-blockers.js';
 import { eventsOf, type Monitor } from '../../qemu/monitor.js';
 import { GuardKeeper } from '../../guard/guard-keeper.js';
+import { GuardedPause, pauseTaken } from '../../guard/guarded-pause.js';
 import type { GuardProgram, PauseGuard } from '../../guard/pause-guard.js';
 import {
   clearPauseMarker,
   frozenMarkerPath,
   isLeftPaused,
-  markerOf,
   pauseMarkerPath,
-  setPauseMarker,
   type PauseMarker,
 } from '../../guard/pause-marker.js';
 import type { QemuProcess } from '../../qemu/peer-process.js';
@@ -34,7 +33,7 @@ export class RunStateControl {
   readonly #options: RunStateOptions;
   readonly #markerPath: string;
   readonly #guard: GuardKeeper;
-  readonly #attachment = randomBytes(8).toString('hex');
+  readonly #guarded: GuardedPause;
   readonly #stopListening: () => void;
   /** `stop` was sent and nothing since then has shown that the VM runs. */
   #stopSent = false;
@@ -42,19 +41,20 @@ export class RunStateControl {
   #isStopped = false;
   /** Since the last pause. It may stand still again, for reasons of that somebody. */
   #resumedByOthers = false;
-  #marker: PauseMarker | undefined;
 
   constructor(options: RunStateOptions) {
     this.#options = options;
-    const { process, runtimeDir } = options;
-    this.#markerPath = pauseMarkerPath(runtimeDir, process);
-    const guarded = {
-      process,
-      markerPath: this.#markerPath,
-      frozenMarkerPath: frozenMarkerPath(runtimeDir, process),
-      attachment: this.#attachment,
-    };
-    this.#guard = new GuardKeeper(options.guard, () => Promise.resolve(guarded));
+    const { process, runtimeDir, monitor } = options;
+    const markerPath = pauseMarkerPath(runtimeDir, process);
+    const attachment = randomBytes(8).toString('hex');
+    this.#markerPath = markerPath;
+    this.#guard = new GuardKeeper(options.guard, () =>
+      Promise.resolve({
+        ...{ process, markerPath, attachment, connection: monitor.descriptor },
+        frozenMarkerPath: frozenMarkerPath(runtimeDir, process),
+      }),
+    );
+    this.#guarded = new GuardedPause({ guard: this.#guard, markerPath, attachment });
     this.#stopListening = onResume(options.monitor, () => {
       if (!this.#isStopped) return;
       this.#resumedByOthers = true;
@@ -97,27 +97,26 @@ export class RunStateControl {
 
   /** What markers of this attachment say. */
   owner(): PauseMarker {
-    this.#marker ??= markerOf(this.#attachment);
-    return this.#marker;
+    return this.#guarded.owner();
   }
 
   /**
    * `stop`, unless the VM is paused already; see `PauseControl.pause`.
-   * @throws VM_STATE, also when a migration is under way that is not Cairn's own; VM_GONE, QMP_TIMEOUT; with
-   *   `savesDevices` VM_UNSUPPORTED, also once the VM is stopped
+   * @throws VM_STATE, also when a migration is under way that is not Cairn's own; VM_GONE, QMP_TIMEOUT,
+   *   PAUSE_LIMIT; with `savesDevices` VM_UNSUPPORTED, also once the VM is stopped
    */
   async pause({
     duringOwnMigration = false,
     savesDevices = false,
     stopping,
-  }: {
+    limitMs = SHORT_PAUSE_LIMIT_MS,
+  }: PauseRequest & {
     readonly duringOwnMigration?: boolean;
     /** QEMU is asked for its device state next: only where it would migrate the VM. */
     readonly savesDevices?: boolean;
-    readonly stopping?: (() => void) | undefined;
   } = {}): Promise<boolean> {
     const { monitor } = this.#options;
-    const guard = await this.guard();
+    await this.guard();
     const [status, migration] = await Promise.all([
       monitor.execute('query-status'),
       monitor.execute('query-migrate'),
@@ -138,10 +137,8 @@ export class RunStateControl {
         retryable: true,
       });
     }
-    const owner = this.owner();
     this.#resumedByOthers = false;
-    await guard.pausing();
-    setPauseMarker(this.#markerPath, owner);
+    await this.#guarded.begin(limitMs);
     this.#stopSent = true;
     stopping?.();
     try {
@@ -150,21 +147,24 @@ export class RunStateControl {
       // Without an answer it may still take effect.
       this.#isStopped = true;
     }
+    // This process stood still in between, and the VM runs or soon will.
+    if (this.#guarded.isTaken()) throw pauseTaken();
     // Until the stop a device could be plugged in, and the guest could mount a share.
     if (savesDevices) refuseBlocked(blockersOf(await monitor.execute('query-migrate')));
     return true;
   }
 
-  /** See `PauseControl.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
+  /** See `PauseControl.resume`. @throws VM_NOT_RESUMED, VM_STATE, PAUSE_LIMIT, VM_GONE */
   async resume(running?: () => void): Promise<void> {
     if (this.#resumedByOthers || this.#stopSent) await this.resumeFromMigration(running);
   }
 
   /**
    * Makes a VM run again after a migration to Cairn was cancelled: QEMU may have done so itself.
-   * @throws VM_NOT_RESUMED, VM_GONE
+   * @throws VM_NOT_RESUMED, PAUSE_LIMIT, VM_GONE
    */
   async resumeFromCancelled(): Promise<void> {
+    if (this.#guarded.isTaken()) throw await this.#lost();
     this.#isStopped = false;
     const status = statusOf(await this.#options.monitor.execute('query-status'));
     // A VM in plain `paused` was stopped by `pause`, or by somebody whose business it is.
@@ -179,23 +179,55 @@ export class RunStateControl {
 
   /**
    * Resumes as `resume` does, also a VM that was stopped by a migration to Cairn instead of `pause`.
-   * @throws VM_NOT_RESUMED, VM_STATE, VM_GONE
+   * @throws VM_NOT_RESUMED, VM_STATE, PAUSE_LIMIT, VM_GONE
    */
   async resumeFromMigration(running?: () => void): Promise<void> {
     if (this.#resumedByOthers) {
       this.#resumedByOthers = false;
       throw resumedByOthers();
     }
+    if (this.#guarded.isTaken()) throw await this.#lost();
     this.#isStopped = false;
     let before: Json;
     try {
       before = await this.#cont(running);
     } catch (error) {
       this.#isStopped = true;
+      if (this.#guarded.isTaken() || isCheckpointError(error, 'VM_GONE')) throw await this.#lost(error);
       throw error;
     }
+    const isTaken = this.#guarded.isTaken();
     await this.#pauseIsOver();
+    if (isTaken) throw pauseTaken();
     if (asObject(before).running === true) throw resumedByOthers();
+  }
+
+  /**
+   * The guard has taken the pause away, or is to end it because the connection is lost.
+   * @returns what the checkpoint fails with, once the VM runs or it is known that it does not
+   */
+  async #lost(cause?: unknown): Promise<CheckpointError> {
+    const wasTaken = this.#guarded.isTaken();
+    const seen = await this.#guarded.awaitGuard();
+    if (seen === 'late' && !(await this.#isRunning())) return unanswered(cause ?? pauseTaken());
+    // Nobody else sees to it.
+    if (seen === 'unknown') {
+      try {
+        await this.#cont();
+      } catch (error) {
+        return isCheckpointError(error) ? error : notResumed(describeError(error), error);
+      }
+    }
+    await this.#pauseIsOver();
+    return !wasTaken && isCheckpointError(cause) ? cause : pauseTaken(cause);
+  }
+
+  /** False when that cannot be found out. */
+  #isRunning(): Promise<boolean> {
+    return this.read().then(
+      (state) => state === 'running',
+      () => false,
+    );
   }
 
   /** @returns the reply to query-status just before `cont` */
@@ -232,8 +264,7 @@ export class RunStateControl {
   async #pauseIsOver(): Promise<void> {
     this.#stopSent = false;
     this.#isStopped = false;
-    clearPauseMarker(this.#markerPath);
-    (await this.#guard.present())?.running();
+    await this.#guarded.end();
   }
 }
 
@@ -261,8 +292,9 @@ function notResumed(why: string, cause?: unknown): CheckpointError {
  * QEMU's main loop waits in `stop` for requests to a disk. It carries out after that, in order, what was sent
  * to it.
  */
-function unanswered(cause: CheckpointError): CheckpointError {
-  return new CheckpointError('VM_NOT_RESUMED', `QEMU does not answer, \`cont\` neither: ${cause.message}`, {
+function unanswered(cause: unknown): CheckpointError {
+  const why = describeError(cause);
+  return new CheckpointError('VM_NOT_RESUMED', `QEMU does not answer, \`cont\` neither: ${why}`, {
     cause,
     hint: 'it probably waits for a disk whose storage hangs; as soon as that answers, QEMU or the guard process of Cairn resumes the VM',
   });

@@ -7,7 +7,7 @@
 
 import { thawGuest } from '../../kvm/run/guest-agent/guest-agent.js';
 import type { ProcessIdentity } from '../../../src/host/process-identity.js';
-import { runPauseGuard } from '../../guard/pause-guard-process.js';
+import { runPauseGuard, type ResumeOutcome } from '../../guard/pause-guard-process.js';
 import { LibvirtConnection } from '../native/connection.js';
 import { DomainAgent } from './domain-agent.js';
 import { LibvirtDomain } from '../domain.js';
@@ -22,11 +22,12 @@ async function resumeOnce(
   _qemu: ProcessIdentity,
   [uri = '', uuid = '']: readonly string[],
   isLeft: () => Promise<boolean>,
-): Promise<boolean> {
+): Promise<ResumeOutcome> {
   const connection = await LibvirtConnection.open(uri);
   try {
     const domain = await LibvirtDomain.find(connection, uuid);
-    if ((await domain.state()) === 'running') return true;
+    // libvirt has Cairn's connection, which is not cut: a Cairn that has hung right before may stop it yet.
+    if ((await domain.state()) === 'running') return 'ran';
     if (!(await isLeft())) return true;
     if ((await domain.state()) === 'paused') await domain.resume();
     return (await domain.state()) === 'running';

@@ -130,6 +130,11 @@ export class DeviceModel {
     await resumeDeviceModel(this.#path, this.#connect);
   }
 
+  /** Of the connection to the monitor that is held; undefined while none is. */
+  get descriptor(): number | undefined {
+    return this.#held?.monitor.descriptor;
+  }
+
   /** Lets go of the monitor. */
   async release(): Promise<void> {
     const held = this.#held;

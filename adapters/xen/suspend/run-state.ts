@@ -15,16 +15,11 @@ import { fileURLToPath } from 'node:url';
 
 import { processStartTime } from '../../../src/host/process-identity.js';
 import { CheckpointError } from '../../../src/errors.js';
-import type { RunState } from '../../../src/hypervisor/run-state.js';
+import { SHORT_PAUSE_LIMIT_MS, type PauseRequest, type RunState } from '../../../src/hypervisor/run-state.js';
 import { GuardKeeper } from '../../guard/guard-keeper.js';
+import { GuardedPause, pauseTaken } from '../../guard/guarded-pause.js';
 import type { GuardProgram } from '../../guard/pause-guard.js';
-import {
-  clearPauseMarker,
-  isLeftPaused,
-  markerOf,
-  setPauseMarker,
-  type PauseMarker,
-} from '../../guard/pause-marker.js';
+import { clearPauseMarker, isLeftPaused } from '../../guard/pause-marker.js';
 import { monitorPath, type DeviceModel } from '../devices/device-model.js';
 import type { XenDomain } from '../domain/domain.js';
 import { wake } from './resume-domain.js';
@@ -33,7 +28,7 @@ import { offersSuspend, requestSuspend, suspendIsPending, withdrawSuspend } from
 
 const POLL_MS = 1;
 /** A guest that works answers in milliseconds; libxl waits as long for one that swaps. */
-const ANSWER_LIMIT_MS = 60_000;
+export const ANSWER_LIMIT_MS = 60_000;
 
 export interface RunStateOptions {
   readonly domain: XenDomain;
@@ -46,15 +41,14 @@ export interface RunStateOptions {
   readonly guard?: GuardProgram;
   readonly answerLimitMs?: number;
   /** An HVM guest has one: it stands still and goes on together with the guest. */
-  readonly deviceModel?: Pick<DeviceModel, 'hold' | 'stop' | 'resume' | 'release'> | undefined;
+  readonly deviceModel?: Pick<DeviceModel, 'hold' | 'stop' | 'resume' | 'release' | 'descriptor'> | undefined;
 }
 
 export class SuspendControl {
   readonly #options: RunStateOptions;
   readonly #markerPath: string;
   readonly #guard: GuardKeeper;
-  readonly #attachment = randomBytes(8).toString('hex');
-  #marker: PauseMarker | undefined;
+  readonly #guarded: GuardedPause;
   /** Counts the stops; 0 while the guest runs. */
   #stop = 0;
   #stops = 0;
@@ -70,15 +64,17 @@ export class SuspendControl {
       `xen-suspended-${options.instance.replace(/[^A-Za-z0-9.-]/g, '_')}.json`,
     );
     const { domain, uuid, deviceModel } = options;
+    const attachment = randomBytes(8).toString('hex');
     this.#guard = new GuardKeeper(
       options.guard ?? suspendGuard(domain, uuid, deviceModel !== undefined),
       async () => ({
         // No process of this host is the VM. Whether the domain lives, the guard asks the hypervisor.
         process: { pid: 1, startTime: await processStartTime(1) },
         markerPath: this.#markerPath,
-        attachment: this.#attachment,
+        attachment,
       }),
     );
+    this.#guarded = new GuardedPause({ guard: this.#guard, markerPath: this.#markerPath, attachment });
   }
 
   /** Not 0 while this process holds the guest suspended; another number each time. */
@@ -109,8 +105,11 @@ export class SuspendControl {
     await this.#guard.ready();
   }
 
-  /** Asks the guest to suspend and waits until it has; see `PauseControl.pause`. @throws VM_STATE, VM_GONE */
-  async pause(stopping?: () => void): Promise<boolean> {
+  /**
+   * Asks the guest to suspend and waits until it has; see `PauseControl.pause`.
+   * @throws VM_STATE, PAUSE_LIMIT, VM_GONE
+   */
+  async pause({ stopping, limitMs = SHORT_PAUSE_LIMIT_MS }: PauseRequest = {}): Promise<boolean> {
     const { domain, foreignSave, deviceModel } = this.#options;
     // Before there is a guard: it would stay for a domain that is gone.
     this.read();
@@ -147,11 +146,11 @@ export class SuspendControl {
         },
       );
     }
-    this.#marker ??= markerOf(this.#attachment);
     await deviceModel?.hold();
     try {
-      await guard.pausing();
-      setPauseMarker(this.#markerPath, this.#marker);
+      // Its monitor serves one client: it is to be the guard, when that takes the pause away.
+      if (deviceModel?.descriptor !== undefined) guard.handOver(deviceModel.descriptor, 'running');
+      await this.#guarded.begin(limitMs);
       stopping?.();
       if (isUnaware) suspendFromOutside(domain);
       else requestSuspend(domain.calls, domain.domid);
@@ -173,17 +172,22 @@ export class SuspendControl {
     }
     this.#isAwaited = false;
     this.#stop = ++this.#stops;
+    await this.#guarded.within(limitMs);
     await deviceModel?.stop();
+    if (this.#guarded.isTaken()) throw pauseTaken();
     return true;
   }
 
-  /** See `PauseControl.resume`. @throws VM_NOT_RESUMED, VM_STATE, VM_GONE */
+  /** See `PauseControl.resume`. @throws VM_NOT_RESUMED, VM_STATE, PAUSE_LIMIT, VM_GONE */
   async resume(): Promise<void> {
     if (!this.#isAsked) return;
     const { domain, deviceModel } = this.#options;
+    const isTaken = this.#guarded.isTaken();
+    const isSeenTo = isTaken && (await this.#guarded.awaitGuard()) === 'resumed';
     this.#withdraw();
     const wasStopped = this.#stop !== 0;
-    const woken = await wake(domain, deviceModel);
+    // Who has suspended it since the guard woke it is not this process.
+    const woken = isSeenTo || (await wake(domain, deviceModel));
     this.#stop = 0;
     if (woken) this.#isAwaited = false;
     // The guard and the marker stay on watch over a guest that is about to suspend: the guard wakes it once
@@ -192,8 +196,9 @@ export class SuspendControl {
     this.#isAsked = false;
     await deviceModel?.release();
     const info = domain.info();
-    (await this.#guard.present())?.running();
-    clearPauseMarker(this.#markerPath);
+    const wasTaken = isTaken || this.#guarded.isTaken();
+    await this.#guarded.end();
+    if (wasTaken && !info.isDown && !info.isDying) throw pauseTaken();
     if (info.isDown || info.isDying) {
       throw new CheckpointError('VM_NOT_RESUMED', `domain ${domain.domid} shut down during the checkpoint`);
     }
@@ -213,13 +218,14 @@ export class SuspendControl {
 
   /**
    * @returns false when the guest has not suspended within the limit
-   * @throws VM_STATE when it shut down instead
+   * @throws VM_STATE when it shut down instead, PAUSE_LIMIT
    */
   async #suspended(): Promise<boolean> {
     const { domain, answerLimitMs = ANSWER_LIMIT_MS } = this.#options;
     const until = Date.now() + answerLimitMs;
     for (;;) {
       const info = domain.info();
+      if (this.#guarded.isTaken()) throw pauseTaken();
       if (info.isSuspended) return true;
       if (info.isDown || info.isDying) {
         throw new CheckpointError('VM_STATE', `domain ${domain.domid} shut down instead of suspending`);

@@ -36,6 +36,10 @@ export interface CaptureDeps {
   readonly hookContext: HookContext;
   /** Freeze the guest's file systems for the pause, with this limit; undefined: do not. */
   readonly freezeLimitMs: number | undefined;
+  /** For how long the VM may stand still. */
+  readonly pauseLimitMs: number;
+  /** Pages that each share has room for in the pause, at least: see `PauseRoom`. */
+  readonly roomPages: number;
   /**
    * Proves, once the VM runs again, that regions and devices are still those that the session opened its
    * tracker for.

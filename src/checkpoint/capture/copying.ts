@@ -8,6 +8,9 @@
  * Order is what makes it right: pages are read after the harvest that named them, so a write in between is
  * named by the next one; the last harvest comes after the device state was saved, because saving it may write
  * to guest memory.
+ *
+ * The repository is neither read nor written while the VM stands still: what was encoded before has been
+ * written by then, and what is captured is encoded afterwards. `PauseRoom` has the memory for that.
  */
 
 import { performance } from 'node:perf_hooks';
@@ -25,12 +28,8 @@ import { PauseSnapshots } from '../pause/pause-snapshots.js';
 import { Standstill } from '../pause/standstill.js';
 import type { Stopwatch } from '../pause/stopwatch.js';
 import { CaptureLog } from './capture-log.js';
+import { DEFAULT_ROOM_PAGES, PauseRoom } from './pause-room.js';
 import { startCheck, type Capture, type CaptureDeps, type Checked } from './capture.js';
-
-/**
- * Captured pages held from the pause until they are encoded; beyond it pages are encoded inside the pause.
- */
-const STAGING_PAGES = (256 << 20) / PAGE_SIZE_BYTES;
 
 /** Copied for practice before the pause: enough to pass every line of the copy. */
 const REHEARSAL_PAGES = 64;
@@ -41,6 +40,7 @@ export class CopyingCapture implements Capture {
   readonly #log: CaptureLog;
   readonly #snapshots: PauseSnapshots;
   readonly #freeze: Freeze;
+  readonly #room: PauseRoom;
   #roundStopsMs = 0;
 
   constructor(deps: CaptureDeps) {
@@ -48,7 +48,8 @@ export class CopyingCapture implements Capture {
     this.#pending = new PendingPages(deps.layout.pageSpan);
     this.#log = new CaptureLog(deps.onProgress);
     this.#snapshots = new PauseSnapshots(deps.vm.disks);
-    this.#freeze = new Freeze(deps.vm.freezer, deps.freezeLimitMs);
+    this.#freeze = new Freeze(deps.vm.freezer, deps.freezeLimitMs, deps.pauseLimitMs);
+    this.#room = new PauseRoom(deps.pool, deps.roomPages);
   }
 
   get harvested(): DirtyBitmap {
@@ -68,7 +69,7 @@ export class CopyingCapture implements Capture {
     faultPoint('afterHarvest');
     if ((await vm.runState.read()) === 'running') await this.#liveRounds();
 
-    await hook?.run('before-pause', hookContext);
+    await hook?.run('before-pause', hookContext, signal);
     const wasAsked = await vm.disks.checkStorage();
     await freeze.freeze();
     await freeze.orThaw(async () => {
@@ -77,15 +78,18 @@ export class CopyingCapture implements Capture {
     });
     this.#log.pausing(this.#pending.count);
 
-    const pause = new Standstill({ vm, control: vm.runState, freeze });
+    const limitMs = this.#deps.pauseLimitMs;
+    const pause = new Standstill({ vm, control: vm.runState, freeze, limitMs, signal });
     const { watch } = pause;
+    const over = pause.signal;
     let pausePages = 0;
     await pause.during(async () => {
       await pause.stop();
       faultPoint('afterPause');
       pausePages += await this.#copyBesideDeviceState(watch);
-      await this.#snapshots.take(diskPlan, hookContext.checkpointId, watch);
-      if (hook !== undefined) await watch.time('hook', () => hook.run('paused', hookContext));
+      await this.#snapshots.take(diskPlan, hookContext.checkpointId, watch, over);
+      if (hook !== undefined) await watch.time('hook', () => hook.run('paused', hookContext, over));
+      over.throwIfAborted();
       this.#harvestIn(watch);
       pausePages += await this.#copyPending(watch);
       faultPoint('beforeResume');
@@ -100,10 +104,12 @@ export class CopyingCapture implements Capture {
       copyMs: phases.copyMs,
       copiedBytes: pausePages * PAGE_SIZE_BYTES,
     });
-    await runResumedHook(hook, hookContext, this.#log.warn);
+    await runResumedHook(hook, hookContext, this.#log.warn, signal);
     const deviceState = await vm.deviceState.take();
     const unchanged = startCheck(this.#deps.checkUnchanged);
-    await pages.writeCaptured(this.#log.counting('encode', pausePages));
+    // More pages than the working set are not worth keeping: it would be driven out.
+    const admit = scope.kind === 'dirty' || pausePages <= DEFAULT_ROOM_PAGES;
+    await pages.writeCaptured(admit, this.#log.counting('encode', pausePages));
     markZero(this.#pending.absentPages());
     return {
       deviceState,
@@ -137,6 +143,8 @@ export class CopyingCapture implements Capture {
       const admit = scope.kind === 'dirty' || this.#log.round > 1;
       const taken = this.#pending.take();
       await pages.copyAndWrite(taken.present, admit, this.#log.counting('live', taken.presentCount));
+      // Before the harvest: the next round, or the pause, is to find what was written meanwhile.
+      await pages.written();
       this.#harvest();
     }
   }
@@ -158,8 +166,7 @@ export class CopyingCapture implements Capture {
   async #rehearse(isLate: boolean): Promise<void> {
     const { tracker, pool } = this.#deps;
     if (isLate && tracker.traits.seesWrites) this.#harvest();
-    await pool.reset();
-    await pool.reserve(Math.min(STAGING_PAGES, Math.ceil(this.#pending.count * 1.25) + 256));
+    await this.#room.reserve(this.#pending.present());
     await pool.capture(this.#pending.sample(REHEARSAL_PAGES));
     await pool.reset();
   }
@@ -198,16 +205,8 @@ export class CopyingCapture implements Capture {
 
   /** Inside the pause. @returns pages copied */
   async #copyPending(watch: Stopwatch): Promise<number> {
-    const { pool, pages } = this.#deps;
     const taken = this.#pending.take();
     if (taken.presentCount === 0) return 0;
-    if (taken.presentCount > STAGING_PAGES) {
-      await watch.time('copy', async () => {
-        await pages.writeCaptured(() => undefined);
-        await pages.copyAndWrite(taken.present, false, this.#log.counting('paused', taken.presentCount));
-      });
-      return taken.presentCount;
-    }
-    return watch.time('copy', () => pool.capture(taken.present));
+    return watch.time('copy', () => this.#room.capture(taken.present));
   }
 }

@@ -54,22 +54,25 @@ export class PictureCapture implements Capture {
     this.#pending.add(tracker.collect());
     faultPoint('afterHarvest');
 
-    await hook?.run('before-pause', hookContext);
+    await hook?.run('before-pause', hookContext, signal);
     await vm.disks.checkStorage();
     signal?.throwIfAborted();
 
     // Frozen file systems would stay so for as long as all memory takes to be sent: `Attempt` refuses it.
     const freeze = new Freeze(undefined, undefined);
-    const pause = new Standstill({ vm, control: picture.runState, freeze });
+    const limitMs = this.#deps.pauseLimitMs;
+    const pause = new Standstill({ vm, control: picture.runState, freeze, limitMs, signal });
     const { watch } = pause;
+    const over = pause.signal;
     await pause.during(async () => {
       watch.start(await this.#approach());
       this.#log.pausing(this.#pending.count);
       await pause.finishStop();
       faultPoint('afterPause');
       faultPoint('duringCopy');
-      await this.#snapshots.take(diskPlan, hookContext.checkpointId, watch);
-      if (hook !== undefined) await watch.time('hook', () => hook.run('paused', hookContext));
+      await this.#snapshots.take(diskPlan, hookContext.checkpointId, watch, over);
+      if (hook !== undefined) await watch.time('hook', () => hook.run('paused', hookContext, over));
+      over.throwIfAborted();
       await watch.time('deviceState', () => picture.deviceState.save());
       faultPoint('beforeResume');
       await pause.letGo();
@@ -77,7 +80,7 @@ export class PictureCapture implements Capture {
     const { pauseMs } = pause;
     faultPoint('afterResume');
 
-    await runResumedHook(hook, hookContext, this.#log.warn);
+    await runResumedHook(hook, hookContext, this.#log.warn, signal);
     const deviceState = await picture.deviceState.take();
     const { pausePages } = picture;
     const unchanged = startCheck(this.#deps.checkUnchanged);
@@ -109,6 +112,7 @@ export class PictureCapture implements Capture {
       decide: (round, pagesLeft, before, bytesPerMs) =>
         this.#log.heed(policy.decide(round, pagesLeft, before, bytesPerMs), pagesLeft),
       signal,
+      pauseLimitMs: this.#deps.pauseLimitMs,
       onRound: (round, pagesLeft) => {
         this.#log.round = round;
         this.#log.live(pagesLeft);

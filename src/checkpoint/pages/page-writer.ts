@@ -69,11 +69,16 @@ export class PageWriter {
     );
   }
 
-  /** Encodes what the shares captured in the pause. */
-  async writeCaptured(onBatch: (pageCount: number) => void): Promise<void> {
+  /** Everything that was appended so far is in the repository's storage, and nothing is under way. */
+  async written(): Promise<void> {
+    await this.#deps.writer.idle();
+  }
+
+  /** Encodes what the shares captured in the pause. @param admit see `copyAndWrite` */
+  async writeCaptured(admit: boolean, onBatch: (pageCount: number) => void): Promise<void> {
     await allSettledFirstError(
       this.#deps.pool.shares.map(async (share) => {
-        await this.#writeShare(share, true, onBatch);
+        await this.#writeShare(share, admit, onBatch);
         await share.reset();
       }),
     );
@@ -87,6 +92,7 @@ export class PageWriter {
     const { pool } = this.#deps;
     const { pages } = await share.seal();
     for (let from = 0; from < pages.length; from += ENCODE_BATCH_PAGES) {
+      this.#deps.signal?.throwIfAborted();
       const batch = pages.subarray(from, from + ENCODE_BATCH_PAGES);
       const to = from + batch.length;
       const bases = this.#basesOf(batch);

@@ -60,10 +60,15 @@ export class PendingPages {
 
   /** Up to `pageCount` of the pages that are to be copied, nothing is taken. */
   sample(pageCount: number): PageRuns {
+    for (const first of chunkRuns(this.present(), pageCount)) return first;
+    return new Uint32Array(0);
+  }
+
+  /** Pages that are to be copied, as far as is known; nothing is taken. */
+  present(): PageRuns {
     const present = this.#pending.clone();
     present.andNot(this.#absent);
-    for (const first of chunkRuns(present.toRuns(), pageCount)) return first;
-    return new Uint32Array(0);
+    return present.toRuns();
   }
 
   /**

@@ -5,18 +5,26 @@ import { performance } from 'node:perf_hooks';
 import type { FrozenGuest, VmFreezer } from '../../hypervisor/freezer.js';
 import { faultPoint } from '../fault-points.js';
 
+/** What is done with the guest frozen and running, before the pause and after it, takes less. */
+const AROUND_PAUSE_MS = 5000;
+
 export class Freeze {
   readonly #freezer: VmFreezer | undefined;
   readonly #limitMs: number | undefined;
+  readonly #pauseLimitMs: number;
   #frozen: FrozenGuest | undefined;
   /** When the guest's file systems were frozen; undefined while they are not. */
   #since: number | undefined;
   #frozenMs = 0;
 
-  /** @param limitMs for the agent's answer; undefined: nothing is frozen */
-  constructor(freezer: VmFreezer | undefined, limitMs: number | undefined) {
+  /**
+   * @param limitMs for the agent's answer; undefined: nothing is frozen
+   * @param pauseLimitMs of the pause around which it is frozen
+   */
+  constructor(freezer: VmFreezer | undefined, limitMs: number | undefined, pauseLimitMs = 0) {
     this.#freezer = freezer;
     this.#limitMs = limitMs;
+    this.#pauseLimitMs = pauseLimitMs;
   }
 
   get isWanted(): boolean {
@@ -36,7 +44,8 @@ export class Freeze {
   /** @throws see `VmFreezer.freeze` */
   async freeze(): Promise<void> {
     if (this.#limitMs === undefined) return;
-    const fileSystemCount = (await this.#freezer?.freeze(this.#limitMs)) ?? 0;
+    const frozenLimitMs = this.#limitMs + this.#pauseLimitMs + AROUND_PAUSE_MS;
+    const fileSystemCount = (await this.#freezer?.freeze(this.#limitMs, frozenLimitMs)) ?? 0;
     this.#since = performance.now();
     this.#frozen = { fileSystemCount };
     faultPoint('afterFreeze');
@@ -45,7 +54,7 @@ export class Freeze {
   /**
    * Does nothing when nothing is frozen. A guest that stays frozen is worse than a checkpoint that fails, so
    * this failure counts before all others.
-   * @throws GUEST_FROZEN
+   * @throws GUEST_FROZEN, PAUSE_LIMIT
    */
   async thaw(): Promise<void> {
     if (this.#since === undefined) return;

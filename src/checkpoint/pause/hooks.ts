@@ -28,8 +28,11 @@ export interface HookContext {
 }
 
 export interface Hook {
-  run(phase: HookPhase, context: HookContext): Promise<void>;
+  /** @param signal once aborted, the hook is ended, with everything that it started */
+  run(phase: HookPhase, context: HookContext, signal?: AbortSignal): Promise<void>;
 }
+
+export const HOOK_LIMIT_MS = 30_000;
 
 export class CommandHook implements Hook {
   readonly #command: string;
@@ -39,15 +42,16 @@ export class CommandHook implements Hook {
    * @param timeoutMs a hook that has not ended by then is killed and counts as failed: it may be holding the
    *   guest
    */
-  constructor(command: string, timeoutMs = 30_000) {
+  constructor(command: string, timeoutMs = HOOK_LIMIT_MS) {
     this.#command = command;
     this.#timeoutMs = timeoutMs;
   }
 
-  /** @throws HOOK_FAILED */
-  async run(phase: HookPhase, context: HookContext): Promise<void> {
+  /** @throws HOOK_FAILED, the reason of the signal */
+  async run(phase: HookPhase, context: HookContext, signal?: AbortSignal): Promise<void> {
     const result = await runProgram('/bin/sh', ['-c', this.#command], {
       limitMs: this.#timeoutMs,
+      signal,
       stdout: 'ignore',
       // The command is the operator's, and so are its language and what it says.
       stderr: 'inherit',
@@ -62,6 +66,7 @@ export class CommandHook implements Hook {
       },
     });
     if (result.kind === 'done') return;
+    if (result.kind === 'interrupted') signal?.throwIfAborted();
     const why = failureOf('it', result);
     throw new CheckpointError('HOOK_FAILED', `the hook command failed in phase ${phase}: ${why}`, {
       hint: 'run the command by hand with the CAIRN_ variables set; see docs/operations.md',
@@ -75,9 +80,10 @@ export async function runResumedHook(
   hook: Hook | undefined,
   context: HookContext,
   warn: (text: string) => void,
+  signal: AbortSignal | undefined,
 ): Promise<void> {
   try {
-    await hook?.run('resumed', context);
+    await hook?.run('resumed', context, signal);
   } catch (error) {
     if (!isCheckpointError(error, 'HOOK_FAILED')) throw error;
     warn(error.message);

@@ -17,9 +17,10 @@ export class PauseSnapshots {
     return this.#taken;
   }
 
-  /** @throws DISK_SNAPSHOT_FAILED */
-  async take(plan: DiskPlan, checkpointId: string, watch: Stopwatch): Promise<void> {
+  /** @param over aborted when the pause has ended: no further one is taken. @throws DISK_SNAPSHOT_FAILED */
+  async take(plan: DiskPlan, checkpointId: string, watch: Stopwatch, over: AbortSignal): Promise<void> {
     for (const { disks, driver } of plan) {
+      over.throwIfAborted();
       const taken = await watch.time('disks', () => this.#disks.snapshot(checkpointId, disks, driver));
       this.#taken = [...this.#taken, ...taken];
     }

@@ -41,10 +41,12 @@ export function doctorCommand(): Command {
               ...report,
               chosen,
               diskProblem,
+              recovered: vm.recovered ?? [],
             },
             [
               `${address}: ${printable(vm.identity.name) || '(no name)'} ${printable(vm.identity.uuid)}, ${printable(vm.identity.machineType)}, ${printable(runState)}`,
               `memory ${formatBytes(layout.sizeBytes)} in ${layout.regions.length} regions`,
+              ...(vm.recovered ?? []).map((text) => `put right: ${text}`),
               '',
               formatTable(
                 ['tracker', 'usable', 'why'],

@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Command } from 'commander';
 
 import { openSession } from '../../checkpoint/open-session.js';
+import type { CheckpointSession } from '../../checkpoint/session.js';
 import { CheckpointError, isCheckpointError } from '../../errors.js';
 import { hypervisors } from '../../index.js';
 import { checkpointText } from '../checkpoint-text.js';
@@ -20,13 +21,16 @@ interface Options extends SessionCliOptions, KeepCliOptions {
   readonly withDisks?: boolean;
 }
 
+/** For a checkpoint under way when the watcher is ended. */
+const GRACE_MS = 1000;
+
 /** Errors after which there is no next checkpoint to wait for. */
 const FATAL = ['VM_GONE', 'VM_UNREACHABLE', 'VM_NOT_RESUMED', 'REPO_DAMAGED', 'WORKER_FAILED'] as const;
 
 export function watchCommand(): Command {
   return addKeepOptions(
     addSessionOptions(
-      command('watch', 'take a checkpoint every so often until stopped (SIGINT or SIGTERM ends it cleanly)', [
+      command('watch', 'take a checkpoint every so often until stopped (a signal ends it cleanly)', [
         'cairn watch qmp:/run/web1.qmp --every 10 --repo /srv/cairn',
         'cairn watch qmp:/run/web1.qmp --every 0.5 --count 100 --json',
         'cairn watch qmp:/run/web1.qmp --every 10 --keep-last 30 --keep-hourly 24 --with-disks',
@@ -47,49 +51,69 @@ export function watchCommand(): Command {
         const policy = keepPolicyOf(options);
         if (options.withDisks === true && policy === undefined)
           throw new CheckpointError('USAGE', '--with-disks is for --keep-... alone');
-        // The signal ends the waiting, not a checkpoint under way: that one is finished first.
-        const session = await openSession(hypervisors(), vm, {
-          ...sessionSettings(options),
-          repository: await openRepository(),
-        });
+        const repository = await openRepository();
+        const work = afterGrace(signal);
+        const open = (): Promise<CheckpointSession> =>
+          openSession(hypervisors(), vm, { ...sessionSettings(options), repository, signal: work });
+        let session: CheckpointSession | undefined = await open();
         let taken = 0;
         let failed = 0;
         const withDisks = options.withDisks ?? false;
-        const forgetting = new WatchForgetting({ policy, withDisks }, session, reporter);
+        const forgetting = new WatchForgetting({ policy, withDisks }, reporter);
         try {
           let tracker = '';
           while (!signal.aborted && (options.count === undefined || taken + failed < options.count)) {
             const startedMs = Date.now();
+            const present: CheckpointSession = (session ??= await open());
             try {
-              const summary = await session.checkpoint().catch(async (error: unknown) => {
-                if (!(await forgetting.makeRoom(error, signal))) throw error;
-                return session.checkpoint();
+              const summary = await present.checkpoint().catch(async (error: unknown) => {
+                if (!(await forgetting.makeRoom(present, error, signal))) throw error;
+                return present.checkpoint();
               });
               taken++;
               // Hotplug may change it on the way.
-              if (session.trackerKind !== tracker && session.trackerReason !== '')
-                reporter.warning(`using tracker ${session.trackerKind}: ${session.trackerReason}`);
-              tracker = session.trackerKind;
+              if (present.trackerKind !== tracker && present.trackerReason !== '')
+                reporter.warning(`using tracker ${present.trackerKind}: ${present.trackerReason}`);
+              tracker = present.trackerKind;
               for (const warning of summary.warnings) reporter.warning(warning);
               reporter.summary({ ...summary }, checkpointText(summary));
               const isLast = taken + failed === options.count;
-              await forgetting.afterCheckpoint(isLast, signal);
+              await forgetting.afterCheckpoint(present, isLast, signal);
             } catch (error) {
               const known = asCheckpointError(error);
+              // Whoever ends the watcher knows that it takes no more.
+              if (known.code === 'INTERRUPTED') break;
               if (isFatal(known)) throw known;
               failed++;
               reporter.error(known);
+              // Its connection to the VM was cut with that.
+              if (known.detail.endedBy === 'guard') {
+                session = undefined;
+                await present.close();
+              }
             }
             const last = options.count !== undefined && taken + failed >= options.count;
             if (!last) await pause(startedMs + options.every * 1000 - Date.now(), signal);
           }
         } finally {
-          await session.close();
+          await session?.close();
         }
         reporter.summary({ checkpoints: taken, failed }, `${taken} checkpoints, ${failed} failed`);
         return failed === 0 && forgetting.isWhole ? undefined : EXIT.incomplete;
       }),
     );
+}
+
+/**
+ * Follows a signal that ends the watcher, a moment later: a checkpoint under way that is done by then is
+ * spared. One that is cut off makes the next Cairn compare all pages.
+ */
+function afterGrace(signal: AbortSignal): AbortSignal {
+  const work = new AbortController();
+  signal.addEventListener('abort', () => {
+    setTimeout(() => work.abort(signal.reason), GRACE_MS).unref();
+  });
+  return work.signal;
 }
 
 function isFatal(error: CheckpointError): boolean {

@@ -183,6 +183,15 @@ export class CheckpointWriter {
     await pack.drained();
   }
 
+  /**
+   * Waits until the backend has taken all that was appended, and until closed packs are durable: nothing is
+   * under way then. @throws what the backend throws
+   */
+  async idle(): Promise<void> {
+    this.#mustBeOpen();
+    await this.#packs.idle();
+  }
+
   /** These pages are zero now. */
   markZero(pages: Uint32Array): void {
     this.#mustBeOpen();

@@ -54,6 +54,11 @@ export class PackSeries {
     return Promise.all(this.#closing);
   }
 
+  /** Nothing is queued, and no pack is being made durable. @throws what the backend's save threw */
+  async idle(): Promise<void> {
+    await Promise.all([...this.#closing, this.#open?.drained(0)]);
+  }
+
   /** Gives up the pack that takes frames, and waits for those that are being closed. Never throws. */
   async abort(): Promise<void> {
     const running = this.#open;

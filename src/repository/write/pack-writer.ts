@@ -75,9 +75,13 @@ export class PackWriter {
     return this.#frames.length - 1;
   }
 
-  /** Settles when there is room in the queue again. @throws what the backend's save threw */
-  async drained(): Promise<void> {
-    while (this.#queuedBytes > MAX_QUEUED_BYTES && this.#failure === undefined && this.#ended === 'no') {
+  /**
+   * Settles when there is room in the queue again.
+   * @param mostBytes that may be left in it
+   * @throws what the backend's save threw
+   */
+  async drained(mostBytes = MAX_QUEUED_BYTES): Promise<void> {
+    while (this.#queuedBytes > mostBytes && this.#failure === undefined && this.#ended === 'no') {
       await this.#change();
     }
     if (this.#failure !== undefined) throw this.#failure.error;

@@ -5,7 +5,7 @@
 
 import { performance } from 'node:perf_hooks';
 
-import { describeError } from '../../errors.js';
+import { describeError, isCheckpointError } from '../../errors.js';
 import type { CallOptions } from '../../storage/backend.js';
 import type { ChainReader } from '../read/chain-reader.js';
 import type { PageMap } from '../read/page-map.js';
@@ -60,7 +60,7 @@ export class RegroupStep {
   /**
    * Brings scattered records together, in a pack of its own.
    * @returns undefined when nothing was regrouped
-   * @throws what `newPack` throws
+   * @throws what `newPack` throws, INTERRUPTED
    */
   async run(plan: SegmentPlan): Promise<RegroupedPack | undefined> {
     const { map, level, reader, written, newPack, storedLately } = this.#deps;
@@ -83,6 +83,7 @@ export class RegroupStep {
       return regrouped;
     } catch (error) {
       await written.takeBackTo(this.#before);
+      if (isCheckpointError(error, 'INTERRUPTED')) throw error;
       this.#warn(error);
       return undefined;
     }

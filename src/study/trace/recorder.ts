@@ -39,6 +39,10 @@ export interface RecordOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** The consumer of an epoch has this long, and all memory is read in the first pause. */
+const EPOCH_LIMIT_MS = 60_000;
+const SLOWEST_READ_BYTES_PER_MS = 131_072;
+
 /** Pages read from the guest at a time. */
 const READ_PAGES = 4096;
 const STRETCH_PAGES = 64;
@@ -60,7 +64,7 @@ export async function* recordEpochs(
   const reader = ((await import(moduleUrl)) as GuestReaderModule).openGuestReader(readerOptions);
   const wasRunning = (await vm.runState.read()) === 'running';
   try {
-    await vm.runState.pause();
+    await vm.runState.pause({ limitMs: EPOCH_LIMIT_MS + layout.sizeBytes / SLOWEST_READ_BYTES_PER_MS });
     const memory = new MemoryCopy(layout, reader);
     memory.readAll(tracker);
     let stretches = 1;
@@ -69,7 +73,7 @@ export async function* recordEpochs(
       const started = performance.now();
       await vm.runState.resume();
       await sleep(Math.max(0, options.epochMs - (performance.now() - started)));
-      await vm.runState.pause();
+      await vm.runState.pause({ limitMs: EPOCH_LIMIT_MS });
       const runMs = performance.now() - started;
       const { dirty, absent } = tracker.collect();
       const pages = expandRuns(dirty.toRuns());

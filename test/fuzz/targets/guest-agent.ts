@@ -73,6 +73,7 @@ export const openTarget: OpenTarget = async (workDir) => {
   const guard: PauseGuard = {
     pausing: () => Promise.resolve(),
     running: () => undefined,
+    handOver: () => undefined,
     freezing: () => Promise.resolve(),
     thawed: () => undefined,
   } as unknown as PauseGuard;
@@ -88,7 +89,7 @@ export const openTarget: OpenTarget = async (workDir) => {
       isRunning: () => Promise.resolve(true),
     });
     try {
-      const count = await freezer.freeze(LIMIT_MS);
+      const count = await freezer.freeze(LIMIT_MS, LIMIT_MS);
       await freezer.thaw();
       return `frozen ${count > 0}`;
     } finally {

@@ -93,7 +93,10 @@ export const openTarget: OpenTarget = (workDir) => {
   const readers: Readonly<Record<string, () => unknown>> = {
     [NAMES.ledger]: () => new Ledger(dir, IDENTITY).read(),
     [NAMES.snapshots]: () => new SnapshotRecord(dir, vm, 'r').settle(() => Promise.resolve(false)),
-    [NAMES.paused]: () => readPauseMarker(at(NAMES.paused)).then(() => isLeftPaused(at(NAMES.paused))),
+    [NAMES.paused]: () => {
+      readPauseMarker(at(NAMES.paused));
+      return isLeftPaused(at(NAMES.paused));
+    },
     [NAMES.stream]: () =>
       finishStream(at(NAMES.stream), monitor).then(() => recoverStream(at(NAMES.stream), monitor)),
     [NAMES.softDirty]: () => readArming(at(NAMES.softDirty), RANGES),

@@ -13,6 +13,8 @@ export interface GuestAgent {
    * @throws GUEST_AGENT when there is no answer in time, or the agent refuses
    */
   command(name: string, timeoutMs: number): Promise<Json>;
+  /** Of the connection, while there is one; absent where a manager has it. */
+  readonly descriptor?: number | undefined;
   close(): void;
 }
 

@@ -1,7 +1,7 @@
 /**
  * Freezing the guest's file systems around the pause, and who thaws them.
  *
- *     freeze  guard told -> marker set -> guest-fsfreeze-freeze
+ *     freeze  marker set -> guard told -> guest-fsfreeze-freeze
  *     thaw    guest-fsfreeze-thaw -> marker removed -> guard told
  *
  * A guest that stays frozen is as good as dead, so the same three stand behind the thaw as behind the resume
@@ -18,6 +18,7 @@ import {
   type PauseMarker,
 } from '../../../guard/pause-marker.js';
 import type { PauseGuard } from '../../../guard/pause-guard.js';
+import { pauseTaken } from '../../../guard/guarded-pause.js';
 import { agentError, thawGuest, type GuestAgent } from './guest-agent.js';
 import { SocketAgent } from './socket-agent.js';
 
@@ -47,11 +48,12 @@ export class GuestFreezer {
 
   /**
    * @param limitMs for the agent to have written everything out
+   * @param frozenLimitMs after which the guard has the guest thawed
    * @returns number of file systems
    * @throws GUEST_AGENT with nothing frozen, VM_UNSUPPORTED without an agent, VM_STATE of a VM that does not
    *   run, GUEST_FROZEN
    */
-  async freeze(limitMs: number): Promise<number> {
+  async freeze(limitMs: number, frozenLimitMs: number): Promise<number> {
     const { agent, agentPath, markerPath, owner, guard, isRunning } = this.#options;
     if (agent === undefined) {
       throw new CheckpointError('VM_UNSUPPORTED', "no way to the guest's agent is known", {
@@ -68,15 +70,24 @@ export class GuestFreezer {
         },
       );
     }
-    if ((await readPauseMarker(markerPath)) !== undefined)
+    if (readPauseMarker(markerPath) !== undefined)
       throw frozenByOthers('an earlier freeze by Cairn is not over');
     const status = await agent.command('guest-fsfreeze-status', Math.min(limitMs, STATUS_LIMIT_MS));
     if (status !== 'thawed') {
       agent.close();
       throw frozenByOthers('its file systems are frozen already, by somebody else');
     }
-    await (await guard()).freezing();
+    const ready = await guard();
     setPauseMarker(markerPath, { ...(await owner()), agentPath });
+    try {
+      // The agent serves one client: it is to be the guard, when that takes the freeze away.
+      if (agent.descriptor !== undefined) ready.handOver(agent.descriptor, 'thawed');
+      await ready.freezing(frozenLimitMs);
+    } catch (error) {
+      clearPauseMarker(markerPath);
+      agent.close();
+      throw error;
+    }
     try {
       const count = await agent.command('guest-fsfreeze-freeze', limitMs);
       if (typeof count === 'number' && count > 0) return count;
@@ -90,7 +101,10 @@ export class GuestFreezer {
     }
   }
 
-  /** @throws GUEST_FROZEN when the agent does not answer; the guard goes on trying */
+  /**
+   * @throws GUEST_FROZEN when the agent does not answer; the guard goes on trying. PAUSE_LIMIT when it is
+   *   thawed, but the guard had it thawed before
+   */
   async thaw(cause?: unknown): Promise<void> {
     const { agent, markerPath, guard, releaseGuard } = this.#options;
     if (agent === undefined) return;
@@ -111,15 +125,17 @@ export class GuestFreezer {
     }
     // Between checkpoints the agent is there for others.
     agent.close();
+    const isTaken = readPauseMarker(markerPath)?.takenAway !== undefined;
     clearPauseMarker(markerPath);
     (await guard().catch(() => undefined))?.thawed();
+    if (isTaken) throw pauseTaken();
   }
 
   /** Thaws a guest that a Cairn froze and did not live to thaw. Best effort. @returns true when it did */
   async recover(): Promise<boolean> {
     const { markerPath } = this.#options;
     if (!(await isLeftPaused(markerPath))) return false;
-    const path = (await readPauseMarker(markerPath))?.agentPath ?? '';
+    const path = readPauseMarker(markerPath)?.agentPath ?? '';
     const agent = path === '' ? this.#options.agent : new SocketAgent(path);
     if (agent === undefined) return false;
     try {

@@ -10,6 +10,8 @@
 import { createConnection, type Socket } from 'node:net';
 
 import { describeError, isCheckpointError } from '../../../../src/errors.js';
+import { shutDownSocket } from '../../../../src/ffi/socket-pair.js';
+import { descriptorOf } from '../../../../src/host/socket-descriptor.js';
 import type { Json } from '../../../../src/types.js';
 import { asObject } from '../../../qemu/qmp-json.js';
 import { agentError, resultOf, type GuestAgent } from './guest-agent.js';
@@ -45,6 +47,10 @@ export class SocketAgent implements GuestAgent {
         ? error
         : agentError(`${name} at ${this.#path}: ${describeError(error)}`, NO_ANSWER_HINT, error);
     }
+  }
+
+  get descriptor(): number | undefined {
+    return this.#connection?.descriptor;
   }
 
   close(): void {
@@ -94,7 +100,14 @@ class AgentConnection {
     this.#socket.write(bytes);
   }
 
+  get descriptor(): number | undefined {
+    const descriptor = descriptorOf(this.#socket);
+    return descriptor < 0 ? undefined : descriptor;
+  }
+
   close(): void {
+    // The guard may hold it as well: for QEMU it is to end now.
+    if (this.descriptor !== undefined) shutDownSocket(this.descriptor);
     this.#socket.destroy();
   }
 

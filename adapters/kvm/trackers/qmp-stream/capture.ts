@@ -9,16 +9,19 @@
  *
  * From `approach` to the end a guard process of its own stands by: when Cairn dies, it cancels the migration,
  * continues the VM and puts the operator's migration settings back. A reader that is gone makes QEMU fail the
- * migration by itself.
+ * migration by itself. The guard does the same when Cairn hangs: QEMU may stop the VM at any moment, so Cairn
+ * has to say again and again that it follows, until the VM is stopped; from then on the limit of the pause
+ * runs.
  */
 
 import { CheckpointError, describeError, isCheckpointError } from '../../../../src/errors.js';
 import type { ApproachRequest } from '../../../../src/hypervisor/dirty-tracker.js';
 import { findBlockers } from '../../inspect/blockers.js';
+import type { PauseRequest } from '../../../../src/hypervisor/run-state.js';
 import { isMigrating } from '../../inspect/hazards.js';
 import { refuseBlocked } from '../../../qemu/migration-blockers.js';
 import type { Monitor } from '../../../qemu/monitor.js';
-import type { PauseGuard } from '../../../guard/pause-guard.js';
+import { pauseTaken, type GuardedPause } from '../../../guard/guarded-pause.js';
 import { asArray, asText } from '../../../qemu/qmp-json.js';
 import type { RunStateControl } from '../../run/run-state.js';
 import { withRunState } from '../../../qemu/stream/device-state.js';
@@ -29,7 +32,7 @@ import type { Receiver } from './receiver.js';
 import type { ReceivedStream } from './receiver-messages.js';
 import { planSettings, setSettings, type MigrationSettings } from './settings.js';
 import type { StreamManager } from './stream-manager.js';
-import { clearStreamMarker, setStreamMarker } from './stream-marker.js';
+import { setStreamMarker } from './stream-marker.js';
 
 export interface CaptureDeps {
   readonly monitor: Monitor;
@@ -37,12 +40,12 @@ export interface CaptureDeps {
   readonly receiver: Receiver;
   readonly manager: StreamManager | undefined;
   readonly markerPath: string;
+  /** A stream, from the first change of a setting until the VM runs after it, as its guard sees it. */
+  readonly guarded: GuardedPause;
   /** Nothing may run while memory travels: see `losesWrites`. */
   readonly stopFirst: boolean;
   /** Names the attachment in the marker, for the guard. */
   readonly attachment: string;
-  /** A living guard, ready for the next stream. */
-  readonly readyGuard: () => Promise<PauseGuard>;
   /** The staging file may be ahead of what its dirty bits say, or behind. */
   readonly onBroken: () => void;
 }
@@ -50,10 +53,16 @@ export interface CaptureDeps {
 /** What is under way; from the first change of a setting until everything is put back. */
 interface UnderWay {
   readonly putBack: MigrationSettings;
-  readonly guard: PauseGuard;
+  /** Says that Cairn follows. */
+  readonly heartbeat: NodeJS.Timeout;
   migration?: Migration;
   ended?: Promise<ReceivedStream>;
 }
+
+/** What is left then may wait until this process ends. The longest time of a timer is 2^31 - 1 ms. */
+const NO_LIMIT_MS = 2_000_000_000;
+/** Cairn hangs for this much less than the limit before the guard acts, in the worst case. */
+const HEARTBEAT_MS = 500;
 
 export class StreamCapture {
   readonly #deps: CaptureDeps;
@@ -70,13 +79,14 @@ export class StreamCapture {
   }
 
   /** See `MemoryPicture.approach`. */
-  async approach({ decide, signal, onRound }: ApproachRequest): Promise<number | undefined> {
+  async approach({ decide, signal, onRound, pauseLimitMs }: ApproachRequest): Promise<number | undefined> {
     await this.#putBack;
-    await this.#begin();
+    await this.#begin(pauseLimitMs);
     const started = performance.now();
     if (this.#deps.stopFirst) {
       signal?.throwIfAborted();
-      if (!(await this.#deps.runState.pause())) throw pausedByOther();
+      this.#endHeartbeat();
+      if (!(await this.#deps.runState.pause({ limitMs: pauseLimitMs }))) throw pausedByOther();
       await this.#migrate();
       return started;
     }
@@ -89,6 +99,7 @@ export class StreamCapture {
           this.#isPausedByOther = true;
           throw pausedByOther();
         }
+        this.#endHeartbeat();
         return migration.stoppedAt;
       }
       if (migration.passes <= passes) {
@@ -107,13 +118,14 @@ export class StreamCapture {
   /**
    * The VM is stopped and nearly everything is here.
    * @returns true, as `PauseControl.pause`
-   * @throws VM_STATE, TRACKER_FAILED, QMP_TIMEOUT, VM_GONE
+   * @throws VM_STATE, TRACKER_FAILED, QMP_TIMEOUT, PAUSE_LIMIT, VM_GONE
    */
-  async pause(): Promise<boolean> {
+  async pause({ limitMs }: PauseRequest = {}): Promise<boolean> {
     const migration = this.#migration();
+    this.#endHeartbeat();
     if (migration.stoppedAt === undefined && !this.#deps.stopFirst) {
       try {
-        if (!(await this.#deps.runState.pause({ duringOwnMigration: true }))) throw pausedByOther();
+        if (!(await this.#deps.runState.pause({ duringOwnMigration: true, limitMs }))) throw pausedByOther();
       } catch (error) {
         // QEMU may be stopping the VM in this very moment, which is what was wanted. Its state says so before
         // the vCPUs have come to rest, its STOP event only after that.
@@ -129,11 +141,22 @@ export class StreamCapture {
     return this.#migration().complete();
   }
 
-  /** Makes the VM run, wherever the migration stands. @throws VM_NOT_RESUMED, VM_GONE */
+  /** Makes the VM run, wherever the migration stands. @throws VM_NOT_RESUMED, PAUSE_LIMIT, VM_GONE */
   async resume(): Promise<void> {
+    const { runState, guarded } = this.#deps;
+    if (this.#underWay === undefined) return runState.resume();
+    try {
+      if (guarded.isTaken()) throw pauseTaken();
+      await this.#resume(this.#underWay);
+    } catch (error) {
+      // Once one guard has cut the connection, nothing but the other can end the migration.
+      if (!guarded.isTaken() && !isCheckpointError(error, 'PAUSE_LIMIT')) throw error;
+      await this.#afterTaken();
+    }
+  }
+
+  async #resume(underWay: UnderWay): Promise<void> {
     const { monitor, runState, receiver, onBroken } = this.#deps;
-    const underWay = this.#underWay;
-    if (underWay === undefined) return runState.resume();
     if (underWay.migration?.isCompleted !== true) {
       onBroken();
       receiver.cut();
@@ -151,8 +174,34 @@ export class StreamCapture {
       await leftMigration(monitor);
       await runState.resumeFromMigration();
     }
+    if (this.#deps.guarded.isTaken()) throw pauseTaken();
     this.#received = underWay.ended;
     this.#putBack = this.#cleanUp();
+  }
+
+  /** The guards have ended the stream and resumed the VM, or are about to. @throws PAUSE_LIMIT, VM_NOT_RESUMED */
+  async #afterTaken(): Promise<never> {
+    const { runState, guarded, receiver, onBroken } = this.#deps;
+    const underWay = this.#underWay;
+    this.#underWay = undefined;
+    onBroken();
+    receiver.cut();
+    clearInterval(underWay?.heartbeat);
+    underWay?.migration?.close();
+    const seen = await guarded.awaitGuard();
+    // Of a VM that Cairn stopped itself another guard takes the pause away.
+    await runState.resume().catch((error: unknown) => {
+      if (isCheckpointError(error, 'VM_NOT_RESUMED')) throw error;
+    });
+    if (seen !== 'resumed') {
+      throw new CheckpointError(
+        'VM_NOT_RESUMED',
+        'the guard process of Cairn has not yet ended the migration of a pause that was too long',
+        { hint: 'look at the VM in its monitor (info status, info migrate)' },
+      );
+    }
+    await guarded.end();
+    throw pauseTaken();
   }
 
   /** Waits for the last bytes. Caller owns the result. @throws VM_STATE, STREAM_MALFORMED, TRACKER_FAILED */
@@ -183,8 +232,8 @@ export class StreamCapture {
     return manager === undefined ? runState.isFinishingMigration() : manager.isStoppedByMigration();
   }
 
-  async #begin(): Promise<void> {
-    const { monitor, runState, manager, readyGuard, markerPath, attachment } = this.#deps;
+  async #begin(limitMs: number): Promise<void> {
+    const { monitor, runState, manager, guarded, markerPath, attachment } = this.#deps;
     await manager?.ready();
     const [found, status, blockJobs, blockers] = await Promise.all([
       runState.read(),
@@ -222,10 +271,11 @@ export class StreamCapture {
     this.#owed = undefined;
     this.#isPausedByOther = false;
     const plan = await planSettings(monitor);
-    const guard = await readyGuard();
-    this.#underWay = { putBack: plan.putBack, guard };
-    await guard.pausing();
-    setStreamMarker(markerPath, { attachment, putBack: plan.putBack, isOver: false });
+    await guarded.begin(limitMs, () =>
+      setStreamMarker(markerPath, { attachment, putBack: plan.putBack, isOver: false }),
+    );
+    const heartbeat = setInterval(() => void guarded.within(limitMs), HEARTBEAT_MS);
+    this.#underWay = { putBack: plan.putBack, heartbeat };
     await setSettings(monitor, plan.apply);
   }
 
@@ -245,6 +295,10 @@ export class StreamCapture {
     return migration;
   }
 
+  #endHeartbeat(): void {
+    clearInterval(this.#underWay?.heartbeat);
+  }
+
   #migration(): Migration {
     const migration = this.#underWay?.migration;
     if (migration === undefined) throw new CheckpointError('VM_STATE', 'no stream of memory is under way');
@@ -255,19 +309,20 @@ export class StreamCapture {
    * The VM runs and the migration is over: the operator's settings come back, the guard goes. Never rejects.
    */
   async #cleanUp(): Promise<void> {
-    const { monitor, markerPath, attachment } = this.#deps;
+    const { monitor, markerPath, attachment, guarded } = this.#deps;
     const underWay = this.#underWay;
     this.#underWay = undefined;
     if (underWay === undefined) return;
     const { putBack } = underWay;
+    clearInterval(underWay.heartbeat);
     underWay.migration?.close();
     try {
       setStreamMarker(markerPath, { attachment, putBack, isOver: true });
       await setSettings(monitor, putBack);
-      clearStreamMarker(markerPath);
-      underWay.guard.running();
+      await guarded.end();
     } catch (error) {
       this.#owed = putBack;
+      void guarded.within(NO_LIMIT_MS);
       // The guard and the marker stay: one of them does it as soon as this process is gone.
       if (!isCheckpointError(error, 'VM_GONE'))
         process.emitWarning(`migration settings of the VM are not put back yet: ${describeError(error)}`);

@@ -23,6 +23,7 @@ import {
 import type { MemoryLayout } from '../../../../src/hypervisor/memory-layout.js';
 import type { Monitor } from '../../../qemu/monitor.js';
 import { GuardKeeper } from '../../../guard/guard-keeper.js';
+import { GuardedPause } from '../../../guard/guarded-pause.js';
 import type { QemuProcess } from '../../../qemu/peer-process.js';
 import type { RunStateControl } from '../../run/run-state.js';
 import { StreamCapture } from './capture.js';
@@ -69,9 +70,9 @@ export class QmpStreamTracker implements DirtyTracker {
     this.#options = options;
     const { process, socketPath, manager } = options;
     const markerPath = this.#markerPath();
-    const guarded = { process, markerPath, attachment: this.#attachment };
+    const attachment = this.#attachment;
     this.#guard = new GuardKeeper(manager?.guard(markerPath) ?? streamGuard(socketPath, markerPath), () =>
-      Promise.resolve(guarded),
+      Promise.resolve({ process, markerPath, attachment, connection: options.monitor.descriptor }),
     );
     const records = (): number => this.#started?.views.counters[0] ?? 0;
     const recordsBeforeStop = (): number => this.#recordsBeforeStop;
@@ -79,7 +80,7 @@ export class QmpStreamTracker implements DirtyTracker {
       approach: (request) => this.#approach(request),
       // Asynchronous, so that a tracker that is not started rejects and does not throw.
       runState: {
-        pause: async () => this.#on().capture.pause(),
+        pause: async (request) => this.#on().capture.pause(request),
         resume: async () => this.#on().capture.resume(),
       },
       deviceState: {
@@ -118,7 +119,11 @@ export class QmpStreamTracker implements DirtyTracker {
         stopFirst,
         markerPath: this.#markerPath(),
         attachment: this.#attachment,
-        readyGuard: () => this.#guard.ready(),
+        guarded: new GuardedPause({
+          guard: this.#guard,
+          markerPath: this.#markerPath(),
+          attachment: this.#attachment,
+        }),
         onBroken: () => this.#distrust(),
       }),
     };

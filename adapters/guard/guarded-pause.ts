@@ -1,0 +1,126 @@
+/**
+ * One attachment's pauses as its guard sees them: marked before the VM is stopped, limited in time, and maybe
+ * taken away.
+ *
+ *     begin -> stop the VM -> work -> isTaken? -> resume the VM -> isTaken? -> end
+ *
+ * The guard marks that it takes a pause away before it resumes the VM. So when `isTaken` says no, whatever
+ * was done up to then was done in a pause that the guard had not touched.
+ */
+
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { CheckpointError } from '../../src/errors.js';
+import type { GuardKeeper } from './guard-keeper.js';
+import {
+  clearPauseMarker,
+  markerOf,
+  readPauseMarker,
+  setPauseMarker,
+  type PauseMarker,
+} from './pause-marker.js';
+
+/** A guard that is at work needs some retries; then whoever asks must say that the VM does not run. */
+const RESUME_LIMIT_MS = 10_000;
+const POLL_MS = 10;
+
+export interface GuardedPauseOptions {
+  readonly guard: GuardKeeper;
+  readonly markerPath: string;
+  readonly attachment: string;
+}
+
+export class GuardedPause {
+  readonly #options: GuardedPauseOptions;
+  #owner: PauseMarker | undefined;
+  #isMarked = false;
+
+  constructor(options: GuardedPauseOptions) {
+    this.#options = options;
+  }
+
+  /** What markers of this attachment say. */
+  owner(): PauseMarker {
+    this.#owner ??= markerOf(this.#options.attachment);
+    return this.#owner;
+  }
+
+  /**
+   * Right before the VM is stopped.
+   * @param mark writes the marker; default: the plain one
+   * @throws VM_STATE without a guard; PAUSE_LIMIT when this took longer than the pause may, with nothing
+   *   stopped
+   */
+  async begin(limitMs: number, mark = () => this.#mark()): Promise<void> {
+    const guard = await this.#options.guard.ready();
+    mark();
+    this.#isMarked = true;
+    try {
+      await guard.pausing(limitMs);
+    } catch (error) {
+      await this.end();
+      throw error;
+    }
+    if (!this.isTaken()) return;
+    await this.end();
+    throw pauseTaken();
+  }
+
+  /** The limit counts from now. */
+  async within(limitMs: number): Promise<void> {
+    (await this.#options.guard.present())?.within(limitMs);
+  }
+
+  /** The guard has taken the pause away, or is about to, or the marker was removed. */
+  isTaken(): boolean {
+    if (!this.#isMarked) return false;
+    const { markerPath, attachment } = this.#options;
+    const marker = readPauseMarker(markerPath);
+    return marker?.attachment !== attachment || marker.takenAway !== undefined;
+  }
+
+  /**
+   * Waits for the guard, which has the VM run. One that has not begun is made to, by letting it go.
+   * @returns `late` when the guard is still at it; `unknown` when it has died, or the marker was removed
+   */
+  async awaitGuard(): Promise<'resumed' | 'late' | 'unknown'> {
+    const { guard: keeper, markerPath, attachment } = this.#options;
+    const guard = await keeper.present();
+    const isLetGo = !this.isTaken();
+    if (isLetGo) await keeper.release();
+    const until = Date.now() + RESUME_LIMIT_MS;
+    while (Date.now() < until) {
+      const marker = readPauseMarker(markerPath);
+      const isThere = marker?.attachment === attachment;
+      if (marker?.takenAway === 'resumed' || (isLetGo && !isThere)) return 'resumed';
+      if (!isThere || guard?.isAlive !== true) return 'unknown';
+      await sleep(POLL_MS);
+    }
+    return 'late';
+  }
+
+  /** From here on nobody may resume the VM: if it stands still later, its operator has paused it. */
+  async end(): Promise<void> {
+    this.#isMarked = false;
+    clearPauseMarker(this.#options.markerPath);
+    (await this.#options.guard.present())?.running();
+  }
+
+  #mark(): void {
+    setPauseMarker(this.#options.markerPath, this.owner());
+  }
+}
+
+/** The checkpoint lost its pause. The VM runs. */
+export function pauseTaken(cause?: unknown): CheckpointError {
+  return new CheckpointError(
+    'PAUSE_LIMIT',
+    'the pause went on beyond its limit, so the guard process of Cairn has ended it; the VM runs',
+    {
+      hint: 'the checkpoint is dropped; find out what Cairn was held up by, or allow more with --pause-limit',
+      retryable: true,
+      detail: { endedBy: 'guard' },
+      ...(cause === undefined ? {} : { cause }),
+    },
+  );
+}

@@ -1,0 +1,70 @@
+/**
+ * A real QEMU whose Cairn hangs in the pause: the guest goes on while Cairn still hangs, what Cairn has when it wakes is no checkpoint,
+ * and the next one holds exactly the memory of its pause.
+ */
+
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
+
+import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+
+import type { FaultPoint } from '../../src/checkpoint/fault-points.js';
+import { LabMachine } from './machine.js';
+import { cairn, type CliOptions } from './support/cairn-cli.js';
+import type { QemuVersion } from './support/lab-files.js';
+import { checkpointAgainstTruth } from './support/oracle.js';
+import { StoppedCairn } from './support/stopped-cairn.js';
+
+const IN_PAUSE: readonly FaultPoint[] = ['afterPause', 'duringCopy', 'beforeResume'];
+const LIMIT = ['--pause-limit', '1s'];
+
+describe.each<QemuVersion>(['7.2', '10.0'])('a pause of QEMU %s that goes on', (qemu) => {
+  let machine: LabMachine;
+  let options: CliOptions & { readonly repo: string };
+  beforeAll(async () => {
+    machine = await LabMachine.start({ name: 'pause-limit', memoryMib: 192, qemu });
+    options = { dir: machine.dir, repo: join(machine.dir, 'repo') };
+    await cairn(['init', '--repo', options.repo], options);
+    await machine.guest('lab memory 16');
+    await cairn(take(), options);
+  });
+  afterAll(() => machine.destroy());
+
+  const take = (...more: string[]): string[] => [
+    ...['checkpoint', machine.address, '--repo', options.repo],
+    ...more,
+  ];
+
+  async function count(): Promise<number> {
+    const { checkpoints } = await cairn(['list', '--repo', options.repo], options);
+    return (checkpoints as unknown[]).length;
+  }
+
+  async function expectNothingLeft(before: number): Promise<void> {
+    expect(await count()).toBe(before);
+    expect(
+      readdirSync(join(options.dir, 'runtime')).filter((name) => /^(paused|stream)-/.test(name)),
+    ).toEqual([]);
+    expect(await machine.qmp.status()).toBe('running');
+    expect(await cairn(['verify', '--repo', options.repo], options)).toMatchObject({ problems: [] });
+    expect((await checkpointAgainstTruth(machine, [], options)).differing).toEqual([]);
+  }
+
+  it.each(
+    IN_PAUSE.flatMap((point) =>
+      (['pagemap-scan', 'qmp-stream', 'compare'] as const).map((tracker) => ({ point, tracker })),
+    ),
+  )('is taken away from a Cairn that hangs at $point, with $tracker', async ({ point, tracker }) => {
+    const before = await count();
+    const hung = await StoppedCairn.at(point, take(...LIMIT, '--tracker', tracker), options);
+    expect(await machine.qmp.status()).not.toBe('running');
+    await machine.waitForProgress();
+    expect(hung.isStopped()).toBe(true);
+    const { exitCode, messages } = await hung.goOn();
+    expect({ exitCode, error: messages.at(-1) }).toMatchObject({
+      exitCode: 27,
+      error: { code: 'PAUSE_LIMIT' },
+    });
+    await expectNothingLeft(before);
+  });
+});

@@ -1,0 +1,72 @@
+/** A Cairn that stands still at a point of a checkpoint (`src/checkpoint/fault-points.ts`), as one does whose storage hangs. */
+
+import { readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { FAULT_POINTS, type FaultPoint } from '../../../src/checkpoint/fault-points.js';
+import { CairnProcess, type CliOptions, type CliResult } from './cairn-cli.js';
+
+export class StoppedCairn {
+  readonly #process: CairnProcess;
+
+  private constructor(process: CairnProcess) {
+    this.#process = process;
+  }
+
+  /** Returns when it stands still. Throws when it ends before. */
+  static async at(point: FaultPoint, args: readonly string[], options: CliOptions): Promise<StoppedCairn> {
+    const env = {
+      ...options.env,
+      CAIRN_FAULT_POINT: `${FAULT_POINTS[point]}`,
+      CAIRN_FAULT_SIGNAL: 'SIGSTOP',
+    };
+    const stopped = new StoppedCairn(new CairnProcess(args, { ...options, env }));
+    while (!stopped.isStopped()) {
+      if (stopped.#process.isOver)
+        throw new Error(`cairn did not come to ${point}: ${JSON.stringify(await stopped.#process.ended)}`);
+      await sleep(5);
+    }
+    return stopped;
+  }
+
+  /** True until it is continued or killed. */
+  isStopped(): boolean {
+    return stateOf(this.#pid) === 'T';
+  }
+
+  /** It wakes. */
+  goOn(): Promise<CliResult> {
+    process.kill(this.#pid, 'SIGCONT');
+    return this.#process.ended;
+  }
+
+  /** Kills it and every process that it has started, guards included. @returns how many those were */
+  async killWithGuards(): Promise<number> {
+    const guards = childrenOf(this.#pid);
+    for (const pid of guards) process.kill(pid, 'SIGKILL');
+    process.kill(this.#pid, 'SIGKILL');
+    await this.#process.ended;
+    while (guards.some((pid) => !['', 'Z', 'X'].includes(stateOf(pid)))) await sleep(5);
+    return guards.length;
+  }
+
+  get #pid(): number {
+    return this.#process.child.pid!;
+  }
+}
+
+/** Processes that a process has started and that live. */
+export function childrenOf(pid: number): readonly number[] {
+  const listed = readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1').trim();
+  return listed === '' ? [] : listed.split(' ').map(Number);
+}
+
+/** The letter of proc(5); empty when there is no such process. */
+function stateOf(pid: number): string {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
+    return stat.slice(stat.lastIndexOf(')') + 2)[0] ?? '';
+  } catch {
+    return '';
+  }
+}
