@@ -16,7 +16,8 @@ import { checkpointAgainstTruth } from './support/oracle.js';
 import { StoppedCairn } from './support/stopped-cairn.js';
 
 const IN_PAUSE: readonly FaultPoint[] = ['afterPause', 'duringCopy', 'beforeResume'];
-const LIMIT = ['--pause-limit', '1s'];
+/** Long enough to come to the point on a busy host. */
+const LIMIT = ['--pause-limit', '10s'];
 
 describe.each<QemuVersion>(['7.2', '10.0'])('a pause of QEMU %s that goes on', (qemu) => {
   let machine: LabMachine;
