@@ -55,7 +55,7 @@ export class ChainWriter {
   /** Highest sequence numbers in use, by this writer or anything found in the chain, orphans included. */
   readonly #last: { pack: number; index: number; checkpoint: number };
   #active: CheckpointWriter | undefined;
-  #hasReserve: boolean;
+  #reserve: 'all' | 'some' | 'none';
 
   private constructor(
     readonly vmName: string,
@@ -68,7 +68,7 @@ export class ChainWriter {
       readonly lock: ChainLock;
       readonly manifests: readonly Manifest[];
       readonly last: { pack: number; index: number; checkpoint: number };
-      readonly hasReserve: boolean;
+      readonly reserve: 'all' | 'some' | 'none';
       readonly signal: AbortSignal | undefined;
     },
   ) {
@@ -80,7 +80,7 @@ export class ChainWriter {
     this.#latest = parts.manifests.at(-1) ?? null;
     this.#stored = parts.manifests.flatMap(storedByIncrement);
     this.#last = parts.last;
-    this.#hasReserve = parts.hasReserve;
+    this.#reserve = parts.reserve;
   }
 
   /** See `Repository.openChainWriter`. */
@@ -96,7 +96,7 @@ export class ChainWriter {
     const lock = await takeLock(backend, keys, options);
     try {
       await claimVmRecord(backend, keys, vmName, identity, options);
-      const hasReserve = await keepReserve(backend, keys, options);
+      const reserve = await keepReserve(backend, keys, options);
       const { manifests, damaged } = await loadManifests(backend, keys, options);
       const highest = async (prefix: string): Promise<number> =>
         (await backend.list(prefix, options)).reduce((max, { key }) => Math.max(max, seqOfKey(key)), 0);
@@ -105,7 +105,7 @@ export class ChainWriter {
         index: await highest(keys.index),
         checkpoint: await highest(keys.checkpoints),
       };
-      const parts = { backend, repositoryId, keys, lock, manifests, last, hasReserve, signal };
+      const parts = { backend, repositoryId, keys, lock, manifests, last, reserve, signal };
       return new ChainWriter(vmName, damaged, parts);
     } catch (error) {
       await lock.release().catch(() => undefined);
@@ -135,11 +135,17 @@ export class ChainWriter {
 
   /**
    * Begins a checkpoint; one at a time.
-   * @throws RangeError when kind, parent, layout and map do not fit together; REPO_DAMAGED when the map is to
+   * @throws STORAGE_FULL when not even the reserve has room; RangeError when kind, parent, layout and map do not fit together; REPO_DAMAGED when the map is to
    *   be loaded
    */
   async begin(options: BeginOptions): Promise<CheckpointWriter> {
     if (this.#active !== undefined) throw new TypeError('another checkpoint of this chain is being written');
+    // What is committed into the last of the reserve could not be freed any more.
+    if (this.#reserve === 'none') {
+      throw new CheckpointError('STORAGE_FULL', `chain ${this.chain} has no room left in its storage`, {
+        hint: 'free it with "cairn forget", or make room beside it',
+      });
+    }
     const { kind, parent, layout } = options;
     if ((kind === 'base') !== (parent === null))
       throw new RangeError('a base has no parent, an increment has one');
@@ -194,7 +200,7 @@ export class ChainWriter {
     const checkLock = (): Promise<void> => this.#lock.mustBeHeld(this.chain, call);
     const inUse = this.#latest?.id;
     const result = await forgetHeld(source, { policy, calendar }, checkLock, { ...options, inUse });
-    this.#hasReserve = await keepReserve(this.#backend, this.#keys, call);
+    this.#reserve = await keepReserve(this.#backend, this.#keys, call);
     return result;
   }
 
@@ -205,7 +211,7 @@ export class ChainWriter {
   async close(): Promise<void> {
     await this.#active?.abort();
     await this.#lock.release();
-    if (!this.#hasReserve) await keepReserve(this.#backend, this.#keys, {});
+    if (this.#reserve !== 'all') await keepReserve(this.#backend, this.#keys, {});
   }
 
   async #mapFor(parent: Manifest | null, layout: MemoryLayout): Promise<PageMap> {

@@ -64,23 +64,25 @@ async function releaseReserve(backend: StorageBackend, keys: ChainKeys, call: Ca
 }
 
 /**
- * Makes what is missing of the reserve. Never throws: work goes on without, and the next writer tries again.
- * @returns whether it is all there
+ * Makes what is missing of the reserve. Never throws: what fails is tried again by the next writer.
+ * @returns `none` when there is no room for any of it
  */
 export async function keepReserve(
   backend: StorageBackend,
   keys: ChainKeys,
   call: CallOptions,
-): Promise<boolean> {
+): Promise<'all' | 'some' | 'none'> {
+  let count = 0;
   try {
     const present = new Set((await backend.list(keys.reserves, call)).map(({ key }) => key));
     for (let number = 1; number <= RESERVE_OBJECTS; number++) {
       const key = keys.reserve(number);
       // Random, because a file system that compresses would keep no room for zeros.
       if (!present.has(key)) await backend.save(key, randomBytes(RESERVE_BYTES), call);
+      count++;
     }
-    return true;
+    return 'all';
   } catch (error) {
-    return isCheckpointError(error, 'STORAGE_EXISTS');
+    return isCheckpointError(error, 'STORAGE_FULL') && count === 0 ? 'none' : 'some';
   }
 }
