@@ -32,7 +32,15 @@ import type { CallOptions, ObjectBody, StorageBackend, StorageProperties, Stored
 import { throwIfInterrupted } from './interrupted.js';
 import { assertKey, compareKeys, isKeySegment } from './keys.js';
 import { inodeAt, isClearRefusal, type Inode } from './own-file.js';
-import { alreadyExists, fromSystemError, notFound, outOfRange, roomFor, uncertain } from './storage-errors.js';
+import {
+  alreadyExists,
+  fromSystemError,
+  notFound,
+  outOfRange,
+  roomFor,
+  uncertain,
+  withoutEffect,
+} from './storage-errors.js';
 import { newTempName, removeLeftovers } from './temp-files.js';
 
 const FILE_MODE = 0o600;
@@ -151,7 +159,11 @@ export class FileBackend implements StorageBackend {
       await unlink(path);
     } catch (error) {
       const found = await this.#look('removing', key, error, () => inodeAt(path));
-      if (found !== undefined) throw fromSystemError(error, 'removing', key, this.properties.location);
+      // One that is still there is not missing, whatever unlink says.
+      const isFalse = systemErrorCode(error) === 'ENOENT';
+      const { location } = this.properties;
+      if (found !== undefined && isFalse) throw withoutEffect('removing', key, location, error);
+      if (found !== undefined) throw fromSystemError(error, 'removing', key, location);
     }
     await this.#look('removing', key, undefined, () => syncFolder(dirname(path)));
   }
