@@ -2,7 +2,7 @@
 
 import type { VmDisks } from '../../src/hypervisor/disks.js';
 import type { DiskDriverOptions } from '../../src/hypervisor/hypervisor.js';
-import type { Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
+import type { Vm, VmIdentity, VmProcess, VmReport } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
 import { DriverDisks, folderOf } from '../disks/disk-drivers.js';
 import { monitorImages, monitorOverlays } from '../disks/qcow2/monitor-snapshots.js';
@@ -51,6 +51,7 @@ export interface KvmVmDeps {
 export class KvmVm implements Vm {
   readonly address: string;
   readonly identity: VmIdentity;
+  readonly process: VmProcess;
   readonly machine: JsonObject;
   readonly disks: VmDisks;
   readonly memory: KvmMemory;
@@ -67,6 +68,7 @@ export class KvmVm implements Vm {
     const { runtimeDir, socketPath } = options;
     this.address = options.address;
     this.identity = identity;
+    this.process = process;
     this.machine = machine;
     this.#deps = deps;
     this.disks = new DriverDisks({

@@ -9,7 +9,7 @@ import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
 import type { VmDisk, VmDisks } from '../../src/hypervisor/disks.js';
 import type { VmMemory } from '../../src/hypervisor/memory.js';
 import type { PauseRequest, VmRunState } from '../../src/hypervisor/run-state.js';
-import type { Vm, VmIdentity, VmReport } from '../../src/hypervisor/vm.js';
+import type { Vm, VmIdentity, VmProcess, VmReport } from '../../src/hypervisor/vm.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { JsonObject } from '../../src/types.js';
 import { DriverDisks, folderOf } from '../disks/disk-drivers.js';
@@ -88,6 +88,7 @@ export async function attachDomain(
 export class LibvirtVm implements Vm {
   readonly address: string;
   readonly identity: VmIdentity;
+  readonly process: VmProcess;
   readonly disks: VmDisks;
   readonly memory: VmMemory;
   readonly runState: VmRunState;
@@ -105,6 +106,7 @@ export class LibvirtVm implements Vm {
       name: domain.name,
       uuid: domain.uuid,
     };
+    this.process = qemu.process;
     this.memory = qemu.memory;
     this.runState = {
       read: () => qemu.runState.read(),

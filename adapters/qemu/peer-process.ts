@@ -8,10 +8,7 @@ import { basename } from 'node:path';
 import { readProcessText } from '../../src/host/process-text.js';
 import { processStartTime, type ProcessIdentity } from '../../src/host/process-identity.js';
 import { CheckpointError, systemErrorCode } from '../../src/errors.js';
-import { errnoName, libc } from '../../src/ffi/libc.js';
-
-const SOL_SOCKET = 1;
-const SO_PEERCRED = 17;
+import { peerCredentials } from '../../src/ffi/peer-credentials.js';
 
 /** Ids under which a process has made its end of a connection. */
 export interface PeerUser {
@@ -36,15 +33,8 @@ export function peerPid(descriptor: number): number {
  * gives rights up afterwards changes nothing of that, and can only have had them. @throws FFI_FAILED
  */
 export function peerOf(descriptor: number): PeerUser & { readonly pid: number } {
-  const credentials = new Int32Array(3);
-  const got = libc().getsockopt(descriptor, SOL_SOCKET, SO_PEERCRED, new Uint8Array(credentials.buffer));
-  if (got.value !== 0) {
-    throw new CheckpointError(
-      'FFI_FAILED',
-      `asking for the process behind a socket: ${errnoName(got.errno)}`,
-    );
-  }
-  return { pid: credentials[0]!, user: credentials[1]! >>> 0, group: credentials[2]! >>> 0 };
+  const { pid, uid, gid } = peerCredentials(descriptor);
+  return { pid, user: uid, group: gid };
 }
 
 /**

@@ -40,5 +40,7 @@ export interface SessionOptions {
   readonly runtimeDir?: string | undefined;
   /** Key of the host that takes the checkpoints; without it a restore asks before it trusts them. */
   readonly hostKey?: Uint8Array | undefined;
+  /** Called with what the operator should know although all goes on. */
+  readonly onNotice?: ((text: string) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }

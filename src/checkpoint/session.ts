@@ -91,8 +91,9 @@ export class CheckpointSession {
     try {
       letHeapGrow();
       const runtimeDir = await openRuntimeDir(options.runtimeDir ?? defaultRuntimeDir());
-      const lock = await VmLock.take(vm.identity);
+      const lock = await VmLock.take(vm, runtimeDir);
       cleanUp.push(() => lock.release());
+      if (lock.notice !== '') options.onNotice?.(lock.notice);
       const vmName = options.name ?? chainNameOf(vm);
       const chain = await options.repository.openChainWriter(vmName, vm.identity, { signal: options.signal });
       cleanUp.push(() => chain.close());

@@ -107,7 +107,7 @@ export async function openDiskDropper(
   const runtimeDir = await openRuntimeDir(defaultRuntimeDir());
   const vm = await hypervisors.forAddress(vmAddress).attach(vmAddress, { runtimeDir });
   try {
-    const lock = await VmLock.take(vm.identity);
+    const lock = await VmLock.take(vm, runtimeDir);
     return {
       drop: (manifests) => dropSnapshots(manifests, disksOfRunning(vm)),
       close: async () => {

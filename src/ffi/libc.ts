@@ -68,6 +68,11 @@ export function errnoName(errno: number): string {
 
 let loaded: Libc | undefined;
 
+/** Whether `libc()` knows this machine. */
+export function hasLibc(): boolean {
+  return process.platform === 'linux' && process.arch === 'x64';
+}
+
 /** @throws VM_UNSUPPORTED on anything but x86-64 Linux, FFI_FAILED when the C library cannot be bound */
 export function libc(): Libc {
   loaded ??= load();
@@ -75,7 +80,7 @@ export function libc(): Libc {
 }
 
 function load(): Libc {
-  if (process.platform !== 'linux' || process.arch !== 'x64') {
+  if (!hasLibc()) {
     throw new CheckpointError(
       'VM_UNSUPPORTED',
       `no access to virtual machines on ${process.platform}-${process.arch}`,

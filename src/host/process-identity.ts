@@ -43,3 +43,21 @@ function startTimeIn(stat: string): string {
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   return ENDED.has(fields[0] ?? '') ? '' : (fields[19] ?? '');
 }
+
+/** Enough of a command line to tell what it is. */
+const COMMAND_LINE_LENGTH = 120;
+
+/** What a process of this host runs, in one line; empty when it has ended or may not be looked at. */
+export function commandLineOf(pid: number): string {
+  try {
+    const words = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0');
+    // Control characters of a name must not reach a terminal.
+    const text = words
+      .join(' ')
+      .replace(/[\0-\x1f\x7f-\x9f]+/g, '?')
+      .trim();
+    return text.length > COMMAND_LINE_LENGTH ? `${text.slice(0, COMMAND_LINE_LENGTH)}...` : text;
+  } catch {
+    return '';
+  }
+}

@@ -4,7 +4,7 @@
  * it speaks of.
  */
 
-import { lstat, mkdir } from 'node:fs/promises';
+import { lstat, mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 
 import { CheckpointError, isCheckpointError } from '../errors.js';
@@ -26,6 +26,9 @@ export function defaultRuntimeDir(env: NodeJS.ProcessEnv = process.env): string 
   });
 }
 
+/** A file of this name is in a folder that Cairn has made, or has found empty: what is in it is Cairn's. */
+const MARKER = '.cairn-runtime';
+
 /**
  * Creates the folder when it is not there. Refuses one that others may write to: they could plant the paths
  * that a hypervisor running as root is told to write.
@@ -39,7 +42,10 @@ export async function openRuntimeDir(path: string): Promise<string> {
     const isOwn = found.isDirectory() && found.uid === owner && (found.mode & 0o022) === 0;
     // Whoever may exchange a folder on the way to it could put another one in its place.
     const way = isOwn ? await new FileTrust([owner]).replaceable(resolve(path)) : undefined;
-    if (isOwn && way === undefined) return path;
+    if (isOwn && way === undefined) {
+      if ((await readdir(path)).length === 0) await writeFile(join(path, MARKER), '', { mode: 0o600 });
+      return path;
+    }
     if (way !== undefined) throw unsafeWay(path, way);
   } catch (cause) {
     if (isCheckpointError(cause)) throw cause;
@@ -61,4 +67,13 @@ function unsafeWay(path: string, { path: place, why }: Replaceable): CheckpointE
   return new CheckpointError('VM_PERMISSION', `the runtime folder ${path} is not safe: ${place} ${why}`, {
     hint: 'name a folder that only root and this user can exchange with CAIRN_RUNTIME_DIR',
   });
+}
+
+/**
+ * Whether what lies in the folder may be taken for Cairn's by its name. Somebody may have named a folder for
+ * it that other things are kept in as well.
+ */
+export async function isRuntimeDirOurs(path: string): Promise<boolean> {
+  const marker = await lstat(join(path, MARKER)).catch(() => undefined);
+  return marker?.isFile() === true && marker.uid === (process.getuid?.() ?? marker.uid);
 }

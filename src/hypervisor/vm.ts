@@ -28,6 +28,12 @@ export interface VmIdentity {
   readonly instance: string;
 }
 
+export interface VmProcess {
+  readonly pid: number;
+  /** Clock ticks since boot, as in /proc/PID/stat. */
+  readonly startTime: string;
+}
+
 /** What VM and host allow, found out before anything is paused. */
 export interface VmReport {
   readonly trackers: readonly TrackerReport[];
@@ -51,6 +57,8 @@ export interface VmHazard {
 export interface Vm {
   readonly address: string;
   readonly identity: VmIdentity;
+  /** The process of this host that runs the VM; absent where it is none, or where it cannot be seen. */
+  readonly process?: VmProcess;
   /** Everything the adapter needs to start the machine again. JSON that the core stores and never reads. */
   readonly machine: JsonObject;
 

@@ -25,9 +25,9 @@ export interface LiveSubject extends Subject {
  */
 export async function openLiveSubject(
   vm: Vm,
-  options: RecordOptions & { readonly tracker: string },
+  options: RecordOptions & { readonly tracker: string; readonly runtimeDir: string },
 ): Promise<LiveSubject> {
-  const lock = await VmLock.take(vm.identity);
+  const lock = await VmLock.take(vm, options.runtimeDir);
   let tracker: DirtyTracker | undefined;
   try {
     const layout = await vm.memory.layout();

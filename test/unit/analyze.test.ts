@@ -260,15 +260,10 @@ describe('subjects', () => {
   it('are running VMs, which nobody else takes checkpoints of meanwhile and which run afterwards', async () => {
     const guest = new FakeGuest();
     const vm = new FakeVm(guest);
-    const subject = await openLiveSubject(vm, {
-      epochMs: 1,
-      epochs: 2,
-      maxContentPages: 100,
-      tracker: 'auto',
-    });
-    await expect(
-      openLiveSubject(new FakeVm(guest), { epochMs: 1, epochs: 2, maxContentPages: 100, tracker: 'auto' }),
-    ).rejects.toMatchObject({ code: 'VM_LOCKED' });
+    const runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-analyze-'));
+    const options = { epochMs: 1, epochs: 2, maxContentPages: 100, tracker: 'auto', runtimeDir };
+    const subject = await openLiveSubject(vm, options);
+    await expect(openLiveSubject(new FakeVm(guest), options)).rejects.toMatchObject({ code: 'VM_LOCKED' });
     const { statistics } = await analyze(subject);
     expect(statistics.epochs).toHaveLength(2);
     await subject.close();
@@ -276,5 +271,6 @@ describe('subjects', () => {
     // The record was harvested here: whoever comes next must find another one.
     expect(guest.token).toBeUndefined();
     guest.dispose();
+    rmSync(runtimeDir, { recursive: true });
   });
 });

@@ -49,32 +49,32 @@ describe('the ledger', () => {
 
 describe('the lock of a running VM', () => {
   it('is held by one process at a time', async () => {
-    const lock = await VmLock.take(identity);
-    await expect(VmLock.take(identity)).rejects.toMatchObject({
+    const lock = await VmLock.take({ identity }, dir);
+    await expect(VmLock.take({ identity }, dir)).rejects.toMatchObject({
       code: 'VM_LOCKED',
       detail: { pid: process.pid },
     });
     await lock.release();
-    await (await VmLock.take(identity)).release();
+    await (await VmLock.take({ identity }, dir)).release();
   });
 
   it('is free again once its process is killed', async () => {
     const code = `
       import { VmLock } from ${JSON.stringify(new URL('../../src/host/vm-lock.js', import.meta.url).href)};
-      await VmLock.take(${JSON.stringify(identity)});
+      await VmLock.take({ identity: ${JSON.stringify(identity)} }, ${JSON.stringify(dir)});
       process.stdout.write('held');
       setInterval(() => undefined, 1000);`;
     const holder = spawn(process.execPath, ['--input-type=module', '-e', code]);
     await once(holder.stdout, 'data');
-    await expect(VmLock.take(identity)).rejects.toMatchObject({ detail: { pid: holder.pid } });
+    await expect(VmLock.take({ identity }, dir)).rejects.toMatchObject({ detail: { pid: holder.pid } });
     holder.kill('SIGKILL');
     await once(holder, 'exit');
-    await (await VmLock.take(identity)).release();
+    await (await VmLock.take({ identity }, dir)).release();
   });
 
   it('is another one for another run of the VM', async () => {
-    const lock = await VmLock.take(identity);
-    await (await VmLock.take({ ...identity, instance: '12:346' })).release();
+    const lock = await VmLock.take({ identity }, dir);
+    await (await VmLock.take({ identity: { ...identity, instance: '12:346' } }, dir)).release();
     await lock.release();
   });
 });

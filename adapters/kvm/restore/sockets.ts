@@ -1,9 +1,10 @@
 /**
  * Whether the sockets that a command line opens are in use. QEMU takes over a socket path by unlinking it,
- * without a look at who listens there: a restore beside the live VM would steal its monitor.
+ * without a look at what it is or who listens there: a restore beside the live VM would steal its monitor, and
+ * one with a wrong path would remove a file.
  */
 
-import { readdir, readFile } from 'node:fs/promises';
+import { lstat, readdir, readFile } from 'node:fs/promises';
 import { createConnection } from 'node:net';
 import { resolve } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -28,8 +29,20 @@ export async function checkSocketsFree(
       detail: { path: qmpPath },
     });
   }
+  const paths = serverPaths(options, cwd);
+  for (const path of [qmpPath, ...paths]) {
+    if (await isFreeForSocket(path)) continue;
+    throw new CheckpointError(
+      'RESTORE_TARGET_BUSY',
+      `${path} is there and is no socket: QEMU would remove it`,
+      {
+        hint: 'name another path with --qmp PATH or --set-arg, or move what is there',
+        detail: { path },
+      },
+    );
+  }
   const listening = await listeningPaths();
-  const taken = serverPaths(options, cwd).find((path) => listening.has(path));
+  const taken = paths.find((path) => listening.has(path));
   if (taken === undefined) return;
   throw new CheckpointError(
     'RESTORE_TARGET_BUSY',
@@ -39,6 +52,16 @@ export async function checkSocketsFree(
       detail: { path: taken },
     },
   );
+}
+
+/** Whether nothing is there, or a socket that nobody needs any more. */
+export async function isFreeForSocket(path: string): Promise<boolean> {
+  try {
+    return (await lstat(path)).isSocket();
+  } catch {
+    // Nothing is there, or QEMU will say what is wrong with the path.
+    return true;
+  }
 }
 
 /** Absolute paths of all unix sockets that the command line has QEMU listen on. */

@@ -94,14 +94,14 @@ async function openSubject(
     const subject = openTraceSubject(given);
     return { subject, close: () => subject.close() };
   }
-  const vm = await hypervisors()
-    .forAddress(given)
-    .attach(given, { runtimeDir: await openRuntimeDir(defaultRuntimeDir()), signal });
+  const runtimeDir = await openRuntimeDir(defaultRuntimeDir());
+  const vm = await hypervisors().forAddress(given).attach(given, { runtimeDir, signal });
   try {
     const subject = await openLiveSubject(vm, {
       ...limits,
       epochMs: options.epoch * 1000,
       tracker: options.tracker,
+      runtimeDir,
     });
     return {
       subject,

@@ -25,6 +25,7 @@ export function checkpointCommand(): Command {
         const session = await openSession(hypervisors(), vm, {
           ...sessionSettings(options),
           repository: await openRepository(),
+          onNotice: (text) => reporter.warning(text),
           signal,
         });
         try {

@@ -54,7 +54,12 @@ export function watchCommand(): Command {
         const repository = await openRepository();
         const work = afterGrace(signal);
         const open = (): Promise<CheckpointSession> =>
-          openSession(hypervisors(), vm, { ...sessionSettings(options), repository, signal: work });
+          openSession(hypervisors(), vm, {
+            ...sessionSettings(options),
+            repository,
+            signal: work,
+            onNotice: (text) => reporter.warning(text),
+          });
         let session: CheckpointSession | undefined = await open();
         let taken = 0;
         let failed = 0;
