@@ -28,6 +28,7 @@ interface Case {
   readonly args: (dir: string) => readonly string[];
   /** QEMU's reason, or Cairn's where QEMU finds out only while it saves. */
   readonly reason: RegExp;
+  readonly only?: QemuVersion;
   readonly startBackEnd?: (dir: string) => Promise<{ end(): void }>;
 }
 
@@ -41,6 +42,8 @@ const CASES: readonly Case[] = [
     name: 'amd-iommu',
     args: () => ['-machine', 'q35', '-device', 'amd-iommu'],
     reason: /amd-iommu/,
+    // The lab's guest does not get past its first process with it on 10.0, which lists it as well.
+    only: '7.2',
   },
   {
     name: 'a virtiofs share',
@@ -100,7 +103,7 @@ async function expectUntouched(machine: LabMachine): Promise<void> {
 }
 
 describe.each<QemuVersion>(['7.2', '10.0'])('QEMU %s', (version) => {
-  it.each(CASES)(
+  it.each(CASES.filter(({ only }) => only === undefined || only === version))(
     '$name is refused at once, and the guest counts on',
     async ({ args, reason, startBackEnd }) => {
       const dir = scratchDir('blocked');
