@@ -197,6 +197,7 @@ export function checkFrame(bytes: Uint8Array, place: FramePlace): FrameHeader {
     ? header.recordCount >= 1 && header.recordCount <= MAX_RECORDS_PER_FRAME
     : header.recordCount === 0;
   if (!countIsRight) throw fail('record count is out of bounds');
+  if (!isPages && header.digest !== 0n) throw fail('a blob has a digest');
   if (header.entropy === ENTROPY_NONE) {
     if (header.storedBytes !== header.rawBytes)
       throw fail('stored and raw length differ without compression');

@@ -178,6 +178,13 @@ describe('a frame', () => {
     expect(() => decodeFrame(encodeBlobFrame(new Uint8Array(3), 3), PLACE)).toThrow(/not a frame of pages/);
     expect(() => decodeBlobFrame(encodeFrame(one(), 3).bytes, PLACE)).toThrow(/not a blob/);
   });
+
+  it('with a blob and a digest is refused: the digest of a blob is 0', () => {
+    const bytes = encodeBlobFrame(new Uint8Array(3), 3);
+    bytes[16] = 1;
+    bytes.set(frameChecksum(bytes), 32);
+    expect(() => decodeBlobFrame(bytes, PLACE)).toThrow(/a blob has a digest/);
+  });
 });
 
 describe('columns', () => {
