@@ -16,6 +16,12 @@ import { checkpointAgainstTruth } from './support/oracle.js';
 import { StoppedCairn } from './support/stopped-cairn.js';
 
 const IN_PAUSE: readonly FaultPoint[] = ['afterPause', 'duringCopy', 'beforeResume'];
+const TRACKERS = ['pagemap-scan', 'qmp-stream', 'compare'] as const;
+/** Each case waits for the limit. QEMU 7.2 gets all of them, 10.0 each point and each tracker once. */
+const CASES = {
+  '7.2': IN_PAUSE.flatMap((point) => TRACKERS.map((tracker) => ({ point, tracker }))),
+  '10.0': IN_PAUSE.map((point, i) => ({ point, tracker: TRACKERS[i]! })),
+};
 /** Long enough to come to the point on a busy host. */
 const LIMIT = ['--pause-limit', '10s'];
 
@@ -23,7 +29,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a pause of QEMU %s that goes on', (
   let machine: LabMachine;
   let options: CliOptions & { readonly repo: string };
   beforeAll(async () => {
-    machine = await LabMachine.start({ name: 'pause-limit', memoryMib: 192, qemu });
+    machine = await LabMachine.start({ name: 'pause-limit', memoryMib: 96, qemu });
     options = { dir: machine.dir, repo: join(machine.dir, 'repo') };
     await cairn(['init', '--repo', options.repo], options);
     await machine.guest('lab memory 16');
@@ -51,21 +57,20 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a pause of QEMU %s that goes on', (
     expect((await checkpointAgainstTruth(machine, [], options)).differing).toEqual([]);
   }
 
-  it.each(
-    IN_PAUSE.flatMap((point) =>
-      (['pagemap-scan', 'qmp-stream', 'compare'] as const).map((tracker) => ({ point, tracker })),
-    ),
-  )('is taken away from a Cairn that hangs at $point, with $tracker', async ({ point, tracker }) => {
-    const before = await count();
-    const hung = await StoppedCairn.at(point, take(...LIMIT, '--tracker', tracker), options);
-    expect(await machine.qmp.status()).not.toBe('running');
-    await machine.waitForProgress();
-    expect(hung.isStopped()).toBe(true);
-    const { exitCode, messages } = await hung.goOn();
-    expect({ exitCode, error: messages.at(-1) }).toMatchObject({
-      exitCode: 27,
-      error: { code: 'PAUSE_LIMIT' },
-    });
-    await expectNothingLeft(before);
-  });
+  it.each(CASES[qemu])(
+    'is taken away from a Cairn that hangs at $point, with $tracker',
+    async ({ point, tracker }) => {
+      const before = await count();
+      const hung = await StoppedCairn.at(point, take(...LIMIT, '--tracker', tracker), options);
+      expect(await machine.qmp.status()).not.toBe('running');
+      await machine.waitForProgress();
+      expect(hung.isStopped()).toBe(true);
+      const { exitCode, messages } = await hung.goOn();
+      expect({ exitCode, error: messages.at(-1) }).toMatchObject({
+        exitCode: 27,
+        error: { code: 'PAUSE_LIMIT' },
+      });
+      await expectNothingLeft(before);
+    },
+  );
 });
