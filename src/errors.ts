@@ -22,6 +22,7 @@ export const ERROR_CODES = [
   // repository
   'REPO_NOT_FOUND',
   'REPO_EXISTS',
+  'REPO_NOT_EMPTY',
   'REPO_VERSION',
   'REPO_DAMAGED',
   'REPO_LOCKED',
@@ -29,6 +30,7 @@ export const ERROR_CODES = [
   'CHECKPOINT_AMBIGUOUS',
   'CHECKPOINT_GONE',
   'CHECKPOINT_UNCERTAIN',
+  'CHECKPOINT_MISDATED',
   'CHAIN_WRONG_VM',
   // codec, bitmap, kernels
   'CODEC_MALFORMED',

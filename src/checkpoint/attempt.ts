@@ -207,6 +207,7 @@ export class Attempt {
         }),
       roomPages: settings.roomPages ?? DEFAULT_ROOM_PAGES,
       checkUnchanged: deps.checkUnchanged,
+      mayPause: () => chain.mustBeHeld(),
       signal,
       onProgress: request.onProgress,
     });
@@ -291,10 +292,10 @@ export class Attempt {
     return { isTrackerGood, isAbsent };
   }
 
-  /** Whether there is a manifest, readable or not. */
+  /** Whether there is a manifest, readable or not, in whichever chain of the repository it was to go to. */
   async #isCommitted(checkpointId: string): Promise<boolean> {
     try {
-      await this.#deps.repository.locate(checkpointId, this.#deps.vmName);
+      await this.#deps.repository.locate(checkpointId);
       return true;
     } catch (error) {
       if (isCheckpointError(error, 'CHECKPOINT_NOT_FOUND')) return false;

@@ -40,7 +40,12 @@ export interface SessionOptions {
   readonly runtimeDir?: string | undefined;
   /** Key of the host that takes the checkpoints; without it a restore asks before it trusts them. */
   readonly hostKey?: Uint8Array | undefined;
-  /** Called with what the operator should know although all goes on. */
+  /**
+   * Called with what the operator should know although all goes on, such as a lock that is watched for signs
+   * of life before it is taken over.
+   */
   readonly onNotice?: ((text: string) => void) | undefined;
+  /** Ends waiting for the lock of the chain; default: `signal`. */
+  readonly waitSignal?: AbortSignal | undefined;
   readonly signal?: AbortSignal | undefined;
 }

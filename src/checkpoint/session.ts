@@ -42,6 +42,7 @@ export interface CheckpointOptions {
 
 export const DEFAULT_MAX_PAUSE_MS = 10;
 const MAX_ROUNDS = 12;
+const HELD_ANEW = 'the lock of the chain was lost to somebody else and has been taken again';
 
 export class CheckpointSession {
   readonly vm: Vm;
@@ -95,12 +96,21 @@ export class CheckpointSession {
       cleanUp.push(() => lock.release());
       if (lock.notice !== '') options.onNotice?.(lock.notice);
       const vmName = options.name ?? chainNameOf(vm);
-      const chain = await options.repository.openChainWriter(vmName, vm.identity, { signal: options.signal });
+      const chain = await options.repository.openChainWriter(vmName, vm.identity, {
+        signal: options.signal,
+        waitSignal: options.waitSignal,
+        onWait: options.onNotice,
+      });
       cleanUp.push(() => chain.close());
       const early = readEarly(chain);
       const source = await openSource(vm, options);
       const ledger = new Ledger(runtimeDir, vm.identity);
-      const begun = new SnapshotRecord(runtimeDir, vm, options.repository.id);
+      const begun = new SnapshotRecord(
+        runtimeDir,
+        vm,
+        options.repository.id,
+        options.repository.backend.properties.location,
+      );
       return new CheckpointSession(options, { vm, vmName, chain, lock, ledger, begun, source, early });
     } catch (error) {
       await runAll(cleanUp.reverse());
@@ -128,6 +138,8 @@ export class CheckpointSession {
     onProgress = () => undefined,
   }: CheckpointOptions = {}): Promise<CheckpointSummary> {
     const startedMs = performance.now();
+    // Before the VM is touched: without the lock the checkpoint could not be committed.
+    const isHeldAnew = await this.#chain.holdAgain();
     await this.#followMemory();
     const attempt = await Attempt.prepare(this.#lent(), { forceBase, onProgress, startedMs });
     let committed: Committed;
@@ -141,7 +153,11 @@ export class CheckpointSession {
     }
     // From here on the checkpoint is there, whatever happens: nothing below may fail it.
     const { manifest, figures } = committed;
-    const warnings = [...figures.warnings, ...(await attempt.settle(manifest))];
+    const warnings = [
+      ...(isHeldAnew ? [HELD_ANEW] : []),
+      ...figures.warnings,
+      ...(await attempt.settle(manifest)),
+    ];
     const totalMs = performance.now() - startedMs;
     await this.#runQuietly('committed', attempt.hookContext);
     const { storedBytes, regrouped } = attempt.writer;
@@ -164,14 +180,18 @@ export class CheckpointSession {
    * Forgets, between checkpoints, those of the chain that a policy does not keep. The newest one stays, and
    * with it what the tracker counts from.
    * @param options.withDisks removes their disk snapshots too, where that is possible
+   * @param options.keepMisdated goes on although some are dated later than now
    * @throws see `forget`
    */
   async forget(
     policy: KeepPolicy,
-    options: Pick<ForgetOptions, 'thinAbove' | 'signal'> & { readonly withDisks?: boolean } = {},
+    options: Pick<ForgetOptions, 'thinAbove' | 'signal'> & {
+      readonly withDisks?: boolean;
+      readonly keepMisdated?: boolean;
+    } = {},
   ): Promise<ForgetResult & { readonly disks: readonly LeftSnapshot[] }> {
     let disks: readonly LeftSnapshot[] = [];
-    const { withDisks = false, ...more } = options;
+    const { withDisks = false, keepMisdated, ...more } = options;
     const onForgotten = async (removed: readonly ForgottenCheckpoint[]): Promise<void> => {
       const gone = removed.flatMap(({ manifest }) => manifest ?? []);
       const disksOf = disksOfRunning(this.vm);
@@ -179,7 +199,7 @@ export class CheckpointSession {
     };
     // What the workers and the map keep are versions that the newest checkpoint has, so they stay good.
     try {
-      const result = await this.#chain.forget(policy, new Calendar(), { ...more, onForgotten });
+      const result = await this.#chain.forget(policy, new Calendar(), { ...more, keepMisdated, onForgotten });
       return { ...result, disks };
     } catch (error) {
       // The checkpoints of these snapshots are gone: nothing else would name the snapshots any more.

@@ -38,6 +38,7 @@ export const EXIT = {
 const OF_CODE: Partial<Record<ErrorCode, number>> = {
   USAGE: EXIT.usage,
   REPO_NOT_FOUND: EXIT.repositoryMissing,
+  REPO_NOT_EMPTY: EXIT.refused,
   REPO_LOCKED: EXIT.locked,
   VM_LOCKED: EXIT.locked,
   VM_NOT_RESUMED: EXIT.notResumed,
@@ -49,6 +50,7 @@ const OF_CODE: Partial<Record<ErrorCode, number>> = {
   VM_GONE: EXIT.vmUnavailable,
   VM_PERMISSION: EXIT.vmUnavailable,
   QMP_TIMEOUT: EXIT.vmUnavailable,
+  CHECKPOINT_MISDATED: EXIT.refused,
   VM_STATE: EXIT.refused,
   VM_UNSUPPORTED: EXIT.refused,
   TRACKER_UNAVAILABLE: EXIT.refused,

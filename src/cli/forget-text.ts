@@ -50,8 +50,19 @@ export const SHORT_OF_ROOM =
 
 /** Fields of the summary of one chain. */
 export function forgetFields(report: ForgetReport): Record<string, unknown> {
-  const { name, chain, kept, removed, dryRun, freedBytes, removedObjects, thinnedPacks, problems, disks } =
-    report;
+  const {
+    name,
+    chain,
+    kept,
+    removed,
+    misdated,
+    dryRun,
+    freedBytes,
+    removedObjects,
+    thinnedPacks,
+    problems,
+    disks,
+  } = report;
   const named = (manifest: Manifest): Record<string, unknown> => ({
     checkpointId: manifest.id,
     time: manifest.time,
@@ -65,6 +76,7 @@ export function forgetFields(report: ForgetReport): Record<string, unknown> {
       checkpointId: id,
       time: manifest?.time ?? null,
     })),
+    misdated: misdated.map(named),
     freedBytes,
     removedObjects,
     thinnedPacks,

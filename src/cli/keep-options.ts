@@ -15,6 +15,7 @@ export interface KeepCliOptions {
   readonly keepWeekly?: number;
   readonly keepMonthly?: number;
   readonly keepWithin?: Duration;
+  readonly keepMisdated?: boolean;
 }
 
 export function addKeepOptions(to: Command): Command {
@@ -29,6 +30,10 @@ export function addKeepOptions(to: Command): Command {
       '--keep-within <duration>',
       'keep all that are at most so much older than the newest: 1y6m, 14d, 36h',
       duration,
+    )
+    .option(
+      '--keep-misdated',
+      'with a policy: go on although checkpoints are dated later than now; they are kept and count for nothing',
     );
 }
 

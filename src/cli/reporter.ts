@@ -8,6 +8,7 @@ import cliProgress from 'cli-progress';
 
 import { CheckpointError, describeError, isCheckpointError } from '../errors.js';
 import { printable, printableLines } from '../text.js';
+import { canAsk } from './ask.js';
 import { exitCodeOf } from './exit-codes.js';
 
 export interface ProgressUpdate {
@@ -18,6 +19,8 @@ export interface ProgressUpdate {
 }
 
 export interface Reporter {
+  /** Whether somebody sits there who can be asked. */
+  readonly canAsk: boolean;
   /** Progress; may be called often. */
   progress(update: ProgressUpdate): void;
   /** Something the operator should know although all goes on. */
@@ -33,6 +36,7 @@ export interface Reporter {
 const STATUS_INTERVAL_MS = 200;
 
 export class JsonReporter implements Reporter {
+  readonly canAsk = false;
   readonly #results: NodeJS.WritableStream;
   #lastStatusMs = 0;
 
@@ -69,6 +73,7 @@ export class JsonReporter implements Reporter {
 }
 
 export class TextReporter implements Reporter {
+  readonly canAsk = canAsk();
   readonly #results: NodeJS.WritableStream;
   #bar: cliProgress.SingleBar | undefined;
   #task = '';

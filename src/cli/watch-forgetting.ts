@@ -6,6 +6,9 @@
 import type { CheckpointSession } from '../checkpoint/session.js';
 import { isCheckpointError } from '../errors.js';
 import type { KeepPolicy } from '../repository/forget/keep-policy.js';
+import { misdatedText } from '../repository/forget/misdated.js';
+import { formatInterval } from '../text.js';
+import { ClockWatch } from './clock-watch.js';
 import { forgetFields, forgetText, SHORT_OF_ROOM } from './forget-text.js';
 import { asCheckpointError, type Reporter } from './reporter.js';
 
@@ -23,16 +26,25 @@ export class WatchForgetting {
   isWhole = true;
   readonly #policy: KeepPolicy | undefined;
   readonly #withDisks: boolean;
+  readonly #keepMisdated: boolean;
+  readonly #clock: ClockWatch;
   readonly #reporter: Reporter;
   #waiting = 0;
   #due = LEAST_BETWEEN;
 
   constructor(
-    options: { readonly policy: KeepPolicy | undefined; readonly withDisks: boolean },
+    options: {
+      readonly policy: KeepPolicy | undefined;
+      readonly withDisks: boolean;
+      readonly keepMisdated?: boolean | undefined;
+      readonly clock?: ClockWatch;
+    },
     reporter: Reporter,
   ) {
     this.#policy = options.policy;
     this.#withDisks = options.withDisks;
+    this.#keepMisdated = options.keepMisdated ?? false;
+    this.#clock = options.clock ?? new ClockWatch();
     this.#reporter = reporter;
   }
 
@@ -59,13 +71,16 @@ export class WatchForgetting {
   /** @returns bytes that were freed */
   async #apply(session: CheckpointSession, policy: KeepPolicy, signal: AbortSignal): Promise<number> {
     this.#waiting = 0;
+    if (!this.#mayTrustClock()) return 0;
     try {
       const result = await session.forget(policy, {
         withDisks: this.#withDisks,
+        keepMisdated: this.#keepMisdated,
         thinAbove: THIN_ABOVE,
         signal,
       });
       this.#due = Math.max(LEAST_BETWEEN, Math.floor(result.kept.length * SHARE_BETWEEN));
+      if (result.misdated.length > 0) this.#reporter.warning(misdatedText(result.misdated, Date.now()));
       for (const problem of result.problems) this.#reporter.warning(`kept because of damage: ${problem}`);
       if (result.isShortOfRoom) this.#reporter.warning(SHORT_OF_ROOM);
       if (result.problems.length > 0 || (this.#withDisks && result.disks.some(({ why }) => why !== '')))
@@ -78,8 +93,27 @@ export class WatchForgetting {
     } catch (error) {
       if (isCheckpointError(error, 'INTERRUPTED')) return 0;
       this.isWhole = false;
+      if (isCheckpointError(error, 'CHECKPOINT_MISDATED')) {
+        this.#reporter.warning(`nothing is forgotten: ${error.message}`);
+        return 0;
+      }
       this.#reporter.error(asCheckpointError(error));
       return 0;
     }
+  }
+
+  /**
+   * A clock that was set forward makes the newest checkpoints look far younger than the others: by age, all of
+   * those would go. Rules that count periods are not misled.
+   */
+  #mayTrustClock(): boolean {
+    const { setForwardMs } = this.#clock;
+    if (this.#policy?.within === undefined || setForwardMs === 0) return true;
+    this.isWhole = false;
+    this.#reporter.warning(
+      `nothing is forgotten: the clock was set forward by ${formatInterval(setForwardMs)} since this watch began, and ` +
+        '--keep-within goes by it; when the clock is right, start the watch again',
+    );
+    return false;
   }
 }

@@ -4,8 +4,8 @@
  * to drop it, or comes into being only afterwards, when a storage that hung goes on. The next checkpoint that
  * is committed drops those of which no manifest tells: by then the storage has done as it was told again.
  *
- * Lives as long as the ledger: until the VM ends. Only entries of the same repository are touched, as nobody
- * else knows what was committed.
+ * Lives as long as the ledger: until the VM ends. Only entries of the same repository in the same place are
+ * touched: nobody else knows what was committed, and a copy of a repository has its id.
  */
 
 import { readFile } from 'node:fs/promises';
@@ -22,6 +22,8 @@ import type { DiskPlan } from './disk-plan.js';
 
 interface BegunSnapshots {
   readonly repositoryId: string;
+  /** Where the repository lies; empty in a record of an older version. */
+  readonly location: string;
   readonly checkpointId: string;
   readonly snapshots: readonly DiskSnapshot[];
 }
@@ -30,11 +32,13 @@ export class SnapshotRecord {
   readonly #path: string;
   readonly #vm: Vm;
   readonly #repositoryId: string;
+  readonly #location: string;
 
-  constructor(runtimeDir: string, vm: Vm, repositoryId: string) {
+  constructor(runtimeDir: string, vm: Vm, repositoryId: string, location: string) {
     this.#path = join(runtimeDir, `ledger-${fileNameOf(vm.identity)}.snapshots`);
     this.#vm = vm;
     this.#repositoryId = repositoryId;
+    this.#location = location;
   }
 
   /**
@@ -44,7 +48,7 @@ export class SnapshotRecord {
   async add(checkpointId: string, plan: DiskPlan): Promise<void> {
     const snapshots = plan.flatMap(({ disks, driver }) => this.#vm.disks.plan(checkpointId, disks, driver));
     if (snapshots.length === 0) return;
-    const entry = { repositoryId: this.#repositoryId, checkpointId, snapshots };
+    const entry = { repositoryId: this.#repositoryId, location: this.#location, checkpointId, snapshots };
     await this.#write([...(await this.#read()), entry]);
   }
 
@@ -71,8 +75,8 @@ export class SnapshotRecord {
    */
   async settle(isCommitted: (checkpointId: string) => Promise<boolean>): Promise<readonly string[]> {
     const failures: string[] = [];
-    for (const { checkpointId, snapshots, repositoryId } of await this.#read()) {
-      if (repositoryId !== this.#repositoryId) continue;
+    for (const { checkpointId, snapshots, repositoryId, location } of await this.#read()) {
+      if (repositoryId !== this.#repositoryId || location !== this.#location) continue;
       try {
         if (!(await isCommitted(checkpointId))) await this.#vm.disks.drop(snapshots);
         await this.#remove(checkpointId);
@@ -113,6 +117,7 @@ export class SnapshotRecord {
 function readBegun(fields: JsonFields): BegunSnapshots {
   return {
     repositoryId: fields.text('repositoryId'),
+    location: fields.has('location') ? fields.text('location') : '',
     checkpointId: fields.text('checkpointId'),
     snapshots: fields.list('snapshots', (entry) => readDiskEntry(entry)),
   };

@@ -44,6 +44,7 @@ export class ChainKeys {
   readonly prefix: string;
   readonly vm: string;
   readonly locks: string;
+  readonly beats: string;
   readonly packs: string;
   readonly index: string;
   readonly checkpoints: string;
@@ -53,6 +54,7 @@ export class ChainKeys {
     this.prefix = `${CHAINS_PREFIX}${chain}/`;
     this.vm = `${this.prefix}vm`;
     this.locks = `${this.prefix}locks/`;
+    this.beats = `${this.prefix}beats/`;
     this.packs = `${this.prefix}packs/`;
     this.index = `${this.prefix}index/`;
     this.checkpoints = `${this.prefix}checkpoints/`;
@@ -64,6 +66,13 @@ export class ChainKeys {
   }
   reserve(number: number): string {
     return `${this.reserves}${number}`;
+  }
+  /** Prefix of the beats of a lock. */
+  beatsOf(nonce: string): string {
+    return `${this.beats}${nonce}-`;
+  }
+  beat(nonce: string, count: number): string {
+    return `${this.beatsOf(nonce)}${seqName(count)}`;
   }
   pack(seq: number): string {
     return `${this.packs}${seqName(seq)}`;

@@ -25,11 +25,13 @@ export interface ProcessOwner {
   readonly startTime: string;
 }
 
+const UNKNOWN = 'unknown';
+
 let self: ProcessOwner | undefined;
 
 export function thisProcess(): ProcessOwner {
   self ??= {
-    bootId: readOr('/proc/sys/kernel/random/boot_id', 'unknown'),
+    bootId: readOr('/proc/sys/kernel/random/boot_id', UNKNOWN),
     machineId: readOr('/etc/machine-id', ''),
     hostName: hostname(),
     pidNamespace: pidNamespace(),
@@ -39,23 +41,39 @@ export function thisProcess(): ProcessOwner {
   return self;
 }
 
+/**
+ * What this process can tell of an owner by itself:
+ *
+ *     gone        its process was one of this boot, seen from here, and has ended
+ *     alive       it is one, and runs
+ *     unseen      it is of this machine, as far as names go, but of another boot or container: that has
+ *                 ended, or the owner runs on a copy of this machine, which has the same names
+ *     elsewhere   it is of another machine
+ */
+export type Fate = 'gone' | 'alive' | 'unseen' | 'elsewhere';
+
+export function fateOf(owner: ProcessOwner): Fate {
+  const here = thisProcess();
+  if (owner.bootId === here.bootId && here.bootId !== UNKNOWN) {
+    if (owner.pidNamespace !== here.pidNamespace || here.pidNamespace === UNKNOWN) return 'unseen';
+    const isThere = owner.startTime !== '' && processStartTimeSync(owner.pid) === owner.startTime;
+    return isThere ? 'alive' : 'gone';
+  }
+  const isNamedAlike =
+    owner.machineId !== '' && owner.machineId === here.machineId && owner.hostName === here.hostName;
+  return isNamedAlike ? 'unseen' : 'elsewhere';
+}
+
 /** True only when `owner` cannot be running any more, as seen from this process. */
 export function isCertainlyGone(owner: ProcessOwner): boolean {
-  const here = thisProcess();
-  if (owner.bootId !== here.bootId) {
-    // An earlier boot of this machine took all its processes with it. Clones share a machine id, hence the
-    // name as well.
-    return owner.machineId !== '' && owner.machineId === here.machineId && owner.hostName === here.hostName;
-  }
-  if (owner.pidNamespace !== here.pidNamespace) return false;
-  return processStartTimeSync(owner.pid) !== owner.startTime || owner.startTime === '';
+  return fateOf(owner) === 'gone';
 }
 
 function pidNamespace(): string {
   try {
     return readlinkSync('/proc/self/ns/pid');
   } catch {
-    return 'unknown';
+    return UNKNOWN;
   }
 }
 

@@ -5,10 +5,11 @@ import { randomBytes } from 'node:crypto';
 import { CheckpointError } from '../errors.js';
 import type { MemoryLayout } from '../hypervisor/memory-layout.js';
 import type { VmIdentity } from '../hypervisor/vm.js';
-import type { StorageBackend } from '../storage/backend.js';
+import type { CallOptions, StorageBackend } from '../storage/backend.js';
 import type { Calendar } from './forget/calendar.js';
 import { ChainKeys, chainKey, ownerTag, seqOfKey } from '../format/chain-keys.js';
-import type { ChainLock } from './chain-lock.js';
+import type { ChainLock, LockOptions } from './locks/chain-lock.js';
+import { removeUnfinished } from './locks/unfinished.js';
 import { ChainReader, type ChainReaderOptions } from './read/chain-reader.js';
 import { CheckpointWriter, type WritePoint } from './write/checkpoint-writer.js';
 import type { DamagedObject } from '../records/damage.js';
@@ -43,44 +44,61 @@ export interface BeginOptions {
   readonly regroupFrom?: ChainReader | undefined;
 }
 
+export interface ChainWriterOptions extends LockOptions {
+  /** Ends waiting for the lock, now and when it is to be taken again; default: `signal`. */
+  readonly waitSignal?: AbortSignal | undefined;
+}
+
+/** What a chain holds when it is opened under its lock. */
+interface ChainContent {
+  readonly damaged: readonly DamagedObject[];
+  readonly latest: Manifest | null;
+  /** Bytes that each increment added, oldest first; checkpoints that cannot be read are left out. */
+  readonly stored: number[];
+  /** Highest sequence numbers in use, by this writer or anything found in the chain, orphans included. */
+  readonly last: { pack: number; index: number; checkpoint: number };
+  /** How much of the reserve is there. */
+  readonly reserve: 'all' | 'some' | 'none';
+}
+
 export class ChainWriter {
   readonly #backend: StorageBackend;
   readonly #repositoryId: string;
   readonly #keys: ChainKeys;
-  readonly #lock: ChainLock;
-  readonly #signal: AbortSignal | undefined;
+  readonly #identity: VmIdentity;
+  readonly #options: ChainWriterOptions;
+  #lock: ChainLock;
+  #damaged: readonly DamagedObject[];
   #latest: Manifest | null;
-  /** Bytes that each increment added, oldest first; checkpoints that cannot be read are left out. */
-  readonly #stored: number[];
-  /** Highest sequence numbers in use, by this writer or anything found in the chain, orphans included. */
-  readonly #last: { pack: number; index: number; checkpoint: number };
+  #stored: number[];
+  #last: ChainContent['last'];
   #active: CheckpointWriter | undefined;
-  #reserve: 'all' | 'some' | 'none';
+  #reserve: ChainContent['reserve'];
 
   private constructor(
     readonly vmName: string,
-    /** Manifests that could not be read. The newest readable one is `latest`. */
-    readonly damaged: readonly DamagedObject[],
     parts: {
       readonly backend: StorageBackend;
       readonly repositoryId: string;
       readonly keys: ChainKeys;
+      readonly identity: VmIdentity;
+      readonly options: ChainWriterOptions;
       readonly lock: ChainLock;
-      readonly manifests: readonly Manifest[];
-      readonly last: { pack: number; index: number; checkpoint: number };
-      readonly reserve: 'all' | 'some' | 'none';
-      readonly signal: AbortSignal | undefined;
+      readonly content: ChainContent;
     },
   ) {
     this.#backend = parts.backend;
     this.#repositoryId = parts.repositoryId;
     this.#keys = parts.keys;
+    this.#identity = parts.identity;
+    this.#options = parts.options;
     this.#lock = parts.lock;
-    this.#signal = parts.signal;
-    this.#latest = parts.manifests.at(-1) ?? null;
-    this.#stored = parts.manifests.flatMap(storedByIncrement);
-    this.#last = parts.last;
-    this.#reserve = parts.reserve;
+    const { damaged, latest, stored, last, reserve } = parts.content;
+    this.#damaged = damaged;
+    this.#latest = latest;
+    this.#stored = stored;
+    this.#last = last;
+    this.#reserve = reserve;
   }
 
   /** See `Repository.openChainWriter`. */
@@ -89,28 +107,47 @@ export class ChainWriter {
     repositoryId: string,
     vmName: string,
     identity: VmIdentity,
-    signal: AbortSignal | undefined,
+    options: ChainWriterOptions,
   ): Promise<ChainWriter> {
     const keys = new ChainKeys(chainKey(vmName));
-    const options = { signal };
-    const lock = await takeLock(backend, keys, options);
-    try {
-      await claimVmRecord(backend, keys, vmName, identity, options);
-      const reserve = await keepReserve(backend, keys, options);
-      const { manifests, damaged } = await loadManifests(backend, keys, options);
-      const highest = async (prefix: string): Promise<number> =>
-        (await backend.list(prefix, options)).reduce((max, { key }) => Math.max(max, seqOfKey(key)), 0);
-      const last = {
-        pack: await highest(keys.packs),
-        index: await highest(keys.index),
-        checkpoint: await highest(keys.checkpoints),
-      };
-      const parts = { backend, repositoryId, keys, lock, manifests, last, reserve, signal };
-      return new ChainWriter(vmName, damaged, parts);
-    } catch (error) {
-      await lock.release().catch(() => undefined);
-      throw error;
-    }
+    const { lock, content } = await takeChain(backend, keys, vmName, identity, options);
+    return new ChainWriter(vmName, { backend, repositoryId, keys, identity, options, lock, content });
+  }
+
+  /** Manifests that could not be read. The newest readable one is `latest`. */
+  get damaged(): readonly DamagedObject[] {
+    return this.#damaged;
+  }
+
+  /**
+   * Between checkpoints: makes sure that the chain is still this writer's, and takes it again when somebody
+   * has removed the lock. `latest` may be another one then.
+   * @returns true when it had to be taken again
+   * @throws REPO_LOCKED while somebody else has it, and what `open` throws; the next call tries again
+   */
+  async holdAgain(): Promise<boolean> {
+    if (await this.#lock.isHeld(this.#call)) return false;
+    if (this.#active !== undefined) throw new TypeError('a checkpoint of this chain is being written');
+    await this.#lock.release();
+    const { lock, content } = await takeChain(
+      this.#backend,
+      this.#keys,
+      this.vmName,
+      this.#identity,
+      this.#options,
+    );
+    this.#lock = lock;
+    this.#damaged = content.damaged;
+    this.#latest = content.latest;
+    this.#stored = content.stored;
+    this.#last = content.last;
+    this.#reserve = content.reserve;
+    return true;
+  }
+
+  /** @throws REPO_LOCKED when the lock is not held any more */
+  mustBeHeld(): Promise<void> {
+    return this.#lock.mustBeHeld(this.chain, this.#call);
   }
 
   /** Folder name of the chain. */
@@ -125,7 +162,7 @@ export class ChainWriter {
 
   /** The committed map of a checkpoint of this chain; caller owns it. @throws REPO_DAMAGED */
   loadMap(manifest: Manifest): Promise<PageMap> {
-    return loadMap(this.#backend, this.#repositoryId, manifest, { signal: this.#signal });
+    return loadMap(this.#backend, this.#repositoryId, manifest, this.#call);
   }
 
   /** Reads records of this chain, those included that are committed later on. */
@@ -167,11 +204,11 @@ export class ChainWriter {
         vmName: this.vmName,
         id: randomBytes(8).toString('hex'),
         seq: ++this.#last.checkpoint,
-        signal: this.#signal,
+        signal: this.#options.signal,
         nextPackSeq: () => this.#nextPackSeq(),
         nextIndexSeq: () => ++this.#last.index,
         storedLately: (count) => this.#stored.slice(-count),
-        checkLock: () => this.#lock.mustBeHeld(this.chain, { signal: this.#signal }),
+        checkLock: () => this.mustBeHeld(),
         done: (manifest) => {
           this.#active = undefined;
           if (manifest === null) return;
@@ -192,14 +229,15 @@ export class ChainWriter {
   async forget(
     policy: KeepPolicy,
     calendar: Calendar,
-    options: Omit<ForgetOptions, 'dryRun' | 'inUse'> = {},
+    options: Omit<ForgetOptions, 'dryRun' | 'inUse'> & { readonly keepMisdated?: boolean | undefined } = {},
   ): Promise<ForgetResult> {
     if (this.#active !== undefined) throw new TypeError('a checkpoint of this chain is being written');
     const source = { backend: this.#backend, repositoryId: this.#repositoryId, keys: this.#keys };
     const call = { signal: options.signal };
     const checkLock = (): Promise<void> => this.#lock.mustBeHeld(this.chain, call);
+    const choice = { policy, calendar, keepMisdated: options.keepMisdated };
     const inUse = this.#latest?.id;
-    const result = await forgetHeld(source, { policy, calendar }, checkLock, { ...options, inUse });
+    const result = await forgetHeld(source, choice, checkLock, { ...options, inUse });
     this.#reserve = await keepReserve(this.#backend, this.#keys, call);
     return result;
   }
@@ -212,6 +250,10 @@ export class ChainWriter {
     await this.#active?.abort();
     await this.#lock.release();
     if (this.#reserve !== 'all') await keepReserve(this.#backend, this.#keys, {});
+  }
+
+  get #call(): CallOptions {
+    return { signal: this.#options.signal };
   }
 
   async #mapFor(parent: Manifest | null, layout: MemoryLayout): Promise<PageMap> {
@@ -230,6 +272,36 @@ export class ChainWriter {
       );
     }
     return ++this.#last.pack;
+  }
+}
+
+/** Takes the lock and looks what is there. @throws see `Repository.openChainWriter` */
+async function takeChain(
+  backend: StorageBackend,
+  keys: ChainKeys,
+  vmName: string,
+  identity: VmIdentity,
+  { signal, waitSignal, ...more }: ChainWriterOptions,
+): Promise<{ readonly lock: ChainLock; readonly content: ChainContent }> {
+  const options = { signal };
+  const lock = await takeLock(backend, keys, { ...more, signal: waitSignal ?? signal });
+  try {
+    await removeUnfinished(backend, keys, options);
+    await claimVmRecord(backend, keys, vmName, identity, options);
+    const reserve = await keepReserve(backend, keys, options);
+    const { manifests, damaged } = await loadManifests(backend, keys, options);
+    const highest = async (prefix: string): Promise<number> =>
+      (await backend.list(prefix, options)).reduce((max, { key }) => Math.max(max, seqOfKey(key)), 0);
+    const last = {
+      pack: await highest(keys.packs),
+      index: await highest(keys.index),
+      checkpoint: await highest(keys.checkpoints),
+    };
+    const stored = manifests.flatMap(storedByIncrement);
+    return { lock, content: { damaged, latest: manifests.at(-1) ?? null, stored, last, reserve } };
+  } catch (error) {
+    await lock.release().catch(() => undefined);
+    throw error;
   }
 }
 

@@ -7,14 +7,14 @@ import type { VmIdentity } from '../hypervisor/vm.js';
 import type { CallOptions, StorageBackend, StoredObject } from '../storage/backend.js';
 import { SettledBackend } from '../storage/settled-backend.js';
 import { CHAINS_PREFIX, ChainKeys, chainKey, chainOfKey, CONFIG_KEY, idOfKey } from '../format/chain-keys.js';
-import { removeLocks } from './chain-lock.js';
 import type { ChainReaderOptions } from './read/chain-reader.js';
-import { ChainWriter } from './chain-writer.js';
+import { ChainWriter, type ChainWriterOptions } from './chain-writer.js';
 import { CheckpointReader } from './read/checkpoint-reader.js';
 import { asDamagedObject, damaged, type DamagedObject } from '../records/damage.js';
 import { checkVersion, FORMAT_NAME, FORMAT_VERSION } from '../format/format-version.js';
 import { checkpointGone, orGone } from './read/gone.js';
 import { JsonFields } from '../records/json-fields.js';
+import { unlockChain, type UnlockOptions } from './locks/unlock.js';
 import { loadMap } from './read/load-map.js';
 import { loadSealed } from './read/load-sealed.js';
 import { loadManifest, loadManifests, type CheckpointList } from './read/manifest-store.js';
@@ -39,6 +39,8 @@ export interface ChainInfo {
 
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
 const LATEST = 'latest';
+/** Names of others that a message has. */
+const NAMED_FOREIGN = 5;
 
 export class Repository {
   private constructor(
@@ -50,13 +52,20 @@ export class Repository {
     readonly created: string,
   ) {}
 
-  /** Makes an empty repository. @throws REPO_EXISTS, and what the backend throws */
+  /**
+   * Makes an empty repository where there is nothing, or what an `init` left that was cut off.
+   * @throws REPO_EXISTS, REPO_NOT_EMPTY naming what others have put there, and what the backend throws
+   */
   static async init(given: StorageBackend, options: CallOptions = {}): Promise<Repository> {
     const backend = SettledBackend.of(given);
     const { location } = backend.properties;
     const exists = (cause?: unknown): CheckpointError =>
       new CheckpointError('REPO_EXISTS', `there is a repository in ${location} already`, { cause });
-    if ((await backend.list(CHAINS_PREFIX, options)).length > 0) throw exists();
+    const present = await topNames(backend, options);
+    const foreign = (await backend.foreignNames?.(present, options)) ?? [];
+    if (present.length > 0 && (foreign.length === 0 || (await isRepository(backend, options))))
+      throw exists();
+    if (foreign.length > 0) throw notEmpty(location, foreign);
     const id = randomUUID();
     const created = new Date().toISOString();
     const config = { format: FORMAT_NAME, version: FORMAT_VERSION, requires: [], id, created };
@@ -199,19 +208,23 @@ export class Repository {
    * @throws REPO_LOCKED naming the owner, CHAIN_WRONG_VM, REPO_DAMAGED, REPO_VERSION, and what the backend
    *   throws
    */
-  openChainWriter(name: string, identity: VmIdentity, { signal }: CallOptions = {}): Promise<ChainWriter> {
-    return ChainWriter.open(this.backend, this.id, name, identity, signal);
+  openChainWriter(
+    name: string,
+    identity: VmIdentity,
+    options: ChainWriterOptions = {},
+  ): Promise<ChainWriter> {
+    return ChainWriter.open(this.backend, this.id, name, identity, options);
   }
 
   /**
-   * Removes the lock of a chain, whoever holds it. For an operator who knows that the owner is gone.
+   * Removes the locks of a chain whose owners are gone; with `force` all of them.
    * @returns keys of the locks removed
+   * @throws REPO_LOCKED naming the owners of those that stay
    */
-  async unlock(chain: string, options: CallOptions = {}): Promise<readonly string[]> {
+  async unlock(chain: string, options: UnlockOptions = {}): Promise<readonly string[]> {
     const removed: string[] = [];
-    for (const keys of await this.#chainsFor(chain, options)) {
-      removed.push(...(await removeLocks(this.backend, keys, options)));
-    }
+    for (const keys of await this.#chainsFor(chain, options))
+      removed.push(...(await unlockChain(this.backend, keys, options)));
     return removed;
   }
 
@@ -254,4 +267,33 @@ export class Repository {
     const wanted = [chainKey(chain), chain].find((name) => known.includes(name));
     return wanted === undefined ? [] : [new ChainKeys(wanted)];
   }
+}
+
+/** What a repository has at its top, as far as it is there. */
+async function topNames(backend: StorageBackend, options: CallOptions): Promise<readonly string[]> {
+  const has = async (prefix: string): Promise<boolean> => (await backend.list(prefix, options)).length > 0;
+  const names = (await backend.list(CONFIG_KEY, options)).some(({ key }) => key === CONFIG_KEY)
+    ? [CONFIG_KEY]
+    : [];
+  return (await has(CHAINS_PREFIX)) ? [...names, CHAINS_PREFIX.slice(0, -1)] : names;
+}
+
+async function isRepository(backend: StorageBackend, options: CallOptions): Promise<boolean> {
+  try {
+    await Repository.open(backend, options);
+    return true;
+  } catch (error) {
+    if (isCheckpointError(error, 'REPO_DAMAGED')) return false;
+    throw error;
+  }
+}
+
+function notEmpty(location: string, foreign: readonly string[]): CheckpointError {
+  const named = foreign.slice(0, NAMED_FOREIGN).map((name) => JSON.stringify(name));
+  const more = foreign.length - named.length;
+  const list = more > 0 ? `${named.join(', ')} and ${more} more` : named.join(', ');
+  return new CheckpointError('REPO_NOT_EMPTY', `${location} holds what is not of a repository: ${list}`, {
+    hint: 'name an empty folder, or one that does not exist yet: it is made',
+    detail: { location, names: foreign.slice(0, 100) },
+  });
 }

@@ -14,7 +14,7 @@ import { randomBytes } from 'node:crypto';
 import { isCheckpointError } from '../errors.js';
 import type { ChainKeys } from '../format/chain-keys.js';
 import type { CallOptions, StorageBackend } from '../storage/backend.js';
-import { ChainLock } from './chain-lock.js';
+import { ChainLock, type LockOptions } from './locks/chain-lock.js';
 
 /** As many small objects as forgetting may need before it frees anything: a lock, and a mark of each kind. */
 const RESERVE_OBJECTS = 3;
@@ -25,8 +25,8 @@ const RESERVE_BYTES = 64 * 1024;
  * Takes the lock of a chain, also on a full storage.
  * @throws see `ChainLock.take`
  */
-export function takeLock(backend: StorageBackend, keys: ChainKeys, call: CallOptions): Promise<ChainLock> {
-  return withReserve(backend, keys, call, () => ChainLock.take(backend, keys, call));
+export function takeLock(backend: StorageBackend, keys: ChainKeys, options: LockOptions): Promise<ChainLock> {
+  return withReserve(backend, keys, options, () => ChainLock.take(backend, keys, options));
 }
 
 /**

@@ -27,6 +27,15 @@ export interface CallOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+export interface SaveOptions extends CallOptions {
+  /**
+   * Called when the object is written and durable but for its name, right before it gets that: what it throws
+   * fails the save, and there is no object. An unfinished object that `removeUnfinished` has removed by then
+   * gets no name either.
+   */
+  readonly beforeVisible?: (() => Promise<void>) | undefined;
+}
+
 export type ObjectBody = Uint8Array | AsyncIterable<Uint8Array>;
 
 export interface StorageBackend {
@@ -37,10 +46,11 @@ export interface StorageBackend {
    * for.
    * @returns bytes written
    * @throws STORAGE_EXISTS when the key is taken by an object of another call, and not by one that this call
-   *   made before its answer was lost (the object there stays as it is), STORAGE_FULL, STORAGE_READ_ONLY,
-   *   STORAGE_IO, STORAGE_UNCERTAIN
+   *   made before its answer was lost (the object there stays as it is), STORAGE_NOT_FOUND when
+   *   `removeUnfinished` has removed what was being written, STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO,
+   *   STORAGE_UNCERTAIN
    */
-  save(key: string, body: ObjectBody, options?: CallOptions): Promise<number>;
+  save(key: string, body: ObjectBody, options?: SaveOptions): Promise<number>;
   /**
    * `lengthBytes` bytes from `offsetBytes`, exactly. Caller owns them.
    * @throws STORAGE_NOT_FOUND, STORAGE_RANGE when the object is shorter, STORAGE_IO
@@ -62,7 +72,7 @@ export interface StorageBackend {
    * @throws STORAGE_NOT_FOUND when there is no such object, STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO; the
    *   object is as it was then; STORAGE_UNCERTAIN: it is the old or the new one
    */
-  replace(key: string, body: ObjectBody, options?: CallOptions): Promise<number>;
+  replace(key: string, body: ObjectBody, options?: SaveOptions): Promise<number>;
   /**
    * The object is gone for good when the call returns, also after a power cut.
    * @throws STORAGE_NOT_FOUND when there was none before this call, STORAGE_READ_ONLY, STORAGE_IO,
@@ -77,5 +87,18 @@ export interface StorageBackend {
    * @throws STORAGE_UNCERTAIN when it cannot be said (yet)
    */
   confirm(key: string, options?: CallOptions): Promise<StoredObject | undefined>;
+  /**
+   * Removes what saves have left unfinished directly below a prefix that ends with "/", or at the top for '',
+   * those of living writers as well: they fail then. For a caller who knows that nobody else may write there,
+   * such as the owner of a chain's lock. What this object saves itself stays. Absent where an unfinished save
+   * leaves nothing.
+   * @returns how many were removed
+   */
+  removeUnfinished?(prefix: string, options?: CallOptions): Promise<number>;
+  /**
+   * Names of what lies at the top, beside objects and prefixes of the names of `known`, and was put there by
+   * others than the file system or an unfinished save. Absent where nobody else can put anything.
+   */
+  foreignNames?(known: readonly string[], options?: CallOptions): Promise<readonly string[]>;
   close(): Promise<void>;
 }

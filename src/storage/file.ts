@@ -28,7 +28,15 @@ import {
 import { dirname, join, resolve } from 'node:path';
 
 import { CheckpointError, isCheckpointError, systemErrorCode } from '../errors.js';
-import type { CallOptions, ObjectBody, StorageBackend, StorageProperties, StoredObject } from './backend.js';
+import type {
+  CallOptions,
+  ObjectBody,
+  SaveOptions,
+  StorageBackend,
+  StorageProperties,
+  StoredObject,
+} from './backend.js';
+import { foreignNamesIn } from './foreign-names.js';
 import { throwIfInterrupted } from './interrupted.js';
 import { assertKey, compareKeys, isKeySegment } from './keys.js';
 import { inodeAt, isClearRefusal, type Inode } from './own-file.js';
@@ -39,9 +47,10 @@ import {
   outOfRange,
   roomFor,
   uncertain,
+  unfinishedGone,
   withoutEffect,
 } from './storage-errors.js';
-import { newTempName, removeLeftovers } from './temp-files.js';
+import { newTempName, removeAll, removeLeftovers } from './temp-files.js';
 
 const FILE_MODE = 0o600;
 const FOLDER_MODE = 0o700;
@@ -59,6 +68,8 @@ export class FileBackend implements StorageBackend {
   readonly #ready = new Set<string>();
   /** New folders whose name may not survive a power cut yet, and the topmost new one above each. */
   readonly #unsynced = new Map<string, string>();
+  /** Paths of what this instance is writing. */
+  readonly #unfinished = new Set<string>();
 
   /** The folder need not exist: the first `save` makes it. */
   constructor(path: string) {
@@ -66,22 +77,24 @@ export class FileBackend implements StorageBackend {
     this.properties = { location: `file:${this.#root}`, durable: true };
   }
 
-  async save(key: string, body: ObjectBody, { signal }: CallOptions = {}): Promise<number> {
+  async save(key: string, body: ObjectBody, { signal, beforeVisible }: SaveOptions = {}): Promise<number> {
     const path = this.#pathOf(key);
     throwIfInterrupted(signal, `writing ${key}`);
     const folder = dirname(path);
     await this.#system('writing', key, () => this.#makeReady(folder));
-    return this.#viaTemp(key, body, signal, (temp) =>
-      this.#publish(temp, path, key, () => link(temp.path, path)),
-    );
+    return this.#viaTemp(key, body, signal, async (temp) => {
+      await beforeVisible?.();
+      await this.#publish(temp, path, key, () => link(temp.path, path));
+    });
   }
 
-  async replace(key: string, body: ObjectBody, { signal }: CallOptions = {}): Promise<number> {
+  async replace(key: string, body: ObjectBody, { signal, beforeVisible }: SaveOptions = {}): Promise<number> {
     const path = this.#pathOf(key);
     await this.stat(key, { signal });
-    return this.#viaTemp(key, body, signal, (temp) =>
-      this.#publish(temp, path, key, () => rename(temp.path, path)),
-    );
+    return this.#viaTemp(key, body, signal, async (temp) => {
+      await beforeVisible?.();
+      await this.#publish(temp, path, key, () => rename(temp.path, path));
+    });
   }
 
   /** @param publish gives the finished, synced file its name */
@@ -92,6 +105,7 @@ export class FileBackend implements StorageBackend {
     publish: (temp: TempFile) => Promise<void>,
   ): Promise<number> {
     const path = join(dirname(this.#pathOf(key)), newTempName());
+    this.#unfinished.add(path);
     try {
       const { sizeBytes, inode } = await this.#write(path, key, body, signal);
       throwIfInterrupted(signal, `writing ${key}`);
@@ -100,6 +114,7 @@ export class FileBackend implements StorageBackend {
     } finally {
       // The object has a name of its own by now, or the attempt failed. A leftover is harmless.
       await rm(path, { force: true }).catch(() => undefined);
+      this.#unfinished.delete(path);
     }
   }
 
@@ -185,6 +200,18 @@ export class FileBackend implements StorageBackend {
     });
   }
 
+  async removeUnfinished(prefix: string, { signal }: CallOptions = {}): Promise<number> {
+    throwIfInterrupted(signal, `looking into ${prefix}`);
+    if (prefix !== '') assertKey(prefix.slice(0, -1));
+    const folder = join(this.#root, prefix);
+    return this.#system('removing', prefix, () => removeAll(folder, this.#root, this.#unfinished));
+  }
+
+  async foreignNames(known: readonly string[], { signal }: CallOptions = {}): Promise<readonly string[]> {
+    throwIfInterrupted(signal, `looking into ${this.#root}`);
+    return this.#system('reading', '', () => foreignNamesIn(this.#root, known));
+  }
+
   close(): Promise<void> {
     return Promise.resolve();
   }
@@ -234,11 +261,23 @@ export class FileBackend implements StorageBackend {
     try {
       await give();
     } catch (error) {
-      if (!(await this.#hasTaken(temp, path, key, error))) throw this.#refusal(error, key);
+      const wasRemoved = isMissing(error) && (await this.#isGone(temp, key, error));
+      if (await this.#hasTaken(temp, path, key, error)) return this.#settle(path, key);
+      throw wasRemoved ? unfinishedGone(key, this.properties.location, error) : this.#refusal(error, key);
     }
-    // The name is there now. When it cannot be said whether it will be after a power cut, it is not taken
-    // back either: that could as well be lost.
-    await this.#look('writing', key, undefined, () => syncFolder(dirname(path)));
+    return this.#settle(path, key);
+  }
+
+  /**
+   * The name is there now. When it cannot be said whether it will be after a power cut, it is not taken back
+   * either: that could as well be lost.
+   */
+  #settle(path: string, key: string): Promise<void> {
+    return this.#look('writing', key, undefined, () => syncFolder(dirname(path)));
+  }
+
+  async #isGone(temp: TempFile, key: string, cause: unknown): Promise<boolean> {
+    return (await this.#look('writing', key, cause, () => inodeAt(temp.path))) === undefined;
   }
 
   /** Whether the file has the name although the call that was to give it failed. @throws STORAGE_UNCERTAIN */
@@ -285,7 +324,7 @@ export class FileBackend implements StorageBackend {
         await syncFolder(dirname(made));
       this.#unsynced.delete(folder);
     }
-    await removeLeftovers(folder);
+    await removeLeftovers(folder, this.#root);
     this.#ready.add(folder);
   }
 

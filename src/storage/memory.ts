@@ -1,6 +1,13 @@
 /** Objects in memory, for tests and trials. Gone with the process. */
 
-import type { CallOptions, ObjectBody, StorageBackend, StorageProperties, StoredObject } from './backend.js';
+import type {
+  CallOptions,
+  ObjectBody,
+  SaveOptions,
+  StorageBackend,
+  StorageProperties,
+  StoredObject,
+} from './backend.js';
 import { throwIfInterrupted } from './interrupted.js';
 import { assertKey, compareKeys } from './keys.js';
 import { alreadyExists, notFound, outOfRange } from './storage-errors.js';
@@ -9,17 +16,19 @@ export class MemoryBackend implements StorageBackend {
   readonly properties: StorageProperties = { location: 'memory:', durable: false };
   readonly #objects = new Map<string, Uint8Array>();
 
-  async save(key: string, body: ObjectBody, { signal }: CallOptions = {}): Promise<number> {
+  async save(key: string, body: ObjectBody, { signal, beforeVisible }: SaveOptions = {}): Promise<number> {
     assertKey(key);
     const bytes = await collect(key, body, signal);
+    await beforeVisible?.();
     if (this.#objects.has(key)) throw alreadyExists(key, this.properties.location);
     this.#objects.set(key, bytes);
     return bytes.length;
   }
 
-  async replace(key: string, body: ObjectBody, { signal }: CallOptions = {}): Promise<number> {
+  async replace(key: string, body: ObjectBody, { signal, beforeVisible }: SaveOptions = {}): Promise<number> {
     this.#find(key);
     const bytes = await collect(key, body, signal);
+    await beforeVisible?.();
     this.#find(key);
     this.#objects.set(key, bytes);
     return bytes.length;

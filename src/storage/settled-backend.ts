@@ -13,11 +13,23 @@
  */
 
 import { isCheckpointError } from '../errors.js';
-import type { CallOptions, ObjectBody, StorageBackend, StorageProperties, StoredObject } from './backend.js';
+import type {
+  CallOptions,
+  ObjectBody,
+  SaveOptions,
+  StorageBackend,
+  StorageProperties,
+  StoredObject,
+} from './backend.js';
 import { uncertain, withoutEffect } from './storage-errors.js';
 
 /** After these codes of `save` there certainly is no object of this call. */
-const CERTAINLY_UNSAVED = ['STORAGE_EXISTS', 'STORAGE_FULL', 'STORAGE_READ_ONLY'] as const;
+const CERTAINLY_UNSAVED = [
+  'STORAGE_EXISTS',
+  'STORAGE_FULL',
+  'STORAGE_READ_ONLY',
+  'STORAGE_NOT_FOUND',
+] as const;
 
 export class SettledBackend implements StorageBackend {
   readonly properties: StorageProperties;
@@ -33,11 +45,24 @@ export class SettledBackend implements StorageBackend {
     return backend instanceof SettledBackend ? backend : new SettledBackend(backend);
   }
 
-  async save(key: string, body: ObjectBody, options?: CallOptions): Promise<number> {
+  async save(key: string, body: ObjectBody, options: SaveOptions = {}): Promise<number> {
     const counted = new CountedBody(body);
+    const { beforeVisible } = options;
+    const refusals: unknown[] = [];
+    const asked = async (): Promise<void> => {
+      try {
+        await beforeVisible?.();
+      } catch (error) {
+        refusals.push(error);
+        throw error;
+      }
+    };
+    const passed = beforeVisible === undefined ? options : { ...options, beforeVisible: asked };
     try {
-      return await this.#inner.save(key, counted.body, options);
+      return await this.#inner.save(key, counted.body, passed);
     } catch (error) {
+      // The object has got no name: what lies there is somebody else's.
+      if (refusals.length > 0) throw error;
       // A body that was not taken to its end cannot have become an object.
       if (!counted.isWhole || error instanceof RangeError) throw error;
       if (CERTAINLY_UNSAVED.some((code) => isCheckpointError(error, code))) throw error;
@@ -47,7 +72,7 @@ export class SettledBackend implements StorageBackend {
     }
   }
 
-  replace(key: string, body: ObjectBody, options?: CallOptions): Promise<number> {
+  replace(key: string, body: ObjectBody, options?: SaveOptions): Promise<number> {
     return this.#inner.replace(key, body, options);
   }
 
@@ -79,6 +104,14 @@ export class SettledBackend implements StorageBackend {
 
   confirm(key: string, options?: CallOptions): Promise<StoredObject | undefined> {
     return this.#inner.confirm(key, options);
+  }
+
+  removeUnfinished(prefix: string, options?: CallOptions): Promise<number> {
+    return this.#inner.removeUnfinished?.(prefix, options) ?? Promise.resolve(0);
+  }
+
+  foreignNames(known: readonly string[], options?: CallOptions): Promise<readonly string[]> {
+    return this.#inner.foreignNames?.(known, options) ?? Promise.resolve([]);
   }
 
   close(): Promise<void> {

@@ -22,6 +22,19 @@ export function outOfRange(key: string, wantedEnd: number, sizeBytes: number): C
   );
 }
 
+/** The unfinished object was removed before it had its name (`StorageBackend.removeUnfinished`). */
+export function unfinishedGone(key: string, location: string, cause: unknown): CheckpointError {
+  return new CheckpointError(
+    'STORAGE_NOT_FOUND',
+    `writing ${key} in ${location}: what was written is gone, somebody has removed it`,
+    {
+      cause,
+      detail: { key },
+      hint: 'make sure that no other cairn writes there, and that nobody removes files of the repository',
+    },
+  );
+}
+
 /** A call that changes something has no answer: it may have taken effect, or not. */
 export function uncertain(step: string, key: string, location: string, cause: unknown): CheckpointError {
   return new CheckpointError(

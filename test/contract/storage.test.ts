@@ -1,4 +1,13 @@
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from '@jest/globals';
@@ -47,19 +56,77 @@ describe('the file backend', () => {
     const root = newFolder();
     mkdirSync(join(root, 'sub'), { recursive: true });
     const [host, boot, namespace, , startTime] = newTempName().slice(1).split('-');
-    const ofDead = `~${host!}-${boot!}-${namespace!}-${process.pid}-${Number(startTime) - 1}-aa`;
-    const ofAnotherHost = `~00000000-11111111-22222222-1-1-aa`;
-    const ofLiving = newTempName();
-    const abandoned = `~00000000-11111111-22222222-1-1-bb`;
-    for (const name of [ofDead, ofAnotherHost, ofLiving, abandoned])
+    const dead = `${process.pid}-${Number(startTime) - 1}-aaaaaaaaaaaa`;
+    const ofDead = `~${host!}-${boot!}-${namespace!}-${dead}`;
+    const kept = [
+      newTempName(),
+      `~${host!}-00000000-${namespace!}-${dead}`, // another boot, or a copy of this machine
+      `~${host!}-${boot!}-00000000-${dead}`, // another container
+      `~00000000-11111111-22222222-1-1-aaaaaaaaaaaa`, // another host
+      ...['~', '~notes', '~draft.odt', `${ofDead}.bak`, ofDead.slice(0, -1), ofDead.toUpperCase()],
+    ];
+    for (const name of [ofDead, ...kept]) {
       writeFileSync(join(root, 'sub', name), 'half');
-    const longAgo = new Date(Date.now() - 48 * 3600 * 1000);
-    utimesSync(join(root, 'sub', abandoned), longAgo, longAgo);
+      // Neither an old nor a future file says anything: clocks differ.
+      const someTime = new Date(Date.now() + (name.length % 2 === 0 ? 1 : -1) * 480 * 3600 * 1000);
+      utimesSync(join(root, 'sub', name), someTime, someTime);
+    }
     const backend = new FileBackend(root);
     expect(await backend.list('')).toEqual([]);
     await backend.save('sub/object', some);
-    expect(readdirSync(join(root, 'sub')).sort()).toEqual(['object', ofAnotherHost, ofLiving].sort());
+    expect(readdirSync(join(root, 'sub')).sort()).toEqual(['object', ...kept].sort());
     expect((await backend.list('')).map(({ key }) => key)).toEqual(['sub/object']);
+  });
+
+  it('removes nothing through a link, and nothing but files', async () => {
+    const root = newFolder();
+    const elsewhere = newFolder();
+    const [host, boot, namespace, , startTime] = newTempName().slice(1).split('-');
+    const of = (random: string): string =>
+      `~${host!}-${boot!}-${namespace!}-${process.pid}-${Number(startTime) - 1}-${random.repeat(12)}`;
+    for (const folder of [join(root, 'sub'), elsewhere]) mkdirSync(folder, { recursive: true });
+    writeFileSync(join(elsewhere, of('a')), 'of somebody');
+    symlinkSync(elsewhere, join(root, 'linked'));
+    mkdirSync(join(root, 'sub', of('b')));
+    symlinkSync(join(elsewhere, of('a')), join(root, 'sub', of('c')));
+    const backend = new FileBackend(root);
+    await backend.save('sub/object', some);
+    await backend.save('linked/object', some);
+    expect(await backend.removeUnfinished('sub/')).toBe(0);
+    expect(await backend.removeUnfinished('linked/')).toBe(0);
+    expect(readdirSync(join(root, 'sub')).sort()).toEqual(['object', of('b'), of('c')].sort());
+    expect(readdirSync(elsewhere).sort()).toEqual(['object', of('a')].sort());
+  });
+
+  it('removes what others write when nobody else may, and then their objects get no names', async () => {
+    const root = newFolder();
+    const loser = new FileBackend(root);
+    const owner = new FileBackend(root);
+    const lost = loser.save('sub/lost', some, {
+      beforeVisible: async () => {
+        expect(await owner.removeUnfinished('sub/')).toBe(1);
+      },
+    });
+    await expect(lost).rejects.toMatchObject({ code: 'STORAGE_NOT_FOUND' });
+    // What it writes itself stays.
+    await owner.save('sub/own', some, {
+      beforeVisible: async () => {
+        expect(await owner.removeUnfinished('sub/')).toBe(0);
+      },
+    });
+    expect(readdirSync(join(root, 'sub'))).toEqual(['own']);
+    expect(await owner.removeUnfinished('no-such-folder/')).toBe(0);
+  });
+
+  it('makes nothing visible that is not allowed at the last moment', async () => {
+    const root = newFolder();
+    const backend = new FileBackend(root);
+    await backend.save('x', some);
+    const options = { beforeVisible: () => Promise.reject(new Error('not any more')) };
+    await expect(backend.save('y', some, options)).rejects.toThrow('not any more');
+    await expect(backend.replace('x', new Uint8Array(1), options)).rejects.toThrow('not any more');
+    expect(readdirSync(root)).toEqual(['x']);
+    expect(await backend.load('x')).toEqual(some);
   });
 
   it('ignores files that cannot be objects', async () => {
@@ -157,7 +224,7 @@ describe('the settled backend', () => {
     },
   );
 
-  it.each(['STORAGE_FULL', 'STORAGE_READ_ONLY', 'STORAGE_EXISTS'] as const)(
+  it.each(['STORAGE_FULL', 'STORAGE_READ_ONLY', 'STORAGE_NOT_FOUND', 'STORAGE_EXISTS'] as const)(
     'passes on a clear refusal (%s) and asks nobody',
     async (code) => {
       const faulty = new FaultyBackend(new MemoryBackend(), { mode: 'fail', atCall: 1, code });
@@ -165,6 +232,19 @@ describe('the settled backend', () => {
       expect(faulty.names).toEqual(['save a']);
     },
   );
+
+  it('takes no object of somebody else for its own when the name was refused', async () => {
+    const root = newFolder();
+    const backend = SettledBackend.of(new FileBackend(root));
+    const other = new FileBackend(root);
+    const refused = backend.save('sub/a', some, {
+      beforeVisible: async () => {
+        await other.save('sub/a', some);
+        throw new Error('not any more');
+      },
+    });
+    await expect(refused).rejects.toThrow('not any more');
+  });
 
   it('knows that what was not taken to its end is not there, and asks nobody', async () => {
     const faulty = new FaultyBackend(new MemoryBackend(), { mode: 'fail', atCall: 2 });

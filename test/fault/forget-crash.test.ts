@@ -63,7 +63,7 @@ describe('storage that fails while checkpoints are forgotten', () => {
         await forgetMost(faulty).catch(() => undefined);
         changes.add(faulty.faultyCall.split(' ')[0]!);
         const repository = await Repository.open(backend);
-        await repository.unlock('web1');
+        await repository.unlock('web1', { force: true });
         const { manifests, damaged } = await repository.checkpoints();
         expect(damaged).toEqual([]);
         // In the order of the chain: the oldest are gone, and what is there is whole.
@@ -105,7 +105,7 @@ describe('storage that fails while checkpoints are forgotten', () => {
       const backend = await copyOf(inner);
       await forgetNewest(new FaultyBackend(backend, { mode: 'crash', atCall })).catch(() => undefined);
       const repository = await Repository.open(backend);
-      await repository.unlock('web1');
+      await repository.unlock('web1', { force: true });
       await forgetNewest(backend);
       // Once more, so that a mark is the highest of all when it begins.
       await forgetIds(repository, [all[2]!.id]);

@@ -118,7 +118,7 @@ describe.each(PLANS)('an answer of the storage that is lost ($mode, and $outage 
       const repository = await Repository.open(one.inner);
       await mustAgree(repository, one.told);
       uncertain += one.told.uncertain.length;
-      await repository.unlock('web1');
+      await repository.unlock('web1', { force: true });
       // Whoever comes next goes on from what is there.
       const chain = await repository.openChainWriter('web1', IDENTITY);
       one.vm.committed = (await readBack(repository, chain.latest!)).memory;
@@ -151,7 +151,7 @@ describe.each(PLANS)('an answer of the storage that is lost ($mode, and $outage 
       const repository = await Repository.open(one.inner);
       expect(await verify(repository)).toMatchObject({ problems: [] });
       await mustReadBack(repository, one.told.committed.at(-1)!);
-      await repository.unlock('web1');
+      await repository.unlock('web1', { force: true });
       const chain = await repository.openChainWriter('web1', IDENTITY);
       await chain.forget({ last: 1 }, new Calendar('UTC'), { thinAbove: 0 });
       await chain.close();

@@ -208,7 +208,7 @@ describe('regrouping', () => {
         if (outcome === 'done') done++;
         else failed++;
         const repository = await Repository.open(made.backend);
-        await repository.unlock('web1');
+        await repository.unlock('web1', { force: true });
         for (const one of expected) await mustReadBack(repository, one);
         const { problems } = await verify(repository);
         // What was torn may be an object that counts: a manifest, which is damaged then and nothing else is.

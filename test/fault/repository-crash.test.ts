@@ -55,7 +55,7 @@ async function work(run: Run, repository: Repository, count: number): Promise<vo
 /** After the fault: everything committed is whole, nothing is damaged, and the chain can be continued. */
 async function mustBeWhole(inner: MemoryBackend, run: Run): Promise<void> {
   const repository = await Repository.open(inner);
-  await repository.unlock('web1');
+  await repository.unlock('web1', { force: true });
   for (const one of run.expected) await mustReadBack(repository, one);
   const { problems } = await verify(repository);
   expect(problems).toEqual([]);

@@ -134,7 +134,7 @@ describe('a flipped bit', () => {
       code: 'REPO_DAMAGED',
       hint: expect.stringContaining('cairn unlock'),
     });
-    await repository.unlock('web1');
+    await repository.unlock('web1', { force: true });
     await (await repository.openChainWriter('web1', IDENTITY)).close();
   });
 

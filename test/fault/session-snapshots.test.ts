@@ -95,10 +95,14 @@ describe.each(CAPTURES)('$capture', (captured) => {
   });
 
   describe('a snapshot whose checkpoint was killed', () => {
-    function leave(checkpointId: string, repositoryId = repository.id): Promise<void> {
+    function leave(
+      checkpointId: string,
+      repositoryId = repository.id,
+      location = repository.backend.properties.location,
+    ): Promise<void> {
       guest.snapshots.add(`disk0@${checkpointId}`);
       const plan = [{ driver: 'rbd', disks: [IMAGE] }];
-      return new SnapshotRecord(runtimeDir, vm, repositoryId).add(checkpointId, plan);
+      return new SnapshotRecord(runtimeDir, vm, repositoryId, location).add(checkpointId, plan);
     }
 
     it('is dropped by the next checkpoint that is committed, and by none that is not', async () => {
@@ -130,10 +134,24 @@ describe.each(CAPTURES)('$capture', (captured) => {
       const { checkpointId } = await session.checkpoint();
       await leave(checkpointId);
       await leave(KILLED, 'another');
+      // A copy of a repository has its id, and may have the checkpoint.
+      const COPIED = 'fedcba9876543210';
+      await leave(COPIED, repository.id, 'file:/srv/copy');
       await session.checkpoint();
+      expect(guest.snapshots.has(`disk0@${COPIED}`)).toBe(true);
       expect([...guest.snapshots]).toEqual(
         expect.arrayContaining([`disk0@${checkpointId}`, `disk0@${KILLED}`]),
       );
+    });
+
+    it('stays when its checkpoint was committed to another chain of the repository', async () => {
+      await open({ name: 'first' });
+      const { checkpointId } = await session.checkpoint();
+      await leave(checkpointId);
+      await session.close();
+      await open({ name: 'second' });
+      await session.checkpoint();
+      expect(guest.snapshots.has(`disk0@${checkpointId}`)).toBe(true);
     });
 
     it('is known by a record from before the pause on', async () => {

@@ -10,12 +10,17 @@
  *     crash-after   call n takes effect, all later ones reject
  *     torn          if call n is a save, only the first half of the object is stored, and all later calls reject:
  *                   a backend that breaks its promise of whole objects, or a disk that lied about a sync
+ *
+ * A save that takes effect may ask its caller on the way (`beforeVisible`): the calls of that have an answer.
  */
+
+import { AsyncLocalStorage } from 'node:async_hooks';
 
 import { CheckpointError, type ErrorCode } from '../../src/errors.js';
 import type {
   CallOptions,
   ObjectBody,
+  SaveOptions,
   StorageBackend,
   StorageProperties,
   StoredObject,
@@ -42,6 +47,10 @@ export class FaultyBackend implements StorageBackend {
   /** All calls, in order. */
   readonly names: string[] = [];
   #isMended = false;
+  /** Calls without an answer after call n. */
+  #unanswered = 0;
+  /** Inside of call n while that takes effect. */
+  readonly #effect = new AsyncLocalStorage<boolean>();
 
   constructor(
     private readonly inner: StorageBackend,
@@ -50,18 +59,19 @@ export class FaultyBackend implements StorageBackend {
     this.properties = inner.properties;
   }
 
-  async save(key: string, body: ObjectBody, options?: CallOptions): Promise<number> {
+  async save(key: string, body: ObjectBody, options?: SaveOptions): Promise<number> {
     return this.#call(
       `save ${key}`,
       () => this.inner.save(key, body, options),
       async () => {
         const whole = await collect(body);
-        return this.inner.save(key, whole.subarray(0, whole.length >>> 1), options);
+        // Such a backend asks nobody whether the object may be seen.
+        return this.inner.save(key, whole.subarray(0, whole.length >>> 1), { signal: options?.signal });
       },
     );
   }
 
-  async replace(key: string, body: ObjectBody, options?: CallOptions): Promise<number> {
+  async replace(key: string, body: ObjectBody, options?: SaveOptions): Promise<number> {
     return this.#call(`replace ${key}`, () => this.inner.replace(key, body, options));
   }
 
@@ -102,12 +112,12 @@ export class FaultyBackend implements StorageBackend {
     const number = ++this.calls;
     this.names.push(what);
     const { mode, atCall, outage = 0 } = this.plan;
-    if (this.#isMended || atCall === 0 || number < atCall) return work();
+    if (this.#isMended || atCall === 0 || number < atCall || this.#effect.getStore() === true) return work();
     const here = number === atCall;
     if (here) this.faultyCall = what;
-    if (number > atCall + outage && (mode === 'fail' || mode === 'lost-reply')) return work();
-    if (here && mode === 'crash-after') return work();
-    if (here && mode === 'lost-reply') await work();
+    if (!here && (mode === 'fail' || mode === 'lost-reply') && ++this.#unanswered > outage) return work();
+    if (here && mode === 'crash-after') return this.#effect.run(true, work);
+    if (here && mode === 'lost-reply') await this.#effect.run(true, work);
     if (here && mode === 'torn' && torn !== undefined) await torn();
     throw new CheckpointError(this.plan.code ?? 'STORAGE_IO', `injected fault: call ${number}, ${what}`);
   }

@@ -1,6 +1,6 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -227,5 +227,31 @@ describe('exit codes', () => {
     ['UNEXPECTED', 1],
   ] as const)('%s is %i', (code, exitCode) => {
     expect(exitCodeOf(code)).toBe(exitCode);
+  });
+});
+
+describe('cairn init', () => {
+  it('refuses a folder that holds files of others, and names them', () => {
+    const dir = mkdtempSync(join(tmpdir(), 'cairn-init-cli-'));
+    try {
+      writeFileSync(join(dir, 'thesis.odt'), 'text');
+      const init = (): { status: number | null; stdout: string } =>
+        spawnSync(process.execPath, [MAIN, 'init', '--repo', dir, '--json'], {
+          encoding: 'utf8',
+          env: { ...process.env, NODE_OPTIONS: '' },
+        });
+      const refused = init();
+      expect(refused.status).toBe(EXIT.refused);
+      expect(JSON.parse(refused.stdout)).toMatchObject({
+        code: 'REPO_NOT_EMPTY',
+        message: expect.stringContaining('thesis.odt'),
+        hint: expect.stringContaining('empty folder'),
+      });
+      expect(readdirSync(dir)).toEqual(['thesis.odt']);
+      rmSync(join(dir, 'thesis.odt'));
+      expect(init().status).toBe(0);
+    } finally {
+      rmSync(dir, { recursive: true });
+    }
   });
 });

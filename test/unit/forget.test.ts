@@ -9,11 +9,12 @@ import { fileURLToPath } from 'node:url';
 
 import { afterAll, afterEach, describe, expect, it } from '@jest/globals';
 
-import { ChainKeys } from '../../src/format/chain-keys.js';
+import { ChainKeys, ownerTag } from '../../src/format/chain-keys.js';
 import { Calendar } from '../../src/repository/forget/calendar.js';
 import { diffCheckpoints } from '../../src/repository/diff.js';
 import { forget } from '../../src/repository/forget/forget.js';
 import { manifestKey } from '../../src/format/manifest.js';
+import { openSealedJson, sealJson } from '../../src/format/sealed-json.js';
 import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify/verify.js';
 import { FileBackend } from '../../src/storage/file.js';
@@ -55,6 +56,16 @@ async function continueChain({ repository, vm, all }: Chain, count: number, base
 
 function ids(expected: readonly Expected[]): readonly string[] {
   return expected.map(({ id }) => id);
+}
+
+/** An object that begins as those of a chain do. */
+function ofChain({ repository }: Chain, magic: string, seq: number, name = 'web1'): Uint8Array {
+  const bytes = Buffer.alloc(5000);
+  bytes.write(magic, 0, 'latin1');
+  bytes.writeUInt16LE(1, 8);
+  bytes.writeUInt32LE(seq, 12);
+  bytes.set(ownerTag(repository.id, name), 16);
+  return bytes;
 }
 
 describe('what is forgotten', () => {
@@ -114,8 +125,8 @@ describe('what is forgotten', () => {
 describe('orphans of a crash', () => {
   it('go with the next one', async () => {
     const chain = await chainOf(3);
-    await chain.backend.save(KEYS.pack(9), new Uint8Array(5000));
-    await chain.backend.save(KEYS.segment(9), new Uint8Array(5000));
+    await chain.backend.save(KEYS.pack(9), ofChain(chain, 'CAIRNPAK', 9));
+    await chain.backend.save(KEYS.segment(9), ofChain(chain, 'CAIRNIDX', 9));
     await chain.backend.save(`${KEYS.packs}notes`, new Uint8Array(5));
     const result = await forgetIds(chain.repository, []);
     expect(result).toMatchObject({ removed: [], removedObjects: 2, freedBytes: 10_000 });
@@ -126,6 +137,61 @@ describe('orphans of a crash', () => {
     await continueChain(chain, 1);
     const { packs } = await chain.repository.find('latest');
     expect(packs[0]!.seq).toBeGreaterThan(9);
+  });
+});
+
+describe('what lies among orphans and is not of the chain', () => {
+  it.each([
+    ['a file of somebody', () => new Uint8Array(5000).fill(65)],
+    ['an empty file', () => new Uint8Array(0)],
+    ['an object of another chain', (chain: Chain) => ofChain(chain, 'CAIRNPAK', 9, 'web2')],
+    ['an object of another number', (chain: Chain) => ofChain(chain, 'CAIRNPAK', 8)],
+  ] as const)('stays, and is named: %s', async (_, bytes) => {
+    const chain = await chainOf(3);
+    for (const key of [KEYS.pack(9), KEYS.segment(9)]) await chain.backend.save(key, bytes(chain));
+    for (const dryRun of [true, false]) {
+      const result = await forgetIds(chain.repository, [], { dryRun });
+      expect(result).toMatchObject({ removedObjects: 0, freedBytes: 0 });
+      expect(result.problems).toEqual([
+        expect.stringContaining(KEYS.pack(9)),
+        expect.stringContaining(KEYS.segment(9)),
+      ]);
+    }
+    const keys = (await chain.backend.list('')).map(({ key }) => key);
+    expect(keys).toEqual(expect.arrayContaining([KEYS.pack(9), KEYS.segment(9)]));
+    await continueChain(chain, 1);
+  });
+});
+
+describe('a chain with checkpoints that are dated later than now', () => {
+  const policy = { policy: { last: 1 }, calendar: new Calendar('UTC'), nowMs: 0 };
+
+  it('is left alone by a policy, unless it is told to keep those', async () => {
+    const chain = await chainOf(4);
+    const before = await chain.backend.list('');
+    await expect(forget(sourceOf(chain.repository), policy)).rejects.toMatchObject({
+      code: 'CHECKPOINT_MISDATED',
+      message: expect.stringContaining(chain.all[0]!.id),
+      hint: expect.stringContaining('--keep-misdated'),
+      detail: { checkpointIds: ids(chain.all) },
+    });
+    expect(await chain.backend.list('')).toEqual(before);
+    const result = await forget(sourceOf(chain.repository), { ...policy, keepMisdated: true });
+    expect(result.misdated).toHaveLength(4);
+    expect(result.removed).toEqual([]);
+    await mustBeWhole(chain.backend, chain.all);
+  });
+
+  it('says so in a dry run', async () => {
+    const chain = await chainOf(2);
+    const result = await forget(sourceOf(chain.repository), policy, { dryRun: true });
+    expect(result.misdated.map(({ id }) => id)).toEqual(ids(chain.all));
+  });
+
+  it('loses them by their ids', async () => {
+    const chain = await chainOf(3);
+    await forgetIds(chain.repository, ids(chain.all.slice(2)));
+    await mustBeWhole(chain.backend, chain.all.slice(0, 2));
   });
 });
 
@@ -148,7 +214,8 @@ describe('a chain that is being written', () => {
     let removed = 0;
     backend.remove = async (key, options) => {
       await remove(key, options);
-      if (key.startsWith(KEYS.checkpoints) && ++removed === 2) await repository.unlock('web1');
+      if (key.startsWith(KEYS.checkpoints) && ++removed === 2)
+        await repository.unlock('web1', { force: true });
     };
     await expect(forgetIds(repository, ids(chain.all.slice(0, 5)))).rejects.toMatchObject({
       code: 'REPO_LOCKED',
@@ -368,6 +435,62 @@ describe('cairn forget', () => {
       }),
     ]);
     await mustBeWhole(chain.backend, chain.all.slice(4));
+  });
+
+  /** The newest checkpoint is dated some years ahead. @returns its id */
+  async function misdateNewest({ backend, repository }: Chain): Promise<string> {
+    const { object } = await repository.locate('latest', 'web1');
+    const fields = openSealedJson(object.key, await backend.load(object.key));
+    const time = new Date(Date.now() + 5 * 365 * 86_400_000).toISOString();
+    await backend.replace(object.key, sealJson({ ...fields, time }));
+    return (await repository.find('latest')).id;
+  }
+
+  it('by a policy: not while a checkpoint is dated later than now, unless it is told to', async () => {
+    const chain = await fileChain(4);
+    const newest = await misdateNewest(chain);
+    const args = ['forget', '--keep-within', '1d', '--keep-last', '1', '--json'];
+    const refused = await cairn(chain.repo, args);
+    expect(refused.exitCode).toBe(22);
+    expect(refused.messages.at(-1)).toMatchObject({
+      code: 'CHECKPOINT_MISDATED',
+      message: expect.stringContaining(newest),
+    });
+    const { manifests } = await chain.repository.checkpoints();
+    expect(manifests).toHaveLength(4);
+    const done = await cairn(chain.repo, [...args, '--keep-misdated']);
+    expect(done.exitCode).toBe(0);
+    expect(done.messages.filter((message) => !('task' in message))).toEqual([
+      { message_type: 'status', warning: expect.stringContaining(newest) },
+      expect.objectContaining({
+        misdated: [{ checkpoint_id: newest, time: expect.anything() }],
+        removed: [],
+      }),
+    ]);
+    const alone = await cairn(chain.repo, ['forget', newest, '--keep-misdated']);
+    expect(alone.exitCode).toBe(2);
+  });
+
+  it.each([
+    ['y', 0, 2],
+    ['n', 22, 4],
+  ])('asks at a terminal about checkpoints dated later than now: %s', async (answer, exitCode, left) => {
+    const chain = await fileChain(4);
+    await misdateNewest(chain);
+    const command = [process.execPath, MAIN, 'forget', '--keep-last', '1', '--repo', chain.repo];
+    // `script` gives it a terminal.
+    const child = spawn('script', ['-qec', command.join(' '), '/dev/null'], {
+      env: { ...process.env, NODE_OPTIONS: '' },
+    });
+    let out = '';
+    child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
+      out += chunk;
+      if (chunk.includes('[y/N]')) child.stdin.write(`${answer}\n`);
+    });
+    const [code] = (await once(child, 'close')) as [number | null];
+    expect(out).toContain('dated later than now');
+    expect(code).toBe(exitCode);
+    expect((await chain.repository.checkpoints()).manifests).toHaveLength(left);
   });
 
   it('by ids, of which the starts are enough', async () => {

@@ -10,9 +10,14 @@ function chainOf(times: readonly string[]): readonly Manifest[] {
 }
 
 /** Times kept, newest first, each with its reasons. */
-function kept(times: readonly string[], policy: KeepPolicy, timeZone = 'UTC'): readonly string[] {
+function kept(
+  times: readonly string[],
+  policy: KeepPolicy,
+  timeZone = 'UTC',
+  nowMs = Infinity,
+): readonly string[] {
   const chain = chainOf(times);
-  const selection = select(chain, policy, new Calendar(timeZone));
+  const selection = select(chain, policy, new Calendar(timeZone), nowMs);
   expect([...selection.kept.map(({ manifest }) => manifest), ...selection.removed]).toHaveLength(
     chain.length,
   );
@@ -95,7 +100,59 @@ describe('a policy', () => {
   );
 
   it('has nothing to say of an empty chain', () => {
-    expect(select([], { last: 1 }, new Calendar('UTC'))).toEqual({ kept: [], removed: [] });
+    expect(select([], { last: 1 }, new Calendar('UTC'), 0)).toEqual({ kept: [], removed: [], misdated: [] });
+  });
+});
+
+describe('checkpoints that are dated later than now', () => {
+  const now = Date.parse('2026-01-03T12:00:00Z');
+  const times = [...HOURLY.slice(0, 59), '2031-05-05T05:05:05.000Z', HOURLY[59]!];
+
+  it('are kept, and count for nothing', () => {
+    const misdated = '2031-05-05T05:05:05.000Z: dated later than now';
+    expect(kept(times, { last: 2 }, 'UTC', now)).toEqual([
+      '2026-01-03T11:30:00.000Z: last',
+      misdated,
+      '2026-01-03T10:30:00.000Z: last',
+    ]);
+    expect(kept(times, { within: parseDuration('1h') }, 'UTC', now)).toEqual([
+      '2026-01-03T11:30:00.000Z: within 1h',
+      misdated,
+      '2026-01-03T10:30:00.000Z: within 1h',
+    ]);
+  });
+
+  it('leave the others to the policy when they are the newest', () => {
+    const [newest, ...others] = kept([...HOURLY, times[59]!], { within: parseDuration('1h') }, 'UTC', now);
+    expect(newest).toContain('dated later than now');
+    expect(others).toHaveLength(2);
+  });
+
+  it('are all there are when the clock was set back: nothing goes', () => {
+    expect(kept(HOURLY, { last: 1 }, 'UTC', Date.parse('1970-01-01T00:00:00Z'))).toHaveLength(60);
+  });
+
+  it('are those only that are later by more than clocks of two hosts differ', () => {
+    const soon = '2026-01-03T12:05:00Z';
+    expect(kept([...HOURLY, soon], { last: 1 }, 'UTC', now)).toEqual([`${soon}: last`]);
+  });
+
+  it('are those as well whose time is none', () => {
+    expect(kept([...HOURLY, 'yesterday'], { last: 1 }, 'UTC', now)[0]).toBe(
+      'yesterday: dated later than now',
+    );
+  });
+});
+
+describe('a clock that goes to and fro', () => {
+  it('does not make two hours count as many', () => {
+    const night = Array.from({ length: 20 }, (_, i) => HOURLY[50 + (i % 2)]!);
+    expect(kept([...HOURLY.slice(0, 50), ...night], { hourly: 4 })).toHaveLength(4);
+    expect(kept([...HOURLY.slice(0, 50), ...night], { hourly: 4 }).at(-1)).toContain(HOURLY[48]!);
+  });
+
+  it('keeps more and not less when the newest checkpoint is dated long ago', () => {
+    expect(kept([...HOURLY, '1970-01-01T00:00:00Z'], { within: parseDuration('1d') })).toHaveLength(61);
   });
 });
 

@@ -1,10 +1,18 @@
-import { describe, expect, it } from '@jest/globals';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 
-import { chainKey } from '../../src/format/chain-keys.js';
+import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
+
+import { ChainKeys, chainKey } from '../../src/format/chain-keys.js';
 import { Repository } from '../../src/repository/repository.js';
 import { sealJson } from '../../src/format/sealed-json.js';
+import { FileBackend } from '../../src/storage/file.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
+import { newTempName } from '../../src/storage/temp-files.js';
 import { thisProcess } from '../../src/host/process-owner.js';
+import { ChainLock } from '../../src/repository/locks/chain-lock.js';
 import { IDENTITY, ModelVm } from './repository-model.js';
 
 const HEAD = { format: 'cairn-repository', version: 1, requires: [] };
@@ -196,41 +204,141 @@ describe('the lock of a chain', () => {
     }
   });
 
+  const KEY = 'vms/web1/locks/aaaaaaaaaaaaaaaa';
+  const BEAT_MS = 40;
+
   async function lockOf(owner: object): Promise<Repository> {
     const backend = new MemoryBackend();
     const repository = await Repository.init(backend);
-    await backend.save(
-      'vms/web1/locks/aaaa',
-      sealJson({ ...HEAD, time: 'then', ...thisProcess(), ...owner }),
-    );
+    await backend.save(KEY, sealJson({ ...HEAD, time: 'then', ...thisProcess(), ...owner }));
     return repository;
   }
 
   it.each([
     ['of a dead process', { pid: 2 ** 22 + 1 }],
     ['of an earlier process with the same id', { startTime: '1' }],
-    ['of an earlier boot of this machine', { bootId: 'earlier', machineId: 'm', hostName: 'h' }],
-  ])('%s is taken over', async (name, owner) => {
-    const here = thisProcess();
-    const earlier = name.includes('boot')
-      ? { ...owner, machineId: here.machineId, hostName: here.hostName }
-      : owner;
-    const repository = await lockOf(earlier);
-    if (name.includes('boot') && here.machineId === '') return;
+  ])('%s is taken over', async (_, owner) => {
+    const repository = await lockOf(owner);
     const chain = await repository.openChainWriter('web1', IDENTITY);
     expect(await repository.backend.list('vms/web1/locks/')).toHaveLength(1);
     await chain.close();
   });
 
+  const unseen = [
+    ['of another boot of a machine of this name', { bootId: 'earlier', machineId: 'm', hostName: 'h' }],
+    ['of another container on this host', { pidNamespace: 'pid:[1]', pid: 2 ** 22 + 1 }],
+  ] as const;
+  const named = (owner: object): object =>
+    'machineId' in owner
+      ? { ...owner, machineId: thisProcess().machineId, hostName: thisProcess().hostName }
+      : owner;
+
+  it.each(unseen)('%s is taken over when it gives no sign of life', async (_, owner) => {
+    if (thisProcess().machineId === '' && 'machineId' in owner) return;
+    const repository = await lockOf({ ...named(owner), beatMs: BEAT_MS });
+    const said: string[] = [];
+    const chain = await repository.openChainWriter('web1', IDENTITY, { onWait: (text) => said.push(text) });
+    expect(said).toEqual([expect.stringContaining('signs of life')]);
+    expect(await repository.backend.list('vms/web1/locks/')).toHaveLength(1);
+    await chain.close();
+  });
+
+  it.each(unseen)('%s is respected while it beats, and by unlock as well', async (_, owner) => {
+    if (thisProcess().machineId === '' && 'machineId' in owner) return;
+    const repository = await lockOf({ ...named(owner), beatMs: BEAT_MS });
+    const { backend } = repository;
+    const keys = new ChainKeys('web1');
+    let count = 0;
+    const beating = setInterval(() => {
+      void backend.save(keys.beat('aaaaaaaaaaaaaaaa', ++count), new Uint8Array(0));
+    }, BEAT_MS / 4);
+    try {
+      await expect(repository.openChainWriter('web1', IDENTITY)).rejects.toMatchObject({
+        code: 'REPO_LOCKED',
+        detail: { key: KEY },
+      });
+      await expect(repository.unlock('web1')).rejects.toMatchObject({
+        code: 'REPO_LOCKED',
+        message: expect.stringContaining('is running'),
+      });
+    } finally {
+      clearInterval(beating);
+    }
+    expect((await backend.list(keys.locks)).map(({ key }) => key)).toEqual([KEY]);
+    expect(await repository.unlock('web1', { force: true })).toEqual([KEY]);
+    expect(await backend.list(keys.beats)).toEqual([]);
+    await (await repository.openChainWriter('web1', IDENTITY)).close();
+  });
+
   it.each([
+    ...unseen,
     ['of another machine', { bootId: 'other', machineId: 'other' }],
     ['of another machine without an id', { bootId: 'other', machineId: '' }],
-    ['of another container on this host', { pidNamespace: 'pid:[1]', pid: 2 ** 22 + 1 }],
-  ])('%s is respected until it is unlocked', async (_, owner) => {
-    const repository = await lockOf(owner);
+  ])('%s that does not beat is respected until it is unlocked by force', async (_, owner) => {
+    const repository = await lockOf(named(owner));
     await expect(repository.openChainWriter('web1', IDENTITY)).rejects.toMatchObject({ code: 'REPO_LOCKED' });
-    expect(await repository.unlock('web1')).toEqual(['vms/web1/locks/aaaa']);
+    await expect(repository.unlock('web1')).rejects.toMatchObject({
+      code: 'REPO_LOCKED',
+      hint: expect.stringContaining('--force'),
+    });
+    expect(await repository.unlock('web1', { force: true })).toEqual([KEY]);
     await (await repository.openChainWriter('web1', IDENTITY)).close();
+  });
+
+  it('of another machine is respected by a writer even if silent, and goes with an unlock then', async () => {
+    const repository = await lockOf({ bootId: 'other', machineId: 'other', beatMs: BEAT_MS });
+    await expect(repository.openChainWriter('web1', IDENTITY)).rejects.toMatchObject({ code: 'REPO_LOCKED' });
+    expect(await repository.unlock('web1')).toEqual([KEY]);
+  });
+
+  it('of a living process is not unlocked without force, and it is said whose it is', async () => {
+    const repository = await Repository.init(new MemoryBackend());
+    const chain = await repository.openChainWriter('web1', IDENTITY);
+    const { hostName, pid } = thisProcess();
+    await expect(repository.unlock('web1')).rejects.toMatchObject({
+      code: 'REPO_LOCKED',
+      message: expect.stringMatching(`process ${pid} on ${hostName} \\(.*node.*\\), since 2`),
+    });
+    expect(await repository.backend.list('vms/web1/locks/')).toHaveLength(1);
+    await chain.close();
+  });
+
+  it('lives on while its owner works, and leaves nothing behind', async () => {
+    const { backend } = await Repository.init(new MemoryBackend());
+    const keys = new ChainKeys('web1');
+    const lock = await ChainLock.take(backend, keys, { beatMs: 20 });
+    const seen = new Set<string>();
+    while (seen.size < 3) {
+      for (const { key } of await backend.list(keys.beats)) seen.add(key);
+      await sleep(5);
+    }
+    expect(await lock.isHeld({})).toBe(true);
+    await lock.release();
+    expect(await backend.list('vms/')).toEqual([]);
+  });
+
+  it('is not brought back by a beat once somebody has removed it', async () => {
+    const { backend } = await Repository.init(new MemoryBackend());
+    const keys = new ChainKeys('web1');
+    const lock = await ChainLock.take(backend, keys, { beatMs: 20 });
+    await backend.remove(lock.key);
+    await sleep(100);
+    expect(await backend.list(keys.locks)).toEqual([]);
+    expect(await lock.isHeld({})).toBe(false);
+    await lock.release();
+  });
+
+  it('is lost to a copy of this machine that goes on under it, and left to it', async () => {
+    const { backend } = await Repository.init(new MemoryBackend());
+    const keys = new ChainKeys('web1');
+    const lock = await ChainLock.take(backend, keys, { beatMs: 60_000 });
+    await backend.save(keys.beat(lock.key.slice(-16), 7), new Uint8Array(0));
+    await expect(lock.mustBeHeld('web1', {})).rejects.toMatchObject({
+      code: 'REPO_LOCKED',
+      message: expect.stringContaining('copy of this machine'),
+    });
+    await lock.release();
+    expect((await backend.list(keys.locks)).map(({ key }) => key)).toEqual([lock.key]);
   });
 
   it('that was removed under a writer keeps it from committing', async () => {
@@ -238,9 +346,72 @@ describe('the lock of a chain', () => {
     const chain = await repository.openChainWriter('web1', IDENTITY);
     const vm = new ModelVm();
     vm.scribble(20);
-    await repository.unlock('web1');
+    await repository.unlock('web1', { force: true });
     await expect(vm.checkpoint(chain)).rejects.toMatchObject({ code: 'REPO_LOCKED' });
     expect((await repository.checkpoints()).manifests).toEqual([]);
     await chain.close();
+  });
+});
+
+describe('a folder for a new repository', () => {
+  let dir = '';
+  beforeEach(() => {
+    dir = mkdtempSync(join(tmpdir(), 'cairn-init-'));
+  });
+  afterEach(() => rmSync(dir, { recursive: true }));
+
+  const init = (): Promise<Repository> => Repository.init(new FileBackend(dir));
+
+  it('may be empty, or have what a file system puts at its top', async () => {
+    mkdirSync(join(dir, 'lost+found'));
+    mkdirSync(join(dir, '.snapshot'));
+    await init();
+    expect(readdirSync(dir).sort()).toEqual(['.snapshot', 'config', 'lost+found']);
+  });
+
+  it('may not exist yet', async () => {
+    await Repository.init(new FileBackend(join(dir, 'a', 'b')));
+    expect(readdirSync(join(dir, 'a', 'b'))).toEqual(['config']);
+  });
+
+  it('may have what an init left that was cut off', async () => {
+    writeFileSync(join(dir, newTempName()), 'half');
+    const { id } = await init();
+    expect((await Repository.open(new FileBackend(dir))).id).toBe(id);
+  });
+
+  it.each([
+    ['a file', () => writeFileSync(join(dir, 'thesis.odt'), 'text'), 'thesis.odt'],
+    ['a hidden file', () => writeFileSync(join(dir, '.bashrc'), 'text'), '.bashrc'],
+    ['a backup of an editor', () => writeFileSync(join(dir, '~draft'), 'text'), '~draft'],
+    ['a folder', () => mkdirSync(join(dir, 'photos')), 'photos'],
+    ['a folder "vms" of somebody', () => mkdirSync(join(dir, 'vms')), 'vms'],
+    ['a file "lost+found"', () => writeFileSync(join(dir, 'lost+found'), ''), 'lost+found'],
+    ['a name with control characters', () => writeFileSync(join(dir, 'a\u001b[2Jb'), ''), 'a\\u001b[2Jb'],
+  ])('that holds %s is refused, and left as it is', async (_, make, name) => {
+    make();
+    const before = readdirSync(dir);
+    await expect(init()).rejects.toMatchObject({
+      code: 'REPO_NOT_EMPTY',
+      message: expect.stringContaining(name),
+    });
+    expect(readdirSync(dir)).toEqual(before);
+  });
+
+  it('that holds a file "config" of others is refused', async () => {
+    writeFileSync(join(dir, 'config'), '[core]\n');
+    mkdirSync(join(dir, 'refs'));
+    await expect(init()).rejects.toMatchObject({ code: 'REPO_NOT_EMPTY', detail: { names: ['refs'] } });
+  });
+
+  it('with a repository in it is refused as one, whatever lies beside that', async () => {
+    await init();
+    writeFileSync(join(dir, 'notes'), '');
+    await expect(init()).rejects.toMatchObject({ code: 'REPO_EXISTS' });
+  });
+
+  it('with many things of others has some of them named', async () => {
+    for (let n = 0; n < 20; n++) writeFileSync(join(dir, `file${10 + n}`), '');
+    await expect(init()).rejects.toMatchObject({ message: expect.stringContaining('and 15 more') });
   });
 });

@@ -46,6 +46,11 @@ export interface CaptureDeps {
    * @throws VM_STATE when they are not
    */
   readonly checkUnchanged: () => Promise<void>;
+  /**
+   * Asked right before the VM is paused.
+   * @throws REPO_LOCKED when the lock of the chain is lost, so that the checkpoint could not be committed
+   */
+  readonly mayPause: () => Promise<void>;
   readonly signal: AbortSignal | undefined;
   readonly onProgress: (progress: CheckpointProgress) => void;
 }

@@ -71,6 +71,7 @@ export class CopyingCapture implements Capture {
 
     await hook?.run('before-pause', hookContext, signal);
     const wasAsked = await vm.disks.checkStorage();
+    await this.#deps.mayPause();
     await freeze.freeze();
     await freeze.orThaw(async () => {
       await this.#rehearse(wasAsked || hook !== undefined || freeze.isWanted);

@@ -56,6 +56,7 @@ export class PictureCapture implements Capture {
 
     await hook?.run('before-pause', hookContext, signal);
     await vm.disks.checkStorage();
+    await this.#deps.mayPause();
     signal?.throwIfAborted();
 
     // Frozen file systems would stay so for as long as all memory takes to be sent: `Attempt` refuses it.

@@ -25,8 +25,8 @@ export function checkpointCommand(): Command {
         const session = await openSession(hypervisors(), vm, {
           ...sessionSettings(options),
           repository: await openRepository(),
-          onNotice: (text) => reporter.warning(text),
           signal,
+          onNotice: (text) => reporter.warning(text),
         });
         try {
           if (session.trackerReason !== '')

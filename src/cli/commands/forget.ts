@@ -7,22 +7,26 @@ import {
   type DiskDropper,
   type LeftSnapshot,
 } from '../../disks/forgotten-disks.js';
-import { CheckpointError } from '../../errors.js';
+import { CheckpointError, isCheckpointError } from '../../errors.js';
 import { hypervisors } from '../../index.js';
 import { Calendar } from '../../repository/forget/calendar.js';
 import {
   forget,
   type ForgetChoice,
+  type ForgetOptions,
   type ForgetResult,
   type ForgottenCheckpoint,
 } from '../../repository/forget/forget.js';
 import type { KeepPolicy } from '../../repository/forget/keep-policy.js';
+import { misdatedText } from '../../repository/forget/misdated.js';
 import type { Repository } from '../../repository/repository.js';
 import type { SweepSource } from '../../repository/forget/sweep-plan.js';
+import { askYesNo } from '../ask.js';
 import { command, run, type CommandContext, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
 import { forgetFields, forgetText, SHORT_OF_ROOM } from '../forget-text.js';
 import { addKeepOptions, keepPolicyOf, type KeepCliOptions } from '../keep-options.js';
+import type { Reporter } from '../reporter.js';
 
 interface Options extends SharedOptions, KeepCliOptions {
   readonly name?: string;
@@ -56,6 +60,8 @@ export function forgetCommand(): Command {
       run(options, async (context) => {
         const policy = keepPolicyOf(options);
         checkChoice(checkpoints, policy);
+        if (options.keepMisdated === true && policy === undefined)
+          throw new CheckpointError('USAGE', '--keep-misdated is for a policy of --keep-... alone');
         if (options.vm !== undefined && options.withDisks !== true)
           throw new CheckpointError('USAGE', '--vm is for --with-disks alone');
         const repository = await context.openRepository();
@@ -64,7 +70,7 @@ export function forgetCommand(): Command {
             ? await byId(repository, checkpoints, options.name)
             : (await sourcesOf(repository, options.name)).map((source) => ({
                 source,
-                choice: { policy, calendar: new Calendar() },
+                choice: { policy, calendar: new Calendar(), keepMisdated: options.keepMisdated },
               }));
         const dryRun = options.dryRun ?? false;
         if (dryRun || options.withDisks !== true) return forgetAll(work, dryRun, context);
@@ -149,10 +155,11 @@ async function forgetAll(
     };
     let result: ForgetResult;
     try {
-      result = await forget(source, choice, {
+      result = await forgetOrAsk(source, choice, reporter, {
         dryRun,
         signal,
         onForgotten,
+        onWait: (text) => reporter.warning(text),
         onProgress: (done, total) => reporter.progress({ task: 'forget', done, total, unit: 'bytes' }),
       });
     } catch (error) {
@@ -161,6 +168,7 @@ async function forgetAll(
       throw error;
     }
     if (dryRun) await onForgotten(result.removed);
+    if (result.misdated.length > 0) reporter.warning(misdatedText(result.misdated, Date.now()));
     for (const problem of result.problems) reporter.warning(`kept because of damage: ${problem}`);
     isUndamaged &&= result.problems.length === 0;
     if (result.isShortOfRoom) reporter.warning(SHORT_OF_ROOM);
@@ -171,4 +179,23 @@ async function forgetAll(
   }
   if (!isUndamaged) return EXIT.damaged;
   return isWhole ? undefined : EXIT.incomplete;
+}
+
+/** A policy that cannot judge some checkpoints goes on if somebody at a terminal says so. */
+async function forgetOrAsk(
+  source: SweepSource,
+  choice: ForgetChoice,
+  reporter: Reporter,
+  options: ForgetOptions & { readonly signal: AbortSignal },
+): Promise<ForgetResult> {
+  try {
+    return await forget(source, choice, options);
+  } catch (error) {
+    if (!isCheckpointError(error, 'CHECKPOINT_MISDATED') || !('policy' in choice) || !reporter.canAsk)
+      throw error;
+    reporter.warning(error.message);
+    const question = 'Keep them, and apply the policy to the others?';
+    if (!(await askYesNo(question, options.signal))) throw error;
+    return forget(source, { ...choice, keepMisdated: true }, options);
+  }
 }

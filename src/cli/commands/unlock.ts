@@ -2,15 +2,27 @@ import type { Command } from 'commander';
 
 import { command, run, type SharedOptions } from '../command.js';
 
+interface Options extends SharedOptions {
+  readonly force?: boolean;
+}
+
 export function unlockCommand(): Command {
-  return command('unlock', 'remove the lock that a writer on another host left behind', [
+  return command('unlock', 'remove the locks of writers that are gone', [
     'cairn unlock web1 --repo /srv/cairn',
   ])
     .argument('<name>', 'name of the chain')
-    .action((name: string, options: SharedOptions) =>
-      run(options, async ({ reporter, openRepository }) => {
+    .option(
+      '--force',
+      'take the lock from a living writer too, or from one that cannot be judged: what it has not committed fails',
+    )
+    .action((name: string, options: Options) =>
+      run(options, async ({ reporter, signal, openRepository }) => {
         const repository = await openRepository();
-        const removed = await repository.unlock(name);
+        const removed = await repository.unlock(name, {
+          force: options.force,
+          signal,
+          onWait: (text) => reporter.warning(text),
+        });
         reporter.summary(
           { name, removed },
           removed.length > 0 ? `unlocked ${name}` : `${name} was not locked`,

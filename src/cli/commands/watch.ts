@@ -58,13 +58,14 @@ export function watchCommand(): Command {
             ...sessionSettings(options),
             repository,
             signal: work,
+            waitSignal: signal,
             onNotice: (text) => reporter.warning(text),
           });
         let session: CheckpointSession | undefined = await open();
         let taken = 0;
         let failed = 0;
-        const withDisks = options.withDisks ?? false;
-        const forgetting = new WatchForgetting({ policy, withDisks }, reporter);
+        const { withDisks = false, keepMisdated } = options;
+        const forgetting = new WatchForgetting({ policy, withDisks, keepMisdated }, reporter);
         try {
           let tracker = '';
           while (!signal.aborted && (options.count === undefined || taken + failed < options.count)) {

@@ -7,8 +7,10 @@ import { isCheckpointError } from '../../errors.js';
 import type { CallOptions, StorageBackend, StoredObject } from '../../storage/backend.js';
 import type { Calendar } from './calendar.js';
 import { idOfKey } from '../../format/chain-keys.js';
+import { removeUnfinished } from '../locks/unfinished.js';
 import { keepReserve, takeLock } from '../reserve.js';
 import type { DamagedObject } from '../../records/damage.js';
+import { misdatedError } from './misdated.js';
 import { select, type KeepPolicy, type KeptCheckpoint, type Selection } from './keep-policy.js';
 import { loadManifest, loadManifests } from '../read/manifest-store.js';
 import { manifestKey, type Manifest } from '../../format/manifest.js';
@@ -20,7 +22,14 @@ import { planSweep, type SweepPlan, type SweepSource } from './sweep-plan.js';
  * keys. Without any, only what a crash left goes.
  */
 export type ForgetChoice =
-  | { readonly policy: KeepPolicy; readonly calendar: Calendar }
+  | {
+      readonly policy: KeepPolicy;
+      readonly calendar: Calendar;
+      /** Clock that says which checkpoints are dated later than now; default: this host's. */
+      readonly nowMs?: number | undefined;
+      /** Go on although there are some: they are kept, and the policy counts from the newest of the others. */
+      readonly keepMisdated?: boolean | undefined;
+    }
   | { readonly manifestKeys: ReadonlySet<string> };
 
 export interface ForgetOptions extends CallOptions {
@@ -34,6 +43,8 @@ export interface ForgetOptions extends CallOptions {
    * when the removal of one fails.
    */
   readonly onForgotten?: ((removed: readonly ForgottenCheckpoint[]) => Promise<void>) | undefined;
+  /** See `LockOptions`. */
+  readonly onWait?: ((text: string) => void) | undefined;
   /** Bytes of packs that were looked at. */
   readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
 }
@@ -48,6 +59,8 @@ export interface ForgetResult {
   readonly chain: string;
   readonly kept: readonly KeptCheckpoint[];
   readonly removed: readonly ForgottenCheckpoint[];
+  /** Those of `kept` that a policy could not judge, because they are dated later than now. */
+  readonly misdated: readonly Manifest[];
   /** Bytes that are free now; an estimate in a dry run. */
   readonly freedBytes: number;
   /** Count of packs and segments that were removed. */
@@ -61,8 +74,9 @@ export interface ForgetResult {
 
 /**
  * Takes the lock of the chain, except for a dry run, which changes nothing.
- * @throws REPO_LOCKED naming the owner, USAGE for a policy that keeps nothing, REPO_VERSION for a checkpoint
- *   of a newer version, what the backend throws. What is done until then is done, and the next call goes on.
+ * @throws REPO_LOCKED naming the owner, USAGE for a policy that keeps nothing, CHECKPOINT_MISDATED before
+ *   anything is done, REPO_VERSION for a checkpoint of a newer version, what the backend throws. What is done
+ *   until then is done, and the next call goes on.
  */
 export async function forget(
   source: SweepSource,
@@ -82,8 +96,9 @@ export async function forget(
       isShortOfRoom: false,
     };
   }
-  const lock = await takeLock(backend, keys, call);
+  const lock = await takeLock(backend, keys, { ...call, onWait: options.onWait });
   try {
+    await removeUnfinished(backend, keys, call);
     return await forgetHeld(source, choice, () => lock.mustBeHeld(keys.chain, call), options);
   } finally {
     await lock.release();
@@ -104,6 +119,8 @@ export async function forgetHeld(
   const { backend, keys } = source;
   const call = { signal: options.signal };
   const plan = await planForget(source, choice, options);
+  if (plan.misdated.length > 0 && 'policy' in choice && choice.keepMisdated !== true)
+    throw misdatedError(keys.chain, plan.misdated, choice.nowMs ?? Date.now());
   const gone: ForgottenCheckpoint[] = [];
   try {
     for (const { object, checkpoint } of plan.leaving) {
@@ -140,6 +157,7 @@ async function removeIfThere(backend: StorageBackend, key: string, call: CallOpt
 interface ForgetPlan {
   readonly kept: readonly KeptCheckpoint[];
   readonly removed: readonly ForgottenCheckpoint[];
+  readonly misdated: readonly Manifest[];
   /** The manifests to be removed, oldest first. */
   readonly leaving: readonly { readonly object: StoredObject; readonly checkpoint: ForgottenCheckpoint }[];
   readonly manifestBytes: number;
@@ -148,9 +166,9 @@ interface ForgetPlan {
 
 function resultOf(
   chain: string,
-  { kept, removed, sweep: { problems } }: ForgetPlan,
-): Pick<ForgetResult, 'chain' | 'kept' | 'removed' | 'problems'> {
-  return { chain, kept, removed, problems };
+  { kept, removed, misdated, sweep: { problems } }: ForgetPlan,
+): Pick<ForgetResult, 'chain' | 'kept' | 'removed' | 'misdated' | 'problems'> {
+  return { chain, kept, removed, misdated, problems };
 }
 
 async function planForget(
@@ -161,9 +179,15 @@ async function planForget(
   const { backend, keys } = source;
   const objects = await backend.list(keys.checkpoints, options);
   const { manifests, damaged } = await loadManifests(backend, keys, options);
-  const { kept, removed, removedDamaged } =
+  const { kept, removed, misdated, removedDamaged } =
     'policy' in choice
-      ? { ...keepInUse(select(manifests, choice.policy, choice.calendar), options.inUse), removedDamaged: [] }
+      ? {
+          ...keepInUse(
+            select(manifests, choice.policy, choice.calendar, choice.nowMs ?? Date.now()),
+            options.inUse,
+          ),
+          removedDamaged: [],
+        }
       : await selectNamed(source, choice.manifestKeys, manifests, damaged, options);
   const forgotten = new Map<string, ForgottenCheckpoint>([
     ...removed.map((manifest) => [manifestKey(manifest), { id: manifest.id, manifest }] as const),
@@ -182,6 +206,7 @@ async function planForget(
   return {
     kept,
     removed: [...forgotten.values()],
+    misdated,
     leaving,
     manifestBytes: leaving.reduce((sum, { object }) => sum + object.sizeBytes, 0),
     sweep: plan,
@@ -189,13 +214,15 @@ async function planForget(
 }
 
 /** What the policy says, but for a checkpoint that somebody builds on. */
-function keepInUse({ kept, removed }: Selection, id: string | undefined): Selection {
+function keepInUse(selection: Selection, id: string | undefined): Selection {
+  const { kept, removed, misdated } = selection;
   const spared = removed.filter((manifest) => manifest.id === id);
-  if (spared.length === 0) return { kept, removed };
+  if (spared.length === 0) return selection;
   const all = [...kept, ...spared.map((manifest) => ({ manifest, reasons: ['in use'] }))];
   return {
     kept: all.sort((a, b) => a.manifest.seq - b.manifest.seq),
     removed: removed.filter((manifest) => manifest.id !== id),
+    misdated,
   };
 }
 
@@ -208,6 +235,7 @@ async function selectNamed(
 ): Promise<{
   readonly kept: readonly KeptCheckpoint[];
   readonly removed: readonly Manifest[];
+  readonly misdated: readonly Manifest[];
   readonly removedDamaged: readonly DamagedObject[];
 }> {
   const removedDamaged = damaged.filter(({ key }) => named.has(key));
@@ -224,6 +252,7 @@ async function selectNamed(
       .filter((manifest) => !isNamed(manifest))
       .map((manifest) => ({ manifest, reasons: ['not named'] })),
     removed: manifests.filter(isNamed),
+    misdated: [],
     removedDamaged,
   };
 }

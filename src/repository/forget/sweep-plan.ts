@@ -24,6 +24,7 @@ import {
 } from '../../format/frame.js';
 import type { Manifest } from '../../format/manifest.js';
 import { NeededRecords, type NeededOfPack } from './needed-records.js';
+import { foreignText, isOfChain } from './origin.js';
 import { DIRECTORY_ENTRY_BYTES } from '../../format/pack-format.js';
 import { PackReader } from '../read/pack-reader.js';
 import { readPatch } from '../../format/patch-frame.js';
@@ -98,18 +99,22 @@ export async function planSweep(
     planner = new Planner(source, manifests, { ...options, thinAbove: Infinity });
     packChanges = await planner.packs(packs);
   }
+  const owner = ownerTag(source.repositoryId, keys.chain);
+  const foreign = [...planner.foreign];
   const named = new Set(manifests.flatMap((manifest) => manifest.segments.map(({ seq }) => seq)));
   const unnamed: StoredObject[] = [];
   for (const object of segments) {
     if (named.has(seqOfKey(object.key))) continue;
-    if (object !== segments.at(-1) || !(await isMark(backend, object, options))) unnamed.push(object);
+    if (object === segments.at(-1) && (await isMark(backend, object, options))) continue;
+    if (await isOfChain(backend, object, 'segment', owner, options)) unnamed.push(object);
+    else foreign.push(foreignText(object));
   }
   unnamed.reverse();
   const freedBytes = [...packChanges.map((change) => change.freedBytes), ...unnamed.map((o) => o.sizeBytes)];
   return {
     packs: packChanges,
     segments: unnamed,
-    problems: planner.problems,
+    problems: [...planner.problems, ...foreign],
     freedBytes: freedBytes.reduce((sum, bytes) => sum + bytes, 0),
   };
 }
@@ -131,6 +136,8 @@ interface FrameNeeds {
 
 class Planner {
   readonly problems: string[] = [];
+  /** What is in the way of packs and is none of this chain. */
+  readonly foreign: string[] = [];
   readonly #source: SweepSource;
   readonly #manifests: readonly Manifest[];
   readonly #options: SweepPlanOptions;
@@ -185,7 +192,14 @@ class Planner {
   async #pack(object: StoredObject, listedBy: Manifest['kind'] | undefined): Promise<PackChange | undefined> {
     const seq = seqOfKey(object.key);
     const needed = this.#needed.of(seq);
-    if (listedBy === undefined && needed === undefined) return { object, freedBytes: object.sizeBytes };
+    if (listedBy === undefined && needed === undefined) {
+      const { backend, repositoryId, keys } = this.#source;
+      const owner = ownerTag(repositoryId, keys.chain);
+      if (await isOfChain(backend, object, 'pack', owner, this.#options))
+        return { object, freedBytes: object.sizeBytes };
+      this.foreign.push(foreignText(object));
+      return undefined;
+    }
     let frames: readonly FrameNeeds[];
     try {
       // The map that a base begins with is empty: of what it differs from, only sources can lie in packs of

@@ -36,6 +36,8 @@ export async function sweep(
 ): Promise<SweepResult> {
   const { backend, repositoryId, keys } = source;
   const call = { signal };
+  // Reading the pack takes a while, in which the lock may be lost.
+  const thinning = { signal, beforeVisible: checkLock };
   let freedBytes = 0;
   let removedObjects = 0;
   let thinnedPacks = 0;
@@ -69,7 +71,7 @@ export async function sweep(
     }
     await checkLock();
     try {
-      freedBytes += object.sizeBytes - (await thinPack(source, thinTo, reader, sharedKernels(), call));
+      freedBytes += object.sizeBytes - (await thinPack(source, thinTo, reader, sharedKernels(), thinning));
       thinnedPacks++;
     } catch (error) {
       isShortOfRoom = isCheckpointError(error, 'STORAGE_FULL');

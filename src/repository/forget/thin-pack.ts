@@ -6,7 +6,7 @@
 
 import { CODEC_RAW, CODEC_RUNS } from '../../kernels/codec-ids.js';
 import type { Kernels } from '../../kernels/kernels.js';
-import type { CallOptions } from '../../storage/backend.js';
+import type { CallOptions, SaveOptions } from '../../storage/backend.js';
 import { PAGE_SIZE_BYTES } from '../../types.js';
 import { BLANK_CONTROL, BLANK_DATA } from '../../format/blank-record.js';
 import { ownerTag } from '../../format/chain-keys.js';
@@ -50,7 +50,7 @@ export async function thinPack(
   needed: NeededOfPack,
   reader: ChainReader,
   kernels: Kernels,
-  options: CallOptions,
+  options: SaveOptions,
 ): Promise<number> {
   const { pack } = needed;
   const replacing = { save: backend.replace.bind(backend) };

@@ -10,7 +10,7 @@ import { sharedKernels } from '../../kernels/shared-kernels.js';
 import type { CallOptions, StorageBackend, StoredObject } from '../../storage/backend.js';
 import type { ChainKeys } from '../../format/chain-keys.js';
 import { seqOfKey } from '../../format/chain-keys.js';
-import { decodeLock } from '../chain-lock.js';
+import { decodeLock } from '../locks/lock-record.js';
 import { ChainReader, VERIFY_WINDOW_PAGES } from '../read/chain-reader.js';
 import { CheckpointReader } from '../read/checkpoint-reader.js';
 import { damaged, type DamagedObject } from '../../records/damage.js';
@@ -223,7 +223,7 @@ export class ChainVerifier {
     const seq = seqOfKey(key);
     if (key.startsWith(keys.packs)) return !this.#tables.has(seq) && !this.#layoutOfPack.has(seq);
     if (key.startsWith(keys.index)) return !this.#segments.isListed(seq);
-    const others = [keys.checkpoints, keys.locks, keys.reserves];
+    const others = [keys.checkpoints, keys.locks, keys.beats, keys.reserves];
     return key !== keys.vm && !others.some((prefix) => key.startsWith(prefix));
   }
 }

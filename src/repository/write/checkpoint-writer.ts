@@ -118,7 +118,7 @@ export class CheckpointWriter {
     this.#options = options;
     this.#deps = deps;
     this.#call = { signal: deps.signal };
-    this.#written = new WrittenObjects(deps.backend);
+    this.#written = new WrittenObjects(deps.backend, () => holds(() => deps.checkLock()));
     const newPack = (): PackWriter => this.#newPack();
     this.#packs = new PackSeries({
       newPack,
@@ -180,7 +180,7 @@ export class CheckpointWriter {
     enterRecords(this.#options.map, frame, pack.seq, number);
     this.#recordCount += frame.pages.length;
     this.#rawBytes += frame.rawBytes;
-    await pack.drained();
+    await this.#orLost(pack.drained());
   }
 
   /**
@@ -212,7 +212,7 @@ export class CheckpointWriter {
     const frame = encodeBlobFrame(bytes, this.#options.level);
     const { pack, number } = this.#packs.append(frame, FRAME_KIND_BLOB, 0);
     this.#deviceState = { pack: pack.seq, frame: number, sizeBytes: bytes.length, sha256: sha256Hex(bytes) };
-    await pack.drained();
+    await this.#orLost(pack.drained());
   }
 
   /**
@@ -226,11 +226,11 @@ export class CheckpointWriter {
     this.#state = 'committing';
     const { map, onPoint } = this.#options;
     onPoint?.('before-pack');
-    const packs = await this.#packs.finish();
+    const packs = await this.#orLost(this.#packs.finish());
     onPoint?.('pack-durable');
     const plan = await this.#planSegment();
     const regrouped = await this.#regrouping.run(plan);
-    const manifest = await this.#publish(fields, plan, packs, regrouped);
+    const manifest = await this.#orLost(this.#publish(fields, plan, packs, regrouped));
     this.#state = 'committed';
     map.commit();
     this.#deps.done(manifest);
@@ -327,6 +327,21 @@ export class CheckpointWriter {
     }
   }
 
+  /**
+   * Whoever has taken the chain has cleared away what was being written, or uses the same numbers: that the
+   * lock is lost says more.
+   * @throws REPO_LOCKED instead
+   */
+  async #orLost<T>(work: Promise<T>): Promise<T> {
+    try {
+      return await work;
+    } catch (error) {
+      if (isCheckpointError(error, 'STORAGE_NOT_FOUND') || isCheckpointError(error, 'STORAGE_EXISTS'))
+        await this.#deps.checkLock();
+      throw error;
+    }
+  }
+
   #mustBeOpen(): void {
     if (this.#state !== 'open') throw new TypeError(`checkpoint ${this.id} is ${this.#state}`);
   }
@@ -335,14 +350,20 @@ export class CheckpointWriter {
     const { keys, owner, backend } = this.#deps;
     const seq = this.#deps.nextPackSeq();
     const key = keys.pack(seq);
-    this.#written.begin(key);
-    return new PackWriter(key, seq, owner, backend, this.#call);
+    const pack = new PackWriter(key, seq, owner, backend, this.#call);
+    this.#written.follow(key, pack.saved);
+    return pack;
   }
 
   async #saveManifest(manifest: Manifest): Promise<number> {
     const { backend, keys, seq, id } = this.#deps;
     try {
-      return await backend.save(keys.checkpoint(seq, id), encodeManifest(manifest), this.#call);
+      // Nothing may come between this look at the lock and the manifest: whoever takes the chain from us
+      // removes what is written but has no name yet, before it looks which manifests there are.
+      return await backend.save(keys.checkpoint(seq, id), encodeManifest(manifest), {
+        ...this.#call,
+        beforeVisible: () => this.#deps.checkLock(),
+      });
     } catch (error) {
       if (!isCheckpointError(error, 'STORAGE_UNCERTAIN')) throw error;
       this.#manifestUnsure = true;
@@ -371,8 +392,9 @@ export class CheckpointWriter {
     if (plan.pages === null) return plan.kept;
     const seq = this.#deps.nextIndexSeq();
     const bytes = encodeSegment({ seq, level: plan.level, owner }, entriesOf(map, plan.pages), level);
-    this.#written.begin(keys.segment(seq));
-    const sizeBytes = await backend.save(keys.segment(seq), bytes, this.#call);
+    const saving = backend.save(keys.segment(seq), bytes, this.#call);
+    this.#written.follow(keys.segment(seq), saving);
+    const sizeBytes = await saving;
     this.#written.addBytes(sizeBytes);
     const entry = {
       seq,
@@ -382,5 +404,14 @@ export class CheckpointWriter {
       sha256: sha256Hex(bytes),
     };
     return [entry, ...plan.kept];
+  }
+}
+
+async function holds(checkLock: () => Promise<void>): Promise<boolean> {
+  try {
+    await checkLock();
+    return true;
+  } catch {
+    return false;
   }
 }

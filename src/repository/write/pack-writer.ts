@@ -4,7 +4,7 @@
  */
 
 import { CheckpointError } from '../../errors.js';
-import type { CallOptions, StorageBackend } from '../../storage/backend.js';
+import type { SaveOptions, StorageBackend } from '../../storage/backend.js';
 import { FRAME_HEADER_BYTES } from '../../format/frame.js';
 import type { PackEntry } from '../../format/manifest.js';
 import {
@@ -38,7 +38,7 @@ export class PackWriter {
     readonly seq: number,
     owner: Uint8Array,
     backend: Pick<StorageBackend, 'save'>,
-    options: CallOptions,
+    options: SaveOptions,
   ) {
     this.#header = encodePackHeader(seq, owner);
     this.#enqueue(this.#header);
@@ -47,6 +47,11 @@ export class PackWriter {
       this.#failure = { error };
       this.#wake();
     });
+  }
+
+  /** Settles with the save of the object. */
+  get saved(): Promise<unknown> {
+    return this.#saved;
   }
 
   /** Bytes so far, without the directory. */

@@ -12,20 +12,38 @@ export interface WrittenMark {
   readonly sizeBytes: number;
 }
 
+interface WrittenObject {
+  readonly key: string;
+  /** False once it is known that its save has made no object: one of that name is somebody else's then. */
+  mayBeOurs: boolean;
+}
+
 export class WrittenObjects {
-  readonly #keys: string[] = [];
+  readonly #objects: WrittenObject[] = [];
   #sizeBytes = 0;
 
-  constructor(private readonly backend: Pick<StorageBackend, 'remove'>) {}
+  /**
+   * @param backend a settled one: a save that failed has made nothing, unless it says STORAGE_UNCERTAIN
+   * @param isLocked whether the lock of the chain is still held. Without it an object of such a name may be
+   *   somebody else's: the next owner uses the same numbers, also after it has removed ours as orphans
+   */
+  constructor(
+    private readonly backend: Pick<StorageBackend, 'remove'>,
+    private readonly isLocked: () => Promise<boolean>,
+  ) {}
 
   /** Bytes of the objects that are durable. */
   get sizeBytes(): number {
     return this.#sizeBytes;
   }
 
-  /** Call this before the object is saved: the object may be there although its save failed. */
-  begin(key: string): void {
-    this.#keys.push(key);
+  /** An object is being saved; how that ends says whether it is there and ours. */
+  follow(key: string, saving: Promise<unknown>): void {
+    const object: WrittenObject = { key, mayBeOurs: true };
+    this.#objects.push(object);
+    saving.catch((error: unknown) => {
+      object.mayBeOurs = isCheckpointError(error, 'STORAGE_UNCERTAIN');
+    });
   }
 
   /** One of the objects is durable. */
@@ -34,16 +52,17 @@ export class WrittenObjects {
   }
 
   mark(): WrittenMark {
-    return { objectCount: this.#keys.length, sizeBytes: this.#sizeBytes };
+    return { objectCount: this.#objects.length, sizeBytes: this.#sizeBytes };
   }
 
   /**
    * Removes what was begun since the mark. Never throws: what cannot be removed is tried again with the next
-   * call, and after that is an orphan.
+   * call, and after that is an orphan. An object that somebody else may have made stays.
    */
   async takeBackTo({ objectCount, sizeBytes }: WrittenMark): Promise<void> {
-    for (const key of this.#keys.splice(objectCount)) {
-      if (!(await isGone(this.backend, key))) this.#keys.push(key);
+    for (const object of this.#objects.splice(objectCount)) {
+      if (!object.mayBeOurs || !(await this.isLocked())) continue;
+      if (!(await isGone(this.backend, object.key))) this.#objects.push(object);
     }
     this.#sizeBytes = sizeBytes;
   }

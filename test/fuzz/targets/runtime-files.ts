@@ -92,7 +92,7 @@ export const openTarget: OpenTarget = (workDir) => {
   const vm = { identity: IDENTITY, disks: { drop: () => Promise.resolve() } } as unknown as Vm;
   const readers: Readonly<Record<string, () => unknown>> = {
     [NAMES.ledger]: () => new Ledger(dir, IDENTITY).read(),
-    [NAMES.snapshots]: () => new SnapshotRecord(dir, vm, 'r').settle(() => Promise.resolve(false)),
+    [NAMES.snapshots]: () => new SnapshotRecord(dir, vm, 'r', 'memory:').settle(() => Promise.resolve(false)),
     [NAMES.paused]: () => {
       readPauseMarker(at(NAMES.paused));
       return isLeftPaused(at(NAMES.paused));
