@@ -1,23 +1,17 @@
 /** Asks at a terminal whether to restore a checkpoint that this host did not take. */
 
-import { createInterface } from 'node:readline/promises';
-
 import type { RestorePlan } from '../hypervisor/restore.js';
 import type { TrustQuestion } from '../restore/trust.js';
 import { printable } from '../text.js';
+import { askYesNo, canAsk } from './ask.js';
 
 /** @returns undefined where there is nobody to ask */
 export function trustQuestion(isTrusted: boolean, signal: AbortSignal): TrustQuestion | undefined {
   if (isTrusted) return () => Promise.resolve(true);
-  if (!process.stdin.isTTY || !process.stderr.isTTY) return undefined;
-  return async (plan) => {
+  if (!canAsk()) return undefined;
+  return (plan) => {
     process.stderr.write(`${planText(plan)}\n`);
-    const terminal = createInterface({ input: process.stdin, output: process.stderr });
-    try {
-      return (await terminal.question('Restore it? (yes or no) ', { signal })).trim() === 'yes';
-    } finally {
-      terminal.close();
-    }
+    return askYesNo('Restore it?', signal);
   };
 }
 
