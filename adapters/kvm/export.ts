@@ -5,15 +5,9 @@ import type { Writable } from 'node:stream';
 import { CheckpointError } from '../../src/errors.js';
 import type { CheckpointSource } from '../../src/hypervisor/restore.js';
 import { deviceSections } from '../qemu/stream/device-state.js';
+import { EXPORT_FORMATS } from './formats.js';
 import { pushStream } from '../qemu/stream/push.js';
 import { writeMigrationStream } from '../qemu/stream/writer.js';
-
-/**
- * `qemu`: a complete migration stream. A QEMU with the same machine type, memory size and devices loads it
- * with `-incoming 'exec:cat FILE'`, from 8.2 on also with `-incoming file:FILE`; with -S it stays stopped.
- * Disks are not in it.
- */
-export const EXPORT_FORMATS: readonly string[] = ['qemu'];
 
 /**
  * Does not end the sink.

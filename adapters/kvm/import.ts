@@ -9,8 +9,6 @@ import { layOut } from '../../src/hypervisor/memory-layout.js';
 import { SECTION, STREAM_HEADER_BYTES, STREAM_MAGIC, STREAM_VERSION } from '../qemu/stream/format.js';
 import { readMigrationStream } from '../qemu/stream/reader.js';
 
-export const IMPORT_FORMATS: readonly string[] = ['qemu'];
-
 /**
  * The stream does not say how its QEMU was started: such a checkpoint is restored into a QEMU that waits for
  * it (`restore --to`), or exported again.

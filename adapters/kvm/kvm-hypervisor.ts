@@ -1,13 +1,12 @@
-/** QEMU and KVM as one of Cairn's hypervisors. */
+/**
+ * QEMU and KVM as one of Cairn's hypervisors. What attaches, restores, exports and imports is loaded when it is
+ * used: a command pays for the start of no adapter but its own.
+ */
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { readSettings } from '../../src/hypervisor/restore-options.js';
-import { attachKvm } from './attach.js';
 import { disksOfStoppedQemu } from '../disks/disk-drivers.js';
-import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
-import { IMPORT_FORMATS, importMigration } from './import.js';
-import { planRestore } from './restore/plan.js';
-import { restoreCheckpoint } from './restore/restore.js';
+import { EXPORT_FORMATS, IMPORT_FORMATS } from './formats.js';
 import { KVM_RESTORE_OPTIONS } from './restore/options.js';
 
 export const kvmHypervisor: Hypervisor = {
@@ -15,13 +14,17 @@ export const kvmHypervisor: Hypervisor = {
   schemes: ['qmp'],
   exportFormats: EXPORT_FORMATS,
   importFormats: IMPORT_FORMATS,
-  importFrom: importMigration,
+  importFrom: async (request) => (await import('./import.js')).importMigration(request),
   recordedDisks: disksOfStoppedQemu,
-  attach: attachKvm,
+  attach: async (...request) => (await import('./attach.js')).attachKvm(...request),
   restoreOptions: KVM_RESTORE_OPTIONS,
-  planRestore: (source, request, settings) =>
-    planRestore(source, { ...request, ...readSettings(KVM_RESTORE_OPTIONS, settings) }),
-  restore: (source, request, settings) =>
-    restoreCheckpoint(source, { ...request, ...readSettings(KVM_RESTORE_OPTIONS, settings) }),
-  exportTo: exportCheckpoint,
+  planRestore: async (source, request, settings) => {
+    const { planRestore } = await import('./restore/plan.js');
+    return planRestore(source, { ...request, ...readSettings(KVM_RESTORE_OPTIONS, settings) });
+  },
+  restore: async (source, request, settings) => {
+    const { restoreCheckpoint } = await import('./restore/restore.js');
+    return restoreCheckpoint(source, { ...request, ...readSettings(KVM_RESTORE_OPTIONS, settings) });
+  },
+  exportTo: async (...request) => (await import('./export.js')).exportCheckpoint(...request),
 };

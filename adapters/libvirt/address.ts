@@ -9,6 +9,8 @@
 
 import { CheckpointError } from '../../src/errors.js';
 
+/** What a manifest records as the hypervisor of a domain. */
+export const LIBVIRT_NAME = 'libvirt';
 export const LIBVIRT_SCHEME = 'libvirt';
 export const SYSTEM_URI = 'qemu:///system';
 

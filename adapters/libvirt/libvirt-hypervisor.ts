@@ -1,13 +1,10 @@
-/** VMs that libvirt owns, as one of Cairn's hypervisors. */
+/** VMs that libvirt owns, as one of Cairn's hypervisors. Loaded in parts, like `kvm/kvm-hypervisor.ts`. */
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { readSettings } from '../../src/hypervisor/restore-options.js';
 import { disksOfStoppedQemu } from '../disks/disk-drivers.js';
-import { LIBVIRT_SCHEME } from './address.js';
-import { EXPORT_FORMATS, exportDomain } from './restore/export.js';
-import { attachDomain, LIBVIRT_NAME } from './libvirt-vm.js';
-import { planDomainRestore } from './restore/plan.js';
-import { restoreDomain } from './restore/restore.js';
+import { LIBVIRT_NAME, LIBVIRT_SCHEME } from './address.js';
+import { EXPORT_FORMATS } from './formats.js';
 import { LIBVIRT_RESTORE_OPTIONS } from './restore/options.js';
 
 export const libvirtHypervisor: Hypervisor = {
@@ -15,11 +12,15 @@ export const libvirtHypervisor: Hypervisor = {
   schemes: [LIBVIRT_SCHEME],
   exportFormats: EXPORT_FORMATS,
   recordedDisks: disksOfStoppedQemu,
-  attach: attachDomain,
+  attach: async (...request) => (await import('./libvirt-vm.js')).attachDomain(...request),
   restoreOptions: LIBVIRT_RESTORE_OPTIONS,
-  planRestore: (source, request, settings) =>
-    planDomainRestore(source, { ...request, ...readSettings(LIBVIRT_RESTORE_OPTIONS, settings) }),
-  restore: (source, request, settings) =>
-    restoreDomain(source, { ...request, ...readSettings(LIBVIRT_RESTORE_OPTIONS, settings) }),
-  exportTo: exportDomain,
+  planRestore: async (source, request, settings) => {
+    const { planDomainRestore } = await import('./restore/plan.js');
+    return planDomainRestore(source, { ...request, ...readSettings(LIBVIRT_RESTORE_OPTIONS, settings) });
+  },
+  restore: async (source, request, settings) => {
+    const { restoreDomain } = await import('./restore/restore.js');
+    return restoreDomain(source, { ...request, ...readSettings(LIBVIRT_RESTORE_OPTIONS, settings) });
+  },
+  exportTo: async (...request) => (await import('./restore/export.js')).exportDomain(...request),
 };

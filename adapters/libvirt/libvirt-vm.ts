@@ -18,7 +18,7 @@ import { KvmVm } from '../kvm/kvm-vm.js';
 import { listDisks } from '../qemu/block-devices.js';
 import type { Monitor } from '../qemu/monitor.js';
 import { sweepRuntimeDir } from '../qemu/runtime-files.js';
-import { parseDomainAddress } from './address.js';
+import { LIBVIRT_NAME, parseDomainAddress } from './address.js';
 import { libvirtOverlays } from './qemu/external-snapshot.js';
 import { LibvirtConnection } from './native/connection.js';
 import { DomainAgent } from './qemu/domain-agent.js';
@@ -28,9 +28,6 @@ import { disksIn, type DomainDisk } from './xml/domain-disks.js';
 import { LibvirtMonitor } from './qemu/monitor.js';
 import { libvirtGuard } from './qemu/pauses.js';
 import { streamManager } from './qemu/stream-manager.js';
-
-/** What a manifest records as the hypervisor of a domain. */
-export const LIBVIRT_NAME = 'libvirt';
 
 interface Parts {
   readonly qemu: KvmVm;

@@ -5,11 +5,9 @@ import type { Writable } from 'node:stream';
 import { CheckpointError } from '../../src/errors.js';
 import type { CheckpointSource } from '../../src/hypervisor/restore.js';
 import { pushStream } from '../qemu/stream/push.js';
+import { EXPORT_FORMATS } from './formats.js';
 import { saveContentOf } from './stream/save-file.js';
 import { writeSaveFile } from './stream/writer.js';
-
-/** `xl`: what `xl save` writes and `xl restore` reads. Disks are not in it. */
-export const EXPORT_FORMATS: readonly string[] = ['xl'];
 
 /**
  * Does not end the sink.

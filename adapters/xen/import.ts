@@ -15,8 +15,6 @@ import { readSaveFile, type SaveHead, type SaveItem } from './stream/reader.js';
 import { StateRecords, type StateRecord } from './stream/records.js';
 import { objectOf, textOf } from './domain/xl.js';
 
-export const IMPORT_FORMATS: readonly string[] = ['xl'];
-
 const PAGES_PER_KIB = 1 / 4;
 /** A guest of Xen has its memory in three or four windows. A frame is looked for in one after the other. */
 const MAX_WINDOWS = 256;

@@ -1,14 +1,9 @@
-/** Xen as one of Cairn's hypervisors. */
+/** Xen as one of Cairn's hypervisors. Loaded in parts, like `kvm/kvm-hypervisor.ts`. */
 
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { readSettings } from '../../src/hypervisor/restore-options.js';
-import { attachXen } from './attach.js';
 import { disksOfStoppedDomain } from './devices/recorded-disks.js';
-import { EXPORT_FORMATS, exportCheckpoint } from './export.js';
-import { IMPORT_FORMATS, importSaveFile } from './import.js';
-import { receiveRemus } from './remus/receive-remus.js';
-import { planRestore } from './restore-plan.js';
-import { restoreCheckpoint } from './restore.js';
+import { EXPORT_FORMATS, IMPORT_FORMATS } from './formats.js';
 import { XEN_RESTORE_OPTIONS } from './restore-options.js';
 
 export const xenHypervisor: Hypervisor = {
@@ -16,13 +11,15 @@ export const xenHypervisor: Hypervisor = {
   schemes: ['xen'],
   exportFormats: EXPORT_FORMATS,
   importFormats: IMPORT_FORMATS,
-  importFrom: importSaveFile,
-  receive: (request) => receiveRemus(request),
+  importFrom: async (request) => (await import('./import.js')).importSaveFile(request),
+  receive: async (request) => (await import('./remus/receive-remus.js')).receiveRemus(request),
   recordedDisks: disksOfStoppedDomain,
-  attach: attachXen,
+  attach: async (...request) => (await import('./attach.js')).attachXen(...request),
   restoreOptions: XEN_RESTORE_OPTIONS,
-  planRestore: (source, request) => Promise.resolve(planRestore(source, request)),
-  restore: (source, request, settings) =>
-    restoreCheckpoint(source, { ...request, ...readSettings(XEN_RESTORE_OPTIONS, settings) }),
-  exportTo: exportCheckpoint,
+  planRestore: async (source, request) => (await import('./restore-plan.js')).planRestore(source, request),
+  restore: async (source, request, settings) => {
+    const { restoreCheckpoint } = await import('./restore.js');
+    return restoreCheckpoint(source, { ...request, ...readSettings(XEN_RESTORE_OPTIONS, settings) });
+  },
+  exportTo: async (...request) => (await import('./export.js')).exportCheckpoint(...request),
 };

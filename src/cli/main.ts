@@ -3,25 +3,30 @@
 
 import { Command, CommanderError } from 'commander';
 
-import { analyzeCommand } from './commands/analyze.js';
-import { checkpointCommand } from './commands/checkpoint.js';
-import { diffCommand } from './commands/diff.js';
-import { doctorCommand } from './commands/doctor.js';
-import { exportCommand } from './commands/export.js';
-import { forgetCommand, pruneCommand } from './commands/forget.js';
-import { importCommand } from './commands/import.js';
-import { initCommand } from './commands/init.js';
-import { listCommand } from './commands/list.js';
-import { receiveCommand } from './commands/receive.js';
-import { restoreCommand } from './commands/restore.js';
-import { showCommand } from './commands/show.js';
-import { unlockCommand } from './commands/unlock.js';
-import { verifyCommand } from './commands/verify.js';
-import { watchCommand } from './commands/watch.js';
 import { EXIT } from './exit-codes.js';
 import { outputProblem } from './output.js';
 import { packageVersion } from './package-version.js';
 import { printableLines } from '../text.js';
+
+/** In the order of the help. Each is loaded when it is the one that is called, since loading all takes longest of a short command. */
+const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  init: async () => (await import('./commands/init.js')).initCommand(),
+  checkpoint: async () => (await import('./commands/checkpoint.js')).checkpointCommand(),
+  watch: async () => (await import('./commands/watch.js')).watchCommand(),
+  list: async () => (await import('./commands/list.js')).listCommand(),
+  show: async () => (await import('./commands/show.js')).showCommand(),
+  diff: async () => (await import('./commands/diff.js')).diffCommand(),
+  analyze: async () => (await import('./commands/analyze.js')).analyzeCommand(),
+  verify: async () => (await import('./commands/verify.js')).verifyCommand(),
+  forget: async () => (await import('./commands/forget.js')).forgetCommand(),
+  prune: async () => (await import('./commands/forget.js')).pruneCommand(),
+  restore: async () => (await import('./commands/restore.js')).restoreCommand(),
+  export: async () => (await import('./commands/export.js')).exportCommand(),
+  import: async () => (await import('./commands/import.js')).importCommand(),
+  receive: async () => (await import('./commands/receive.js')).receiveCommand(),
+  doctor: async () => (await import('./commands/doctor.js')).doctorCommand(),
+  unlock: async () => (await import('./commands/unlock.js')).unlockCommand(),
+};
 
 const program = new Command('cairn')
   .description('Incremental, byte-granular, live checkpoints of running virtual machines')
@@ -35,26 +40,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 10 no repository, 11 lock
 was found in, 21 VM unavailable, 22 refused, 23 repository damaged, 24 chain of another VM, 25 storage, 26 storage did
 not say whether it was committed, 27 pause ended before its time, 130 interrupted.`,
   );
-for (const subcommand of [
-  initCommand(),
-  checkpointCommand(),
-  watchCommand(),
-  listCommand(),
-  showCommand(),
-  diffCommand(),
-  analyzeCommand(),
-  verifyCommand(),
-  forgetCommand(),
-  pruneCommand(),
-  restoreCommand(),
-  exportCommand(),
-  importCommand(),
-  receiveCommand(),
-  doctorCommand(),
-  unlockCommand(),
-]) {
-  program.addCommand(subcommand);
-}
+for (const load of commandsOf(process.argv.slice(2))) program.addCommand(await load());
 
 // Help and version are printed outside `run`. A reader that has seen enough of them is no failure.
 process.stdout.on('error', (error) => {
@@ -71,6 +57,12 @@ try {
   if (!(error instanceof CommanderError)) throw error;
   // Commander has printed its message; asking for help or the version is not an error.
   process.exitCode = error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+}
+
+/** The one that is called; all of them for help, and for a name that is none. */
+function commandsOf(args: readonly string[]): readonly (() => Promise<Command>)[] {
+  const [name = ''] = args;
+  return Object.hasOwn(COMMANDS, name) ? [COMMANDS[name]!] : Object.values(COMMANDS);
 }
 
 /** Warnings carry texts of QEMU, agents and disks; Node.js prints them as they are. */

@@ -5,8 +5,9 @@
  * what is kept of its output. How it ended is a value, not an exception: the caller knows which error that is
  * and what the operator can do.
  *
- * Processes that are meant to outlive Cairn or its call have no limit and are started where they belong: the
- * guards (`adapters/guard/pause-guard.ts`) and the QEMU of a restore (`adapters/kvm/restore/process.ts`).
+ * Processes that are meant to outlive Cairn or its call are started where they belong: the guards
+ * (`adapters/guard/pause-guard.ts`), the tracers (`adapters/kvm/trackers/pagemap-scan/tracer/tracer.ts`) and the
+ * QEMU of a restore (`adapters/kvm/restore/process.ts`).
  */
 
 import type { Socket } from 'node:net';

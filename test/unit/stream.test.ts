@@ -1,7 +1,8 @@
 import { describe, expect, it } from '@jest/globals';
 import fc from 'fast-check';
 
-import { EXPORT_FORMATS, exportCheckpoint } from '../../adapters/kvm/export.js';
+import { exportCheckpoint } from '../../adapters/kvm/export.js';
+import { EXPORT_FORMATS } from '../../adapters/kvm/formats.js';
 import { deviceSections, withRunState } from '../../adapters/qemu/stream/device-state.js';
 import { pushStream } from '../../adapters/qemu/stream/push.js';
 import { readMigrationStream, type MigrationStream } from '../../adapters/qemu/stream/reader.js';

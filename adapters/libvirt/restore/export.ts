@@ -3,20 +3,12 @@
 import type { Writable } from 'node:stream';
 
 import type { CheckpointSource } from '../../../src/hypervisor/restore.js';
-import { exportCheckpoint as exportOfKvm, EXPORT_FORMATS as FORMATS_OF_KVM } from '../../kvm/export.js';
+import { exportCheckpoint as exportOfKvm } from '../../kvm/export.js';
 import { pushStream } from '../../qemu/stream/push.js';
+import { SAVE_IMAGE } from '../formats.js';
 import { compressInto, IMAGE_COMPRESSIONS } from './compression.js';
 import { recordedXml } from '../xml/domain-xml.js';
 import { saveImageHead } from './save-image.js';
-
-const SAVE_IMAGE = 'libvirt';
-
-/** `libvirt`, `libvirt+gzip` and so on, and QEMU's. */
-export const EXPORT_FORMATS: readonly string[] = [
-  SAVE_IMAGE,
-  ...IMAGE_COMPRESSIONS.map(({ program }) => `${SAVE_IMAGE}+${program}`),
-  ...FORMATS_OF_KVM,
-];
 
 /**
  * Does not end the sink.

@@ -112,10 +112,9 @@ export class CheckpointReader implements CheckpointSource {
   async *pages(signal?: AbortSignal): AsyncGenerator<PageChunk> {
     const options = { signal };
     const map = await this.map(options);
-    const buffers = [
-      new Uint8Array(WINDOW_PAGES * PAGE_SIZE_BYTES),
-      new Uint8Array(WINDOW_PAGES * PAGE_SIZE_BYTES),
-    ];
+    const mostPages = Math.max(0, ...this.layout.regions.map(({ pageCount }) => pageCount));
+    const bufferBytes = Math.min(WINDOW_PAGES, mostPages) * PAGE_SIZE_BYTES;
+    const buffers = [new Uint8Array(bufferBytes), new Uint8Array(bufferBytes)];
     let windowNumber = 0;
     let ahead: Promise<Window> | undefined;
     for (const [firstPage, endPage] of windowsOf(this.layout)) {

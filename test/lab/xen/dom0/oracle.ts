@@ -13,6 +13,7 @@ import { performance } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import type { Hypervisor } from '../../../../src/hypervisor/hypervisor.js';
+import type { PauseRequest } from '../../../../src/hypervisor/run-state.js';
 import { HypervisorRegistry } from '../../../../src/hypervisor/registry.js';
 import type { CheckpointSource } from '../../../../src/hypervisor/restore.js';
 import { regionOfPage } from '../../../../src/hypervisor/memory-layout.js';
@@ -82,8 +83,8 @@ export class WatchedXen {
         let before: Memory | undefined;
         let readMs = 0;
         let shared: readonly number[] = [];
-        const pause = async (): Promise<boolean> => {
-          const stopped = await runState.pause();
+        const pause = async (request?: PauseRequest): Promise<boolean> => {
+          const stopped = await runState.pause(request);
           const started = performance.now();
           before = readMemory(guest.domid, 'before');
           shared = before.table === undefined ? withDomain(guest.domid, framesSharedForWriting) : [];

@@ -1,8 +1,9 @@
 /** Cairn's side of the tracer (see `tracer-main.ts`): one process for each system call inside QEMU. */
 
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
-
-import { execa } from 'execa';
 
 import { CheckpointError } from '../../../../../src/errors.js';
 import type { InjectResult } from './inject.js';
@@ -29,20 +30,19 @@ export interface RemoteCall {
  */
 export async function callInQemu(pid: number, call: RemoteCall): Promise<number> {
   const { CAIRN_TRACER_FAULT_POINT: faultPoint } = process.env;
-  const { stdout } = await execa(process.execPath, [PROGRAM, String(pid), JSON.stringify(call)], {
+  // Not by `host/run-program.ts`: the tracer outlives this process, and a checkpoint needs no other program, so
+  // that library is not loaded for it.
+  const tracer = spawn(process.execPath, [PROGRAM, String(pid), JSON.stringify(call)], {
     // A session of its own: it finishes what it has begun when a terminal stops or ends Cairn's process
     // group.
     detached: true,
-    cleanup: false,
-    reject: false,
-    stdin: 'ignore',
-    stderr: 'ignore',
+    stdio: ['ignore', 'pipe', 'ignore'],
     cwd: '/',
-    extendEnv: false,
     env: faultPoint === undefined ? {} : { CAIRN_TRACER_FAULT_POINT: faultPoint },
     timeout: LIMIT_MS,
     killSignal: 'SIGKILL',
   });
+  const [stdout] = await Promise.all([text(tracer.stdout), once(tracer, 'close')]);
   if (stdout === '') {
     throw new CheckpointError('TRACKER_UNAVAILABLE', `the tracer of process ${pid} was killed`, {
       hint: 'try again',
