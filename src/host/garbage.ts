@@ -22,7 +22,7 @@ const WORTH_COLLECTING_BYTES = 6 << 20;
 const SWEEPING_MS = 50;
 
 let collect: (() => void) | undefined;
-/** Bytes in use after the last collection. */
+/** Bytes in use after the last collection, or the fewest that were seen since. */
 let leftBytes = 0;
 
 /** Has V8 let the heap grow further before it collects, for the whole process. A second call does no harm. */
@@ -32,7 +32,9 @@ export function letHeapGrow(): void {
 
 /** Collects when enough has gathered. Synchronous, some milliseconds. */
 export function collectGarbage(): void {
-  if (bytesInUse() - leftBytes >= WORTH_COLLECTING_BYTES) collectNow();
+  const bytes = bytesInUse();
+  leftBytes = Math.min(leftBytes, bytes);
+  if (bytes - leftBytes >= WORTH_COLLECTING_BYTES) collectNow();
 }
 
 /**

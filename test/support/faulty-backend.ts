@@ -38,6 +38,11 @@ export interface FaultPlan {
   readonly outage?: number;
 }
 
+/**
+ * Whose call n takes effect. One for all of them: each of its kind costs every promise of the process from its first use on.
+ */
+const effect = new AsyncLocalStorage<StorageBackend>();
+
 export class FaultyBackend implements StorageBackend {
   readonly properties: StorageProperties;
   /** Calls seen so far. */
@@ -49,8 +54,6 @@ export class FaultyBackend implements StorageBackend {
   #isMended = false;
   /** Calls without an answer after call n. */
   #unanswered = 0;
-  /** Inside of call n while that takes effect. */
-  readonly #effect = new AsyncLocalStorage<boolean>();
 
   constructor(
     private readonly inner: StorageBackend,
@@ -112,12 +115,12 @@ export class FaultyBackend implements StorageBackend {
     const number = ++this.calls;
     this.names.push(what);
     const { mode, atCall, outage = 0 } = this.plan;
-    if (this.#isMended || atCall === 0 || number < atCall || this.#effect.getStore() === true) return work();
+    if (this.#isMended || atCall === 0 || number < atCall || effect.getStore() === this) return work();
     const here = number === atCall;
     if (here) this.faultyCall = what;
     if (!here && (mode === 'fail' || mode === 'lost-reply') && ++this.#unanswered > outage) return work();
-    if (here && mode === 'crash-after') return this.#effect.run(true, work);
-    if (here && mode === 'lost-reply') await this.#effect.run(true, work);
+    if (here && mode === 'crash-after') return effect.run(this, work);
+    if (here && mode === 'lost-reply') await effect.run(this, work);
     if (here && mode === 'torn' && torn !== undefined) await torn();
     throw new CheckpointError(this.plan.code ?? 'STORAGE_IO', `injected fault: call ${number}, ${what}`);
   }
