@@ -11,8 +11,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { LabDomain, TPM_XML, whyNoLibvirt, whyNoTpm } from './libvirt-domain.js';
 import type { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, runCairn, type CliMessage } from './support/cairn-cli.js';
-import { differingPages } from './support/ground-truth.js';
-import { PauseHold, readCheckpoint } from './support/oracle.js';
+import { PauseHold, differingFromStored } from './support/oracle.js';
 
 const reason = whyNoLibvirt();
 if (reason !== '') process.stderr.write(`skipped: hardware of libvirt's domains: ${reason}\n`);
@@ -61,7 +60,7 @@ async function proven(
   await taking.ended;
   return {
     summary,
-    differing: differingPages(truth, await readCheckpoint(repo, String(summary.checkpoint_id))),
+    differing: await differingFromStored(truth, repo, String(summary.checkpoint_id)),
   };
 }
 

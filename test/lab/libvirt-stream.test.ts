@@ -10,9 +10,8 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { LabDomain, whyNoLibvirt, whyNoSession } from './libvirt-domain.js';
 import type { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, runCairn, type CliMessage } from './support/cairn-cli.js';
-import { differingPages } from './support/ground-truth.js';
 import type { QemuVersion } from './support/lab-files.js';
-import { PauseHold, readCheckpoint } from './support/oracle.js';
+import { PauseHold, differingFromStored } from './support/oracle.js';
 import { processTruth } from './support/process-truth.js';
 
 const INCREMENTS = 4;
@@ -64,7 +63,7 @@ class Lab {
     const summary = await taking.message(isSummary);
     expect(await taking.ended).toMatchObject({ exitCode: 0 });
     expect(summary).toMatchObject({ tracker: 'qmp-stream' });
-    expect(differingPages(truth, await readCheckpoint(this.repo, String(summary.checkpoint_id)))).toEqual([]);
+    expect(await differingFromStored(truth, this.repo, String(summary.checkpoint_id))).toEqual([]);
     await this.expectRunning();
     return summary;
   }
@@ -140,8 +139,8 @@ describeWithLibvirt.each<QemuVersion>(['10.0', '7.2'])('a domain of libvirt with
         compare_reason: '',
       });
       if (i > 0) expect(Number(summary.dirty_pages)).toBeLessThan(Number(summary.scanned_pages) / 2);
-      const stored = await readCheckpoint(repo, String(summary.checkpoint_id));
-      wrong.push(...differingPages(truth, stored).map((page) => `checkpoint ${i}: ${page}`));
+      const differing = await differingFromStored(truth, repo, String(summary.checkpoint_id));
+      wrong.push(...differing.map((page) => `checkpoint ${i}: ${page}`));
     }
     expect(wrong).toEqual([]);
     expect(await watch.ended).toMatchObject({ exitCode: 0 });

@@ -7,8 +7,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/glob
 import { LabDomain, whyNoLibvirt, whyNoSession } from './libvirt-domain.js';
 import type { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, runCairn, type CliOptions } from './support/cairn-cli.js';
-import { differingPages } from './support/ground-truth.js';
-import { PauseHold, readCheckpoint } from './support/oracle.js';
+import { PauseHold, differingFromStored } from './support/oracle.js';
 
 const INCREMENTS = 3;
 const MAC = '52:54:00:01:02:03';
@@ -60,8 +59,8 @@ describeWithLibvirt('a domain that libvirt owns', () => {
         tracker: 'pagemap-scan',
         compare_reason: '',
       });
-      const stored = await readCheckpoint(repo, String(summary.checkpoint_id));
-      wrong.push(...differingPages(truth, stored).map((page) => `checkpoint ${i}: ${page}`));
+      const differing = await differingFromStored(truth, repo, String(summary.checkpoint_id));
+      wrong.push(...differing.map((page) => `checkpoint ${i}: ${page}`));
     }
     expect(wrong).toEqual([]);
     await machine.waitForProgress();
@@ -90,7 +89,7 @@ describeWithLibvirt('a domain that libvirt owns', () => {
     expect(summary).toMatchObject({ pause_ms: 0 });
     expect(await domain.state()).toBe('paused');
     const truth = await domain.groundTruth();
-    expect(differingPages(truth, await readCheckpoint(repo, String(summary.checkpoint_id)))).toEqual([]);
+    expect(await differingFromStored(truth, repo, String(summary.checkpoint_id))).toEqual([]);
     await domain.virsh('resume', domain.name);
     await machine.waitForProgress();
   });
@@ -241,7 +240,7 @@ describeWithLibvirt('a domain that libvirt owns', () => {
         running: false,
       });
       expect(await domain.state()).toBe('paused');
-      expect(differingPages(await domain.groundTruth(), await readCheckpoint(repo, id))).toEqual([]);
+      expect(await differingFromStored(await domain.groundTruth(), repo, id)).toEqual([]);
       bytes = diaryBytes();
       await domain.virsh('resume', domain.name);
       await expectToGoOn();

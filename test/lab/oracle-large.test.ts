@@ -4,8 +4,8 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary } from './support/cairn-cli.js';
-import { differingPages, groundTruth } from './support/ground-truth.js';
-import { PauseHold, checkpointAgainstTruth, readCheckpoint } from './support/oracle.js';
+import { PauseHold, checkpointAgainstTruth, differingFromStored } from './support/oracle.js';
+import { processTruth } from './support/process-truth.js';
 
 /** From 2 GiB on further threads walk the page tables (`span-finder.ts`). */
 const MEMORY_MIB = 2304;
@@ -34,19 +34,20 @@ describe('every checkpoint of a guest whose page tables are walked by several th
       options,
     );
     const wrong: string[] = [];
+    let truth: Map<string, Buffer> | undefined;
     for (let i = 0; i <= INCREMENTS; i++) {
       await hold.reached(watch);
-      const truth = await groundTruth(machine);
+      truth = await processTruth(machine, truth);
       hold.release();
       const summary = await watch.message(isSummary, i);
       expect(summary).toMatchObject({ tracker: 'pagemap-scan', compare_reason: '' });
-      const stored = await readCheckpoint(options.repo, String(summary.checkpoint_id));
-      wrong.push(...differingPages(truth, stored).map((page) => `checkpoint ${i}: ${page}`));
+      const differing = await differingFromStored(truth, options.repo, String(summary.checkpoint_id));
+      wrong.push(...differing.map((page) => `checkpoint ${i}: ${page}`));
     }
     expect(wrong).toEqual([]);
     expect(await watch.ended).toMatchObject({ exitCode: 0 });
     for (let i = 0; i < 2; i++) {
-      const { summary, differing } = await checkpointAgainstTruth(machine, [], options);
+      const { summary, differing } = await checkpointAgainstTruth(machine, [], options, processTruth);
       expect(differing).toEqual([]);
       expect(summary).toMatchObject({ kind: 'incremental', compare_reason: '' });
     }

@@ -11,9 +11,9 @@ import { Repository, openBackend } from '../../src/index.js';
 import { kvmHypervisor } from '../../adapters/kvm/kvm-hypervisor.js';
 import { ExactSession } from '../truth/exact-session.js';
 import { LabMachine } from './machine.js';
-import { differingPages, groundTruth } from './support/ground-truth.js';
+import { groundTruth } from './support/ground-truth.js';
 import { tampered } from './support/lossy-tracker.js';
-import { readCheckpoint } from './support/oracle.js';
+import { differingFromStored } from './support/oracle.js';
 
 describe.each([
   ['an honest tracker', false],
@@ -50,7 +50,7 @@ describe.each([
     tampering.isOn = isLossy;
     const { checkpointId, compareReason } = await session.checkpoint();
     expect(compareReason).toBe('');
-    const differing = differingPages(await groundTruth(machine), await readCheckpoint(repo, checkpointId));
+    const differing = await differingFromStored(await groundTruth(machine), repo, checkpointId);
     if (isLossy) expect(differing.length).toBeGreaterThan(0);
     else expect(differing).toEqual([]);
   });

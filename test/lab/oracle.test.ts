@@ -4,8 +4,8 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary } from './support/cairn-cli.js';
-import { differingPages, groundTruth } from './support/ground-truth.js';
-import { PauseHold, checkpointAgainstTruth, readCheckpoint } from './support/oracle.js';
+import { groundTruth } from './support/ground-truth.js';
+import { PauseHold, checkpointAgainstTruth, differingFromStored } from './support/oracle.js';
 
 const INCREMENTS = 20;
 
@@ -51,8 +51,8 @@ describe('every checkpoint of a working guest holds exactly the memory it had', 
         tracker: 'pagemap-scan',
         compare_reason: '',
       });
-      const stored = await readCheckpoint(options.repo, String(summary.checkpoint_id));
-      wrong.push(...differingPages(truth, stored).map((page) => `checkpoint ${i}: ${page}`));
+      const differing = await differingFromStored(truth, options.repo, String(summary.checkpoint_id));
+      wrong.push(...differing.map((page) => `checkpoint ${i}: ${page}`));
     }
     expect(wrong).toEqual([]);
     expect(await watch.ended).toMatchObject({ exitCode: 0 });
@@ -86,9 +86,7 @@ describe('every checkpoint of a working guest holds exactly the memory it had', 
     expect(summary).toMatchObject({ pause_ms: 0 });
     expect(await machine.qmp.status()).toBe('paused');
     const truth = await groundTruth(machine);
-    expect(differingPages(truth, await readCheckpoint(options.repo, String(summary.checkpoint_id)))).toEqual(
-      [],
-    );
+    expect(await differingFromStored(truth, options.repo, String(summary.checkpoint_id))).toEqual([]);
     await machine.qmp.command('cont');
     await machine.waitForProgress();
   });
@@ -155,7 +153,7 @@ describe('memory plugged into a VM in the pause of a checkpoint', () => {
       { kind: 'incremental', compare_reason: '' },
     ]);
     for (const [i, { checkpoint_id: id }] of summaries.entries())
-      expect(differingPages(truths[i]!, await readCheckpoint(options.repo, String(id)))).toEqual([]);
+      expect(await differingFromStored(truths[i]!, options.repo, String(id))).toEqual([]);
     expect(truths.map((truth) => truth.has('plugged'))).toEqual([false, true, true]);
     expect(await machine.qmp.status()).toBe('running');
     await machine.waitForProgress();

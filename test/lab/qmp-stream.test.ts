@@ -7,9 +7,8 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, runCairn, type CliMessage } from './support/cairn-cli.js';
-import { differingPages } from './support/ground-truth.js';
 import type { QemuVersion } from './support/lab-files.js';
-import { PauseHold, checkpointAgainstTruth, readCheckpoint } from './support/oracle.js';
+import { PauseHold, checkpointAgainstTruth, differingFromStored } from './support/oracle.js';
 import { processTruth } from './support/process-truth.js';
 
 const INCREMENTS = 10;
@@ -87,8 +86,8 @@ describe.each<QemuVersion>(['7.2', '10.0'])('checkpoints by a stream of QEMU %s'
       });
       // From the second on it is known what changed, and nothing else is reported.
       if (i > 0) expect(Number(summary.dirty_pages)).toBeLessThan(Number(summary.scanned_pages) / 2);
-      const stored = await readCheckpoint(options.repo, String(summary.checkpoint_id));
-      wrong.push(...differingPages(truth, stored).map((page) => `checkpoint ${i}: ${page}`));
+      const differing = await differingFromStored(truth, options.repo, String(summary.checkpoint_id));
+      wrong.push(...differing.map((page) => `checkpoint ${i}: ${page}`));
       await machine.qmp.command('balloon', { value: (i % 3 === 0 ? 256 : i % 3 === 1 ? 160 : 200) << 20 });
     }
     expect(wrong).toEqual([]);

@@ -4,8 +4,8 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary } from './support/cairn-cli.js';
-import { differingPages, groundTruth } from './support/ground-truth.js';
-import { readCheckpoint } from './support/oracle.js';
+import { groundTruth } from './support/ground-truth.js';
+import { differingFromStored } from './support/oracle.js';
 import { qemuProgram, type QemuVersion } from './support/lab-files.js';
 
 const CHAIN_LENGTH = 50;
@@ -75,7 +75,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a chain of fifty under QEMU %s', (q
     expect(running).toBe(false);
     const again = await LabMachine.adopt('chain', machine.dir, Number(pid));
     try {
-      expect(differingPages(await readCheckpoint(repo, id), await groundTruth(again))).toEqual([]);
+      expect(await differingFromStored(await groundTruth(again), repo, id)).toEqual([]);
     } finally {
       await again.kill();
     }

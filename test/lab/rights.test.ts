@@ -26,8 +26,8 @@ import { rightsOf } from '../../adapters/kvm/inspect/process-rights.js';
 import type { JsonObject } from '../../src/types.js';
 import { LabMachine } from './machine.js';
 import { CAIRN_MAIN, cairn, runCairn, type CliOptions, type CliResult } from './support/cairn-cli.js';
-import { differingPages, groundTruth } from './support/ground-truth.js';
-import { checkpointAgainstTruth, readCheckpoint } from './support/oracle.js';
+import { groundTruth } from './support/ground-truth.js';
+import { checkpointAgainstTruth, differingFromStored } from './support/oracle.js';
 import { ensureLab, labCache, qemuProgram, scratchDir, type QemuVersion } from './support/lab-files.js';
 
 const NOBODY = 65_534;
@@ -118,7 +118,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a QEMU %s of an unprivileged user',
           .map((entry) => entry.split('=')[0])
           .filter((key) => !/^(PATH|HOME|LANG|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|XDG_RUNTIME_DIR)$/.test(key!)),
       ).toEqual([]);
-      expect(differingPages(await readCheckpoint(repo, id), await groundTruth(again))).toEqual([]);
+      expect(await differingFromStored(await groundTruth(again), repo, id)).toEqual([]);
     } finally {
       await again.kill();
     }

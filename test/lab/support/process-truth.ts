@@ -11,6 +11,9 @@ import { RamBlocks } from '../../../adapters/kvm/memory/ram-blocks.js';
 import type { Json } from '../../../src/types.js';
 import type { LabMachine } from '../machine.js';
 
+/** Node.js reads less than 2 GiB at once. */
+const MAX_READ_BYTES = 1 << 30;
+
 /**
  * All RAM blocks of a machine that is stopped.
  * @param old an earlier result, whose buffers are used again
@@ -36,7 +39,10 @@ export async function processTruth(
       blocks.map(({ id, host, sizeBytes }) => {
         const before = old?.get(id);
         const contents = before?.length === sizeBytes ? before : Buffer.alloc(sizeBytes);
-        for (let at = 0; at < sizeBytes;) at += readSync(memory, contents, at, sizeBytes - at, host + at);
+        for (let at = 0; at < sizeBytes;) {
+          const readBytes = Math.min(sizeBytes - at, MAX_READ_BYTES);
+          at += readSync(memory, contents, at, readBytes, host + at);
+        }
         return [id, contents];
       }),
     );
