@@ -3,6 +3,7 @@
 import { describe, expect, it } from '@jest/globals';
 
 import { Repository } from '../../src/repository/repository.js';
+import { forget } from '../../src/repository/forget/forget.js';
 import { verify } from '../../src/repository/verify/verify.js';
 import type { WritePoint } from '../../src/repository/write/checkpoint-writer.js';
 import { FaultyBackend, type FaultMode } from '../support/faulty-backend.js';
@@ -178,5 +179,30 @@ describe('a save that was torn', () => {
       expect([...problems.map((problem) => problem.key), ...orphans]).toContain(key);
     }
     expect(torn).toBeGreaterThan(3);
+  });
+});
+
+describe('the first writer of a chain', () => {
+  it.each(['crash', 'crash-after'] as const)('leaves nothing that is called damage (%s)', async (mode) => {
+    const begin = async (atCall: number): Promise<{ calls: number; inner: MemoryBackend }> => {
+      const inner = new MemoryBackend();
+      await Repository.init(inner);
+      const faulty = new FaultyBackend(inner, { mode, atCall });
+      const begun = Repository.open(faulty).then((one) => one.openChainWriter('web1', IDENTITY));
+      await begun.then((chain) => chain.close()).catch(() => undefined);
+      return { calls: faulty.calls, inner };
+    };
+    const { calls } = await begin(0);
+    expect(calls).toBeGreaterThan(5);
+    for (let atCall = 1; atCall <= calls; atCall++) {
+      const { inner } = await begin(atCall);
+      const repository = await Repository.open(inner);
+      expect(await verify(repository)).toMatchObject({ problems: [], checkpoints: 0 });
+      await repository.unlock('web1', { force: true });
+      for (const source of await repository.sweepSources('web1'))
+        await forget(source, { manifestKeys: new Set() });
+      expect(await verify(repository)).toMatchObject({ problems: [], checkpoints: 0 });
+      await (await repository.openChainWriter('web1', IDENTITY)).close();
+    }
   });
 });

@@ -102,7 +102,9 @@ export class ChainVerifier {
 
   async #checkSmallRecords(): Promise<void> {
     const { backend, keys, objects, onBytes } = this.#deps;
-    await this.#problems.attempt(keys.vm, () => loadVmRecord(backend, keys, this.#call));
+    // A first writer has its lock before it makes the record: one that has just begun, or was cut off, left none.
+    if (objects.some(({ key }) => !this.#isBeforeCheckpoints(key)))
+      await this.#problems.attempt(keys.vm, () => loadVmRecord(backend, keys, this.#call));
     for (const { key } of objects.filter((object) => object.key.startsWith(keys.locks))) {
       await this.#problems.attempt(key, async () => {
         const bytes = await loadSealed(backend, key, this.#call).catch((error: unknown) => {
@@ -223,8 +225,13 @@ export class ChainVerifier {
     const seq = seqOfKey(key);
     if (key.startsWith(keys.packs)) return !this.#tables.has(seq) && !this.#layoutOfPack.has(seq);
     if (key.startsWith(keys.index)) return !this.#segments.isListed(seq);
-    const others = [keys.checkpoints, keys.locks, keys.beats, keys.reserves];
-    return key !== keys.vm && !others.some((prefix) => key.startsWith(prefix));
+    return key !== keys.vm && !key.startsWith(keys.checkpoints) && !this.#isBeforeCheckpoints(key);
+  }
+
+  /** What a chain may have that has never had a checkpoint, or the record of its VM. */
+  #isBeforeCheckpoints(key: string): boolean {
+    const { locks, beats, reserves } = this.#deps.keys;
+    return [locks, beats, reserves].some((prefix) => key.startsWith(prefix));
   }
 }
 
