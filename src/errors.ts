@@ -7,6 +7,9 @@
  * and device state never appear in either.
  */
 
+import { constants } from 'node:os';
+import { getSystemErrorName } from 'node:util';
+
 import type { JsonObject } from './types.js';
 
 export const ERROR_CODES = [
@@ -155,7 +158,19 @@ export function isCheckpointError(error: unknown, code?: ErrorCode): error is Ch
 /** The `code` of a Node.js system error (ENOSPC, ENOENT and so on), undefined for anything else. */
 export function systemErrorCode(error: unknown): string | undefined {
   if (typeof error !== 'object' || error === null || !('code' in error)) return undefined;
-  return typeof error.code === 'string' ? error.code : undefined;
+  if (typeof error.code !== 'string') return undefined;
+  const isUnnamed = error.code.startsWith(UNNAMED) && 'errno' in error && typeof error.errno === 'number';
+  return isUnnamed ? systemErrorName(-(error.errno as number)) : error.code;
+}
+
+/** What Node.js says of an error that libuv does not know. EDQUOT, a quota that is used up, is one of them. */
+const UNNAMED = 'Unknown system error';
+
+/** @param errno positive, as in C */
+export function systemErrorName(errno: number): string {
+  const name = getSystemErrorName(-errno);
+  if (!name.startsWith(UNNAMED)) return name;
+  return Object.entries(constants.errno).find(([, number]) => number === errno)?.[0] ?? name;
 }
 
 /** Describes an error in one line, for a log or a wrapped message. */

@@ -7,11 +7,9 @@
  * in typed arrays; layouts are those of x86-64 Linux, which `libc()` checks.
  */
 
-import { getSystemErrorName } from 'node:util';
-
 import koffi from 'koffi';
 
-import { CheckpointError } from '../errors.js';
+import { CheckpointError, systemErrorName } from '../errors.js';
 
 /** Result of a raw call: the value, or -1 and the error's number. */
 export interface CallResult {
@@ -63,7 +61,7 @@ export function addressOf(view: ArrayBufferView): bigint {
 
 /** ESRCH, EPERM and so on. */
 export function errnoName(errno: number): string {
-  return errno > 0 ? getSystemErrorName(-errno) : 'OK';
+  return errno > 0 ? systemErrorName(errno) : 'OK';
 }
 
 let loaded: Libc | undefined;
