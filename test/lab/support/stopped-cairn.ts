@@ -1,6 +1,6 @@
 /** A Cairn that stands still at a point of a checkpoint (`src/checkpoint/fault-points.ts`), as one does whose storage hangs. */
 
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { FAULT_POINTS, type FaultPoint } from '../../../src/checkpoint/fault-points.js';
@@ -34,8 +34,9 @@ export class StoppedCairn {
     return stateOf(this.#pid) === 'T';
   }
 
-  /** It wakes. */
-  goOn(): Promise<CliResult> {
+  /** It wakes. @param signal what it finds then, sent while it stood still */
+  goOn(signal?: NodeJS.Signals): Promise<CliResult> {
+    if (signal !== undefined) process.kill(this.#pid, signal);
     process.kill(this.#pid, 'SIGCONT');
     return this.#process.ended;
   }
@@ -46,7 +47,7 @@ export class StoppedCairn {
     for (const pid of guards) process.kill(pid, 'SIGKILL');
     process.kill(this.#pid, 'SIGKILL');
     await this.#process.ended;
-    while (guards.some((pid) => !['', 'Z', 'X'].includes(stateOf(pid)))) await sleep(5);
+    while (guards.some(isAlive)) await sleep(5);
     return guards.length;
   }
 
@@ -55,10 +56,17 @@ export class StoppedCairn {
   }
 }
 
-/** Processes that a process has started and that live. */
+/** Processes that a process has started, by whichever thread, and that live. */
 export function childrenOf(pid: number): readonly number[] {
-  const listed = readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1').trim();
-  return listed === '' ? [] : listed.split(' ').map(Number);
+  return readdirSync(`/proc/${pid}/task`)
+    .flatMap((thread) => readFileSync(`/proc/${pid}/task/${thread}/children`, 'latin1').split(' '))
+    .filter((word) => word !== '')
+    .map(Number);
+}
+
+/** False for one that has ended and that nobody has waited for. */
+export function isAlive(pid: number): boolean {
+  return !['', 'Z', 'X'].includes(stateOf(pid));
 }
 
 /** The letter of proc(5); empty when there is no such process. */
