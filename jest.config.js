@@ -8,5 +8,5 @@ export default {
   roots: ['<rootDir>/dist/test'],
   testMatch: ['**/*.test.js'],
   transform: {},
-  testTimeout: 120_000,
+  testTimeout: 300_000,
 };

@@ -29,7 +29,7 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
   let options: { dir: string };
   let repo = '';
   beforeAll(async () => {
-    machine = await LabMachine.start({ name: 'bad', memoryMib: 160, devices: ['balloon'] });
+    machine = await LabMachine.start({ name: 'bad', memoryMib: 104, devices: ['balloon'] });
     options = { dir: machine.dir };
   });
   beforeEach(async () => {
@@ -86,7 +86,7 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
     const second = join(machine.dir, 'second.sock');
     const shared = await LabMachine.start({
       name: 'shared',
-      memoryMib: 160,
+      memoryMib: 104,
       devices: [],
       extraArgs: ['-qmp', `unix:${second},server=on,wait=off`],
     });
@@ -116,7 +116,7 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
   it('a writable disk that nobody would snapshot', async () => {
     const raw = await LabMachine.start({
       name: 'raw',
-      memoryMib: 160,
+      memoryMib: 104,
       devices: [],
       extraArgs: ['-drive', `file=${rawImage(machine.dir)},if=virtio,format=raw`],
     });
@@ -137,7 +137,7 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
   it('another VM under the name of a chain', async () => {
     const uuids = ['11111111-2222-3333-4444-555555555555', '99999999-2222-3333-4444-555555555555'];
     for (const [i, uuid] of uuids.entries()) {
-      const other = await LabMachine.start({ name: 'twin', memoryMib: 160, devices: [], uuid });
+      const other = await LabMachine.start({ name: 'twin', memoryMib: 104, devices: [], uuid });
       const result = await runCairn(['checkpoint', other.address, '--repo', repo], options);
       if (i === 0) expect(result.exitCode).toBe(0);
       else {
@@ -166,7 +166,7 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
   });
 
   it('QEMU killed in the middle of a checkpoint', async () => {
-    const victim = await LabMachine.start({ name: 'victim', memoryMib: 160, devices: [] });
+    const victim = await LabMachine.start({ name: 'victim', memoryMib: 104, devices: [] });
     await cairn(['checkpoint', victim.address, '--repo', repo], options);
     const hold = new PauseHold(victim.dir);
     const running = new CairnProcess(

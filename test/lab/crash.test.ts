@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { FAULT_POINTS } from '../../src/checkpoint/fault-points.js';
 import { LabMachine } from './machine.js';
 import { cairn, runCairn } from './support/cairn-cli.js';
+import { gentleLoad } from './support/guest-loads.js';
 import { checkpointAgainstTruth } from './support/oracle.js';
 
 /** Far above what the guard needs; a guest that is still paused by then has been forgotten. */
@@ -15,10 +16,10 @@ describe('kill -9 of Cairn', () => {
   let machine: LabMachine;
   let options: { dir: string; repo: string };
   beforeAll(async () => {
-    machine = await LabMachine.start({ name: 'crash', memoryMib: 192, devices: ['balloon'] });
+    machine = await LabMachine.start({ name: 'crash', memoryMib: 104, devices: ['balloon'] });
     options = { dir: machine.dir, repo: join(machine.dir, 'repo') };
     await cairn(['init', '--repo', options.repo], options);
-    await machine.guest('lab memory 16');
+    await machine.guest(gentleLoad(16));
     await cairn(['checkpoint', machine.address, '--repo', options.repo], options);
   });
   afterAll(() => machine.destroy());

@@ -18,7 +18,7 @@ describe.each(['internal', 'external'] as const)('%s disk snapshots', (mode) => 
   const pairsAfter: number[] = [];
 
   beforeAll(async () => {
-    machine = await LabMachine.start({ name: 'disks', memoryMib: 192, devices: ['disk'] });
+    machine = await LabMachine.start({ name: 'disks', memoryMib: 104, devices: ['disk'] });
     options = { dir: machine.dir };
     repo = join(machine.dir, 'repo');
     await cairn(['init', '--repo', repo], options);

@@ -7,6 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
 import { cairn, isSummary, runCairn } from './support/cairn-cli.js';
+import { gentleLoad } from './support/guest-loads.js';
 import { differingPages, groundTruth } from './support/ground-truth.js';
 import { checkpointAgainstTruth, readCheckpoint, differingFromStored } from './support/oracle.js';
 
@@ -18,10 +19,10 @@ describe('forgetting checkpoints of a working guest', () => {
   const ids: string[] = [];
   const memories = new Map<string, Map<string, Buffer>>();
   beforeAll(async () => {
-    machine = await LabMachine.start({ name: 'forget', memoryMib: 160, devices: ['disk', 'balloon'] });
+    machine = await LabMachine.start({ name: 'forget', memoryMib: 104, devices: ['disk', 'balloon'] });
     options = { dir: machine.dir, repo: join(machine.dir, 'repo') };
     await cairn(['init', '--repo', options.repo], options);
-    await machine.guest('lab memory 8');
+    await machine.guest(gentleLoad(8));
     await machine.guest('lab disk');
   });
   afterAll(() => machine.destroy());

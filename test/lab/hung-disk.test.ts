@@ -30,7 +30,7 @@ describe('a guest with requests under way to a disk that hangs', () => {
     while (!existsSync(socket)) await sleep(50);
     machine = await LabMachine.start({
       name: 'hung-disk',
-      memoryMib: 192,
+      memoryMib: 104,
       dir,
       devices: [],
       extraArgs: [

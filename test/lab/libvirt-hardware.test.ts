@@ -11,6 +11,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { LabDomain, TPM_XML, whyNoLibvirt, whyNoTpm } from './libvirt-domain.js';
 import type { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, runCairn, type CliMessage } from './support/cairn-cli.js';
+import { gentleLoad } from './support/guest-loads.js';
 import { PauseHold, differingFromStored } from './support/oracle.js';
 
 const reason = whyNoLibvirt();
@@ -79,7 +80,7 @@ describeWithLibvirt('a domain with two NUMA nodes, a memory device and a TPM', (
     await cairn(['init', '--repo', repo], domain.cli);
     machine = await domain.start();
     await machine.guest('lab fill 16');
-    await machine.guest('lab memory 8');
+    await machine.guest(gentleLoad(8));
     if (hasTpm) {
       await extendPcr(machine);
       pcr = await readPcr(machine);

@@ -10,6 +10,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { LabDomain, whyNoLibvirt, whyNoSession } from './libvirt-domain.js';
 import type { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, runCairn, type CliMessage } from './support/cairn-cli.js';
+import { gentleLoad } from './support/guest-loads.js';
 import type { QemuVersion } from './support/lab-files.js';
 import { PauseHold, differingFromStored } from './support/oracle.js';
 import { processTruth } from './support/process-truth.js';
@@ -44,7 +45,7 @@ class Lab {
     await cairn(['init', '--repo', repo], domain.cli);
     const machine = await domain.start();
     await machine.guest('lab fill 24');
-    await machine.guest('lab memory 8 20000');
+    await machine.guest(gentleLoad(8));
     await machine.qmp.command('migrate-set-parameters', OPERATOR_PARAMETERS);
     return new Lab(domain, machine, repo);
   }

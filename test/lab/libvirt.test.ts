@@ -7,6 +7,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/glob
 import { LabDomain, whyNoLibvirt, whyNoSession } from './libvirt-domain.js';
 import type { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, runCairn, type CliOptions } from './support/cairn-cli.js';
+import { gentleLoad } from './support/guest-loads.js';
 import { PauseHold, differingFromStored } from './support/oracle.js';
 
 const INCREMENTS = 3;
@@ -31,7 +32,7 @@ describeWithLibvirt('a domain that libvirt owns', () => {
     await cairn(['init', '--repo', repo], options);
     machine = await domain.start();
     await machine.guest('lab fill 24');
-    await machine.guest('lab memory 16');
+    await machine.guest(gentleLoad(16));
     await machine.guest('lab disk');
   }, 300_000);
   afterAll(async () => {

@@ -11,6 +11,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import type { FaultPoint } from '../../src/checkpoint/fault-points.js';
 import { LabMachine } from './machine.js';
 import { cairn, type CliOptions } from './support/cairn-cli.js';
+import { gentleLoad } from './support/guest-loads.js';
 import type { QemuVersion } from './support/lab-files.js';
 import { checkpointAgainstTruth } from './support/oracle.js';
 import { StoppedCairn } from './support/stopped-cairn.js';
@@ -32,7 +33,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a pause of QEMU %s that goes on', (
     machine = await LabMachine.start({ name: 'pause-limit', memoryMib: 96, qemu });
     options = { dir: machine.dir, repo: join(machine.dir, 'repo') };
     await cairn(['init', '--repo', options.repo], options);
-    await machine.guest('lab memory 16');
+    await machine.guest(gentleLoad(16));
     await cairn(take(), options);
   });
   afterAll(() => machine.destroy());

@@ -7,6 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, runCairn, type CliMessage } from './support/cairn-cli.js';
+import { gentleLoad } from './support/guest-loads.js';
 import type { QemuVersion } from './support/lab-files.js';
 import { PauseHold, checkpointAgainstTruth, differingFromStored } from './support/oracle.js';
 import { processTruth } from './support/process-truth.js';
@@ -94,6 +95,9 @@ describe.each<QemuVersion>(['7.2', '10.0'])('checkpoints by a stream of QEMU %s'
     expect(await watch.ended).toMatchObject({ exitCode: 0 });
     await machine.waitForProgress();
     await machine.qmp.command('balloon', { value: 256 << 20 });
+    await machine.guest('lab stop');
+    await machine.guest(gentleLoad(24));
+    await machine.guest('lab disk');
   });
 
   it('in separate processes, which compare with the repository, alternating with another tracker', async () => {
@@ -122,7 +126,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('checkpoints by a stream of QEMU %s'
     expect(await machine.guest('dd if=/dev/vda bs=512 skip=9000 count=1 iflag=direct 2>/dev/null')).toContain(
       'written-later',
     );
-    await machine.guest('lab memory 24');
+    await machine.guest(gentleLoad(24));
     await machine.guest('lab disk');
   });
 
@@ -246,7 +250,7 @@ describe('a user who has nothing but the monitor socket', () => {
     chownSync(home, NOBODY, NOBODY);
     chmodSync(machine.dir, 0o755);
     chmodSync(machine.qmpPath, 0o777);
-    await machine.guest('lab memory 16');
+    await machine.guest(gentleLoad(16));
   });
   afterAll(() => machine.destroy());
 

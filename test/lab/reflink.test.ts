@@ -118,7 +118,7 @@ describeReal.each(['btrfs', 'xfs'] as const)('disks in files on %s', (fileSystem
     machine = await LabMachine.start({
       name: 'reflink',
       dir,
-      memoryMib: 192,
+      memoryMib: 104,
       devices: [],
       extraArgs: driveArguments(mount.path, disks),
     });

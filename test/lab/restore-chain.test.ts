@@ -4,6 +4,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary } from './support/cairn-cli.js';
+import { gentleLoad } from './support/guest-loads.js';
 import { groundTruth } from './support/ground-truth.js';
 import { differingFromStored } from './support/oracle.js';
 import { qemuProgram, type QemuVersion } from './support/lab-files.js';
@@ -22,7 +23,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a chain of fifty under QEMU %s', (q
     machine = await LabMachine.start({
       name: 'chain',
       qemu,
-      memoryMib: 192,
+      memoryMib: 104,
       devices: ['disk', 'net', 'balloon', 'vga'],
     });
     options = { dir: machine.dir };
@@ -30,7 +31,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a chain of fifty under QEMU %s', (q
     await cairn(['init', '--repo', repo], options);
     await machine.guest('lab fill 32');
     checksum = await machine.guest('lab sum');
-    await machine.guest('lab memory 8');
+    await machine.guest(gentleLoad(8));
     await machine.guest('lab disk');
     const watch = new CairnProcess(
       ['watch', machine.address, '--repo', repo, '--every', '0.2', '--count', `${CHAIN_LENGTH}`],
@@ -103,7 +104,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a chain of fifty under QEMU %s', (q
       name: 'chain',
       qemu,
       dir: machine.dir,
-      memoryMib: 192,
+      memoryMib: 104,
       devices: ['disk', 'net', 'balloon', 'vga'],
       noWait: true,
       extraArgs: ['-incoming', `exec:cat ${path}`],
