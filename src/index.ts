@@ -46,6 +46,6 @@ export {
   type ReceiveOptions,
   type ReceiveResult,
 } from './intake/receive.js';
-export { exportCheckpoint, restoreCheckpoint } from './restore/restore.js';
+export { exportCheckpoint, restoreCheckpoint, type RestoreCall } from './restore/restore.js';
 export type { StorageBackend } from './storage/backend.js';
 export { openBackend } from './storage/open.js';

@@ -2,9 +2,10 @@
 
 import { resolve } from 'node:path';
 
-import { CheckpointError } from '../../src/errors.js';
+import { CheckpointError, isCheckpointError } from '../../src/errors.js';
 import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
 import { KvmVm } from './kvm-vm.js';
+import { stateRefused } from './run/run-states.js';
 import { qemuBehind } from '../qemu/peer-process.js';
 import { QmpClient } from '../qemu/qmp-client.js';
 import { sweepRuntimeDir } from '../qemu/runtime-files.js';
@@ -20,10 +21,10 @@ export function socketPathOf(address: string): string {
   });
 }
 
-/** @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, VM_UNSUPPORTED, VM_GONE, QMP_PROTOCOL */
+/** @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_STATE, VM_PERMISSION, VM_UNSUPPORTED, VM_GONE, QMP_PROTOCOL */
 export async function attachKvm(
   address: string,
-  { runtimeDir, guestAgent, diskOptions, signal }: AttachOptions,
+  { runtimeDir, guestAgent, diskOptions, allowChangedMachine, signal }: AttachOptions,
 ): Promise<KvmVm> {
   const socketPath = socketPathOf(address);
   const monitor = await QmpClient.connect(socketPath, { signal });
@@ -32,11 +33,19 @@ export async function attachKvm(
     const process = await qemuBehind(monitor.descriptor, socketPath);
     const agentPath = guestAgent === undefined ? undefined : resolve(guestAgent);
     return await KvmVm.attach(
-      { address, runtimeDir, socketPath, agentPath, diskOptions },
+      { address, runtimeDir, socketPath, agentPath, diskOptions, allowChangedMachine },
       { monitor, process },
     );
   } catch (error) {
     await monitor.close();
-    throw error;
+    throw unconfigured(error);
   }
+}
+
+/** QEMU calls the state `prelaunch`, and answers hardly any question before its machine is there. */
+function unconfigured(error: unknown): unknown {
+  const isUnconfigured =
+    isCheckpointError(error, 'QMP_COMMAND') &&
+    error.message.includes('permitted only after machine initialization');
+  return isUnconfigured ? stateRefused('preconfig') : error;
 }

@@ -13,6 +13,7 @@ import { GuestFreezer } from './run/guest-agent/guest-freezer.js';
 import { SocketAgent } from './run/guest-agent/socket-agent.js';
 import { hazardsOf, takeInventory } from './inspect/hazards.js';
 import { machineFacts, type MachineFacts } from './inspect/machine-facts.js';
+import { PresentMachine } from './inspect/present-machine.js';
 import type { Monitor } from '../qemu/monitor.js';
 import type { GuardProgram } from '../guard/pause-guard.js';
 import { qmpGuard } from './run/qmp-guard.js';
@@ -34,6 +35,7 @@ export interface KvmVmOptions {
   /** Socket of the guest's agent, absolute; default: the one that QEMU's command line has. */
   readonly agentPath?: string | undefined;
   readonly diskOptions?: DiskDriverOptions | undefined;
+  readonly allowChangedMachine?: boolean | undefined;
 }
 
 export interface KvmVmDeps {
@@ -52,7 +54,6 @@ export class KvmVm implements Vm {
   readonly address: string;
   readonly identity: VmIdentity;
   readonly process: VmProcess;
-  readonly machine: JsonObject;
   readonly disks: VmDisks;
   readonly memory: KvmMemory;
   readonly runState: KvmRunState;
@@ -60,6 +61,9 @@ export class KvmVm implements Vm {
   readonly freezer: GuestFreezer;
   readonly recovered: string[] = [];
   readonly #deps: KvmVmDeps;
+  readonly #machine: JsonObject;
+  /** Absent where a manager describes the machine. */
+  readonly #present: PresentMachine | undefined;
   readonly #control: RunStateControl;
   readonly #trackers: KvmTrackers;
 
@@ -69,7 +73,11 @@ export class KvmVm implements Vm {
     this.address = options.address;
     this.identity = identity;
     this.process = process;
-    this.machine = machine;
+    this.#machine = machine;
+    this.#present =
+      socketPath === ''
+        ? undefined
+        : new PresentMachine(monitor, machine, options.allowChangedMachine === true);
     this.#deps = deps;
     this.disks = new DriverDisks({
       list: () => listDisks(monitor),
@@ -95,7 +103,7 @@ export class KvmVm implements Vm {
       releaseGuard: () => control.releaseGuard(),
       isRunning: async () => (await control.read()) === 'running',
     });
-    const deviceState = new KvmDeviceState(monitor);
+    const deviceState = new KvmDeviceState(monitor, this.#present);
     this.deviceState = deviceState;
     this.runState = new KvmRunState(control, deviceState);
     const trackers = new KvmTrackers({
@@ -136,6 +144,11 @@ export class KvmVm implements Vm {
     return vm;
   }
 
+  /** With the disks as they were right before the last checkpoint. */
+  get machine(): JsonObject {
+    return { ...this.#machine, ...this.#present?.record };
+  }
+
   #hasRecovered(text: string): void {
     this.recovered.push(text);
     process.emitWarning(text);
@@ -146,7 +159,10 @@ export class KvmVm implements Vm {
     const { layout, blocks } = await this.memory.look();
     return {
       trackers: await this.#trackers.reports(layout.sizeBytes, blocks),
-      hazards: hazardsOf(await takeInventory(monitor, process.pid, blocks ?? [])),
+      hazards: [
+        ...hazardsOf(await takeInventory(monitor, process.pid, blocks ?? [])),
+        ...((await this.#present?.hazards()) ?? []),
+      ],
     };
   }
 

@@ -12,8 +12,10 @@ import { CheckpointError, describeError, isCheckpointError, systemErrorCode } fr
 import type { Json, JsonObject } from '../../src/types.js';
 import { sendWithDescriptor } from '../../src/ffi/send-descriptor.js';
 import { shutDownSocket } from '../../src/ffi/socket-pair.js';
+import { whyStopped } from '../../src/host/process-stop.js';
 import { descriptorOf } from '../../src/host/socket-descriptor.js';
 import type { ExecuteOptions, Monitor, QmpEvent } from './monitor.js';
+import { peerPid } from './peer-process.js';
 import { asObject, asText, clipped, isJsonObject, MAX_REPLY_BYTES, parseReply } from './qmp-json.js';
 import { LineBuffer } from './qmp-lines.js';
 
@@ -64,7 +66,7 @@ export class QmpClient implements Monitor {
     socket.on('close', () => this.#end(gone(path)));
   }
 
-  /** @throws VM_UNREACHABLE, VM_PERMISSION, VM_BUSY, QMP_PROTOCOL, VM_GONE */
+  /** @throws VM_UNREACHABLE, VM_PERMISSION, VM_BUSY, VM_STATE, QMP_PROTOCOL, VM_GONE */
   static async connect(path: string, options: QmpOptions = {}): Promise<QmpClient> {
     options.signal?.throwIfAborted();
     const socket = await open(path, options.signal);
@@ -149,7 +151,10 @@ export class QmpClient implements Monitor {
       const abort = (): void =>
         this.#greeting?.(new CheckpointError('INTERRUPTED', `attaching to ${this.path} was interrupted`));
       const timer = setTimeout(() => {
-        this.#greeting?.(busy(this.path, 'accepts a connection but does not greet'));
+        const silent = busy(this.path, 'accepts a connection but does not greet');
+        void this.#whyStopped()
+          .catch(() => undefined)
+          .then((error) => this.#greeting?.(error ?? silent));
       }, timeoutMs);
       this.#greeting = (error) => {
         clearTimeout(timer);
@@ -160,6 +165,17 @@ export class QmpClient implements Monitor {
       };
       signal?.addEventListener('abort', abort, { once: true });
       if (this.#ended !== undefined) this.#greeting(this.#ended);
+    });
+  }
+
+  /** Undefined when QEMU does not stand still as a whole. @throws FFI_FAILED */
+  async #whyStopped(): Promise<CheckpointError | undefined> {
+    const pid = peerPid(this.descriptor);
+    const stop = await whyStopped(pid);
+    if (stop === undefined) return undefined;
+    return new CheckpointError('VM_STATE', `process ${pid} behind ${this.path} ${stop.what}`, {
+      hint: stop.hint,
+      retryable: true,
     });
   }
 

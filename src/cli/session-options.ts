@@ -33,6 +33,7 @@ export interface SessionCliOptions extends SharedOptions {
   readonly waitJob?: number;
   readonly freeze?: true | number;
   readonly guestAgent?: string;
+  readonly allowChangedMachine?: boolean;
 }
 
 /**
@@ -85,6 +86,10 @@ export function addSessionOptions(to: Command): Command {
     .option(
       '--guest-agent <path>',
       "socket of the guest's agent (default: the one of QEMU's command line; of a libvirt domain, libvirt's)",
+    )
+    .option(
+      '--allow-changed-machine',
+      'of a QEMU: take it also when devices were plugged or unplugged since its start; it is restored with --to, or with --set-arg for what came',
     )
     .option('--hook <command>', 'shell command run around the pause, see docs/operations.md');
 }
@@ -142,6 +147,7 @@ export function sessionSettings(
       waitJobMs: options.waitJob === undefined ? undefined : options.waitJob * 1000,
       guestAgent: options.guestAgent,
       diskOptions: diskOptionsOf(options),
+      allowChangedMachine: options.allowChangedMachine,
     },
   };
 }

@@ -75,5 +75,7 @@ export interface AttachOptions {
   /** Socket of the agent in the guest, where it is not found by itself. */
   readonly guestAgent?: string | undefined;
   readonly diskOptions?: DiskDriverOptions | undefined;
+  /** Take also a VM that its recorded description does not start any more, as its devices came or went. */
+  readonly allowChangedMachine?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
 }

@@ -23,6 +23,9 @@ export interface RestoreOptions {
   readonly trust?: TrustQuestion | undefined;
 }
 
+/** Without `paused`, the VM comes back as it was found: running, or paused. */
+export type RestoreCall = Omit<RestoreRequest, 'paused'> & Partial<Pick<RestoreRequest, 'paused'>>;
+
 /**
  * @param settings options of the hypervisor's own, by name
  * @throws REPO_DAMAGED before anything runs from damaged data, RESTORE_TARGET_BUSY, RESTORE_FAILED,
@@ -31,10 +34,11 @@ export interface RestoreOptions {
  */
 export async function restoreCheckpoint(
   options: RestoreOptions,
-  request: RestoreRequest,
+  call: RestoreCall,
   settings: RestoreSettings = {},
 ): Promise<RestoreResult> {
   const { repository, manifest, hypervisors, trust } = options;
+  const request: RestoreRequest = { ...call, paused: call.paused ?? manifest.runState === 'paused' };
   const source = repository.reader(manifest);
   const hypervisor = hypervisors.byName(source.hypervisor);
   refuseForeignSettings(hypervisor, hypervisors.all, settings);

@@ -119,6 +119,7 @@ describe('memory plugged into a VM in the pause of a checkpoint', () => {
         machine.address,
         '--repo',
         options.repo,
+        '--allow-changed-machine',
         '--every',
         '0.3',
         '--count',

@@ -83,6 +83,8 @@ export class ExactSession {
         maxPauseMs,
         runtimeDir: join(machine.dir, 'runtime'),
         memoryOnly: true,
+        // One scenario plugs memory in; nothing here is restored.
+        attach: { allowChangedMachine: true },
         // Under emulation each thread costs a start of JavaScript.
         workers: 1,
         // What is read back for each comparison is read and hashed quicker when it is small.

@@ -304,6 +304,7 @@ describe('a command line of QEMU', () => {
         program: '/q',
         env: {},
         rights: undefined,
+        presentDisks: undefined,
         qemuVersion: '',
       },
       ...{ machineType: 'pc-i440fx-7.2', qmpPath: '/run/q.sock' },

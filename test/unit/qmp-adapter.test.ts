@@ -5,7 +5,7 @@ import { disksOf } from '../../adapters/qemu/block-devices.js';
 import { hazardsOf, type VmInventory } from '../../adapters/kvm/inspect/hazards.js';
 import { backingOf, mappingsOf, parseMapping } from '../../adapters/kvm/memory/process-maps.js';
 import { parseRamBlockTable } from '../../adapters/kvm/memory/ram-block-table.js';
-import { runStateOf } from '../../adapters/kvm/run/run-state.js';
+import { refusedState, runStateOf } from '../../adapters/kvm/run/run-states.js';
 import { FakeQmpServer } from '../support/fake-qmp-server.js';
 
 describe('the table of RAM blocks', () => {
@@ -109,6 +109,7 @@ describe('hazards', () => {
       },
     ],
     sharedWith: [],
+    status: 'running',
     migration: 'completed',
     blockers: [],
   };
@@ -123,6 +124,7 @@ describe('hazards', () => {
     ['VFIO_DEVICE', 'refuse', { openFiles: ['/dev/vfio/12'] }],
     ['MEMORY_HOTPLUG', 'refuse', { deviceTypes: ['virtio-mem-pci'] }],
     ['MIGRATION_ACTIVE', 'refuse', { migration: 'active' }],
+    ['VM_STATE', 'note', { status: 'io-error' }],
     ['VHOST_USER', 'compare', { deviceTypes: ['vhost-user-fs-pci'] }],
     ['VHOST_USER', 'compare', { commandLine: 'qemu -netdev vhost-user,chardev=c,id=n' }],
     ['VHOST_USER', 'compare', { commandLine: 'qemu -netdev type=vhost-user,chardev=c' }],
@@ -155,6 +157,17 @@ describe('replies of QEMU', () => {
     ['guest-panicked', 'other'],
   ])('run state %s counts as %s', (status, state) => {
     expect(runStateOf({ status, running: status === 'running' })).toBe(state);
+  });
+
+  it.each(['running', 'paused', 'prelaunch'])('nothing is said against run state %s', (status) => {
+    expect(refusedState(status)).toBeUndefined();
+  });
+
+  it('another run state is said in words, one of a later QEMU by its name', () => {
+    expect(refusedState('io-error')).toMatchObject({
+      means: expect.stringContaining('disks reports errors'),
+    });
+    expect(refusedState('levitating')).toMatchObject({ means: 'is in state levitating' });
   });
 
   it('of query-block become disks; drives without a medium do not', () => {

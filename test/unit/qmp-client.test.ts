@@ -1,6 +1,9 @@
+import { spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 import { afterEach, describe, expect, it } from '@jest/globals';
 
@@ -49,6 +52,21 @@ describe('a QMP client that connects', () => {
       code: 'VM_BUSY',
       retryable: true,
       hint: expect.stringContaining('add a second -qmp socket') as unknown,
+    });
+  });
+
+  it('says of a process that a signal has stopped that it stands still, and how it goes on', async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'cairn-qmp-'));
+    opened.push(() => rm(dir, { recursive: true }));
+    const path = join(dir, 'sock');
+    const listening = `require('net').createServer().listen('${path}', () => process.kill(process.pid, 'SIGSTOP'))`;
+    const child = spawn(process.execPath, ['-e', listening]);
+    opened.push(() => Promise.resolve(void child.kill('SIGKILL')));
+    while (!readFileSync(`/proc/${child.pid!}/status`, 'utf8').includes('State:\tT')) await sleep(10);
+    await expect(QmpClient.connect(path, { greetingTimeoutMs: 50 })).rejects.toMatchObject({
+      code: 'VM_STATE',
+      message: `process ${child.pid!} behind ${path} was stopped by a signal`,
+      hint: expect.stringContaining('kill -CONT') as unknown,
     });
   });
 

@@ -5,22 +5,32 @@
  *     -blockdev driver=F,file.driver=file,file.filename=P               (also as JSON)
  *     -blockdev driver=file,filename=P,node-name=N  -blockdev driver=F,file=N
  *
- * The replacement is always qcow2, so the format that stands beside the path changes too.
+ * The format that stands beside the path changes with it.
  */
 
 import { resolve } from 'node:path';
 
 import { CheckpointError } from '../../../src/errors.js';
 import { parseJson } from '../../../src/records/json-text.js';
-import { valueOf, withoutValueOf, withValueOf, type QemuOption } from './command-line.js';
+import { option, valueOf, withoutValueOf, withValueOf, type QemuOption } from './command-line.js';
 
 export interface DiskReference {
-  /** Absolute. */
+  /** Place of the option that names the path. */
+  readonly at: number;
+  /** What -drive calls it, by which QEMU lists it, too; undefined where the command line gives no such name. */
+  readonly id: string | undefined;
+  /** Absolute; empty for a drive without a medium. */
   readonly path: string;
   /** Undefined when the command line leaves it to QEMU to find out. */
   readonly format: string | undefined;
-  /** The whole command line with a qcow2 image in place of this one. @throws VM_UNSUPPORTED */
-  replace(options: readonly QemuOption[], path: string): QemuOption[];
+  /**
+   * The whole command line with another image in place of this one.
+   * @param format of that image; default qcow2
+   * @throws VM_UNSUPPORTED
+   */
+  replace(options: readonly QemuOption[], path: string, format?: string): QemuOption[];
+  /** The whole command line with an empty drive. @throws VM_UNSUPPORTED where a drive needs a medium */
+  empty(options: readonly QemuOption[]): QemuOption[];
 }
 
 const PLAIN = new Set(['', 'hda', 'hdb', 'hdc', 'hdd', 'fda', 'fdb', 'cdrom', 'sd', 'pflash', 'mtdblock']);
@@ -30,32 +40,52 @@ export function diskReferences(options: readonly QemuOption[], cwd: string): Dis
   return options.flatMap((each, at) => {
     const value = each.value ?? '';
     if (PLAIN.has(each.name)) return [plainReference(at, value, cwd)];
-    if (each.name === 'drive') return driveReference(at, value, cwd);
+    if (each.name === 'drive') return [driveReference(at, value, cwd)];
     if (each.name === 'blockdev') return blockdevReference(at, value, options, cwd);
     return [];
   });
 }
 
 function plainReference(at: number, value: string, cwd: string): DiskReference {
-  const replace = (options: readonly QemuOption[], path: string): QemuOption[] =>
-    withValueAt(options, at, path);
-  return { path: absolute(value, cwd), format: undefined, replace };
+  return {
+    at,
+    id: undefined,
+    path: absolute(value, cwd),
+    format: undefined,
+    replace: (options, path) => withValueAt(options, at, path),
+    empty: (options) => {
+      const drive = EMPTY_DRIVES.get(options[at]!.name);
+      if (drive === undefined) throw unsupported(`take ${value} out of`, 'its drive is never empty');
+      return options.map((each, i) => (i === at ? option('drive', drive) : each));
+    },
+  };
 }
 
-function driveReference(at: number, value: string, cwd: string): DiskReference[] {
-  const key = PATH_KEYS.find((each) => valueOf(value, each) !== undefined);
-  if (key === undefined) return [];
+/** What the short forms stand for (qemu-options.hx), with no medium in it. */
+const EMPTY_DRIVES: ReadonlyMap<string, string> = new Map([
+  ['cdrom', 'index=2,media=cdrom'],
+  ['fda', 'if=floppy,index=0'],
+  ['fdb', 'if=floppy,index=1'],
+]);
+
+function driveReference(at: number, value: string, cwd: string): DiskReference {
+  const named = PATH_KEYS.find((each) => valueOf(value, each) !== undefined);
+  const key = named ?? 'file';
   const formatKey = valueOf(value, 'driver') === undefined ? 'format' : 'driver';
-  return [
-    {
-      path: absolute(valueOf(value, key) ?? '', cwd),
-      format: valueOf(value, formatKey),
-      replace: (options, path) => {
-        const now = options[at]!.value ?? '';
-        return withValueAt(options, at, withValueOf(withValueOf(now, key, path), formatKey, 'qcow2'));
-      },
+  return {
+    at,
+    id: valueOf(value, 'id'),
+    path: named === undefined ? '' : absolute(valueOf(value, key) ?? '', cwd),
+    format: valueOf(value, formatKey),
+    replace: (options, path, format = 'qcow2') => {
+      const now = options[at]!.value ?? '';
+      return withValueAt(options, at, withValueOf(withValueOf(now, key, path), formatKey, format));
     },
-  ];
+    empty: (options) => {
+      const now = options[at]!.value ?? '';
+      return withValueAt(options, at, withoutValueOf(withoutValueOf(now, key), formatKey));
+    },
+  };
 }
 
 function blockdevReference(
@@ -69,11 +99,16 @@ function blockdevReference(
   if (inner !== undefined) {
     return [
       {
+        at,
+        id: undefined,
         path: absolute(inner, cwd),
         format: node.get('driver'),
-        replace: (now, path) => {
+        replace: (now, path, format = 'qcow2') => {
           const changed = blockNode(now[at]!.value ?? '').with('file.filename', path);
-          return withValueAt(now, at, asQcow2(changed, path).value);
+          return withValueAt(now, at, asFormat(changed, path, format).value);
+        },
+        empty: () => {
+          throw unsupported(`take ${inner} out of`, 'a block node has a medium');
         },
       },
     ];
@@ -87,12 +122,18 @@ function blockdevReference(
   );
   return [
     {
+      at,
+      id: undefined,
       path: absolute(filename, cwd),
       format: formatAt < 0 ? undefined : blockNode(options[formatAt]!.value ?? '').get('driver'),
-      replace: (now, path) => {
-        if (formatAt < 0) throw unsupported(path, 'no format node stands on it');
+      replace: (now, path, format = 'qcow2') => {
+        if (formatAt < 0) throw unsupported(`put ${path} into`, 'no format node stands on it');
         const changed = withValueAt(now, at, blockNode(now[at]!.value ?? '').with('filename', path).value);
-        return withValueAt(changed, formatAt, asQcow2(blockNode(changed[formatAt]!.value ?? ''), path).value);
+        const node = blockNode(changed[formatAt]!.value ?? '');
+        return withValueAt(changed, formatAt, asFormat(node, path, format).value);
+      },
+      empty: () => {
+        throw unsupported(`take ${filename} out of`, 'a block node has a medium');
       },
     },
   ];
@@ -149,22 +190,22 @@ function withNested(
 }
 
 /**
- * The overlay names its backing file itself. A backing node that the command line gave the former image would
- * be taken in place of that image, whose changes would be lost.
+ * An image names its backing file itself. A backing node that the command line gave the former image would be
+ * taken in place of that image, whose changes would be lost.
  */
-function asQcow2(node: BlockNode, path: string): BlockNode {
+function asFormat(node: BlockNode, path: string, format: string): BlockNode {
   const driver = node.get('driver');
   if (
     driver !== 'qcow2' &&
     (driver !== 'raw' || node.get('offset') !== undefined || node.get('size') !== undefined)
   ) {
-    throw unsupported(path, `its block node has the driver "${driver ?? ''}"`);
+    throw unsupported(`put ${path} into`, `its block node has the driver "${driver ?? ''}"`);
   }
-  return node.with('driver', 'qcow2').without('backing');
+  return node.with('driver', format).without('backing');
 }
 
-function unsupported(path: string, why: string): CheckpointError {
-  return new CheckpointError('VM_UNSUPPORTED', `cannot put ${path} into the recorded command line: ${why}`, {
+function unsupported(what: string, why: string): CheckpointError {
+  return new CheckpointError('VM_UNSUPPORTED', `cannot ${what} the recorded command line: ${why}`, {
     hint: 'name the disk with --set-arg and pass --keep-disks',
   });
 }

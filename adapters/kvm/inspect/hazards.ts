@@ -14,6 +14,7 @@ import { listAddedDevices } from '../../qemu/added-devices.js';
 import { blockedText, MIGRATION_BLOCKED, remedyFor } from '../../qemu/migration-blockers.js';
 import type { Monitor } from '../../qemu/monitor.js';
 import { asObject, asText } from '../../qemu/qmp-json.js';
+import { refusedState, statusOf } from '../run/run-states.js';
 import type { RamBlock } from '../memory/ram-blocks.js';
 
 /** What the rules below look at. */
@@ -28,6 +29,8 @@ export interface VmInventory {
   readonly blocks: readonly RamBlock[];
   /** Blocks whose file other processes have mapped, with one such process. */
   readonly sharedWith: readonly { readonly block: RamBlock; readonly pid: number }[];
+  /** `status` of query-status. */
+  readonly status: string;
   /** `status` of query-migrate; empty when there was no migration. */
   readonly migration: string;
   /** Why its device state is not asked for; see `findBlockers`. */
@@ -54,8 +57,9 @@ export async function takeInventory(
   pid: number,
   blocks: readonly RamBlock[],
 ): Promise<VmInventory> {
-  const [devices, migration, openFiles, commandLine, sharedWith] = await Promise.all([
+  const [devices, status, migration, openFiles, commandLine, sharedWith] = await Promise.all([
     listAddedDevices(monitor),
+    monitor.execute('query-status'),
     monitor.execute('query-migrate'),
     listOpenFiles(pid),
     readProcessText(`/proc/${pid}/cmdline`).catch(() => ''),
@@ -68,6 +72,7 @@ export async function takeInventory(
     directFile: findDirectIo(pid),
     blocks,
     sharedWith,
+    status: statusOf(status),
     migration: asText(asObject(migration).status),
     blockers: await allBlockers(monitor, migration, devices),
   };
@@ -84,6 +89,17 @@ export function isMigrating(status: string): boolean {
 type Rule = (found: VmInventory) => VmHazard | undefined;
 
 const RULES: readonly Rule[] = [
+  ({ status }) => {
+    const refused = refusedState(status);
+    return refused === undefined
+      ? undefined
+      : {
+          code: 'VM_STATE',
+          effect: 'note',
+          text: `no checkpoint is taken now: the VM ${refused.means} (${status})`,
+          remedy: refused.remedy,
+        };
+  },
   ({ migration }) =>
     isMigrating(migration)
       ? {

@@ -4,6 +4,7 @@
  *
  * The changes are made in this order:
  *
+ * 0. Options whose disk or medium was another one at the checkpoint name that (see `present-disks.ts`).
  * 1. `dropArgs`, then `setArgs` of the operator (see `applyOperatorEdits`).
  * 2. -incoming, -loadvm and -daemonize leave (the stream brings the state, the process is detached by Cairn);
  *    -S leaves or comes.
@@ -30,6 +31,7 @@ import {
   withValueOf,
   type QemuOption,
 } from '../../disks/qcow2/command-line.js';
+import { withPresentDisks } from '../inspect/present-disks.js';
 import type { RecordedMachine } from './machine.js';
 import type { KvmRestoreRequest } from './options.js';
 
@@ -47,7 +49,8 @@ export function restoredCommandLine(
   machine: RecordedMachine,
   request: Pick<KvmRestoreRequest, 'setArgs' | 'dropArgs' | 'socketPath' | 'paused'>,
 ): RestoredCommandLine {
-  const edited = applyOperatorEdits(parseCommandLine(machine.argv), request);
+  const recorded = withPresentDisks(parseCommandLine(machine.argv), machine.cwd, machine.presentDisks ?? []);
+  const edited = applyOperatorEdits(recorded, request);
   const left = new Set(['incoming', 'loadvm', 'daemonize', 'S']);
   const kept = edited.options.filter(({ name }) => !left.has(name));
   refuseDescriptors(kept);

@@ -6,6 +6,7 @@
 import { CheckpointError } from '../../../src/errors.js';
 import type { JsonObject, Json } from '../../../src/types.js';
 import { onlyKept } from '../inspect/kept-environment.js';
+import { readPresentDisks, type PresentDisk } from '../inspect/present-disks.js';
 import type { ProcessRights } from '../inspect/process-rights.js';
 import { readRights } from '../inspect/rights-record.js';
 
@@ -23,6 +24,8 @@ export interface RecordedMachine {
   readonly machineType: string;
   /** Absolute path of the QMP socket through which it was attached; empty when it was not attached by one. */
   readonly qmpPath: string;
+  /** The disks that it had at the checkpoint; undefined in checkpoints of older versions. */
+  readonly presentDisks: readonly PresentDisk[] | undefined;
 }
 
 /** @throws RESTORE_FAILED when something that a start needs is missing */
@@ -40,6 +43,7 @@ export function recordedMachine(machine: JsonObject): RecordedMachine {
     qemuVersion: optionalText(machine, 'qemuVersion'),
     machineType: text(machine, 'machineType'),
     qmpPath: optionalText(machine, 'qmpPath'),
+    presentDisks: readPresentDisks(machine.presentDisks),
   };
 }
 

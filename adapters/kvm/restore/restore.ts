@@ -19,6 +19,7 @@ import type { CheckpointSource, PageChunk, RestoreResult } from '../../../src/hy
 import { agentPathIn } from '../run/guest-agent/agent-path.js';
 import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
 import type { QmpClient } from '../../qemu/qmp-client.js';
+import { listPresentDisks, strayDisks } from '../inspect/present-disks.js';
 import { rightsOf } from '../inspect/process-rights.js';
 import { disksOfStoppedQemu, removeStandIns, type DiskDrivers } from '../../disks/disk-drivers.js';
 import { formatCommandLine, type QemuOption } from '../../disks/qcow2/command-line.js';
@@ -30,8 +31,8 @@ import { withoutOptionValues } from './redact.js';
 import { checkSocketsFree } from './sockets.js';
 import { withRights } from './start-command.js';
 import { refuseMoreRights, type StartRights } from './start-rights.js';
-import { allowStart, planStart } from './start.js';
-import { withStandIns } from './stand-ins.js';
+import { allowStart, planStart, type PlannedStart } from './start.js';
+import { withStandIns, type StoodIn } from './stand-ins.js';
 import { restoreIntoTarget } from './target.js';
 import { deviceSections } from '../../qemu/stream/device-state.js';
 import { pushStream } from '../../qemu/stream/push.js';
@@ -93,16 +94,16 @@ async function restoreIntoNewQemu(
       qmpPath: start.qmpPath,
       log: log.file,
     });
-    const load = { source, sections, request, rights, drivers, options: stoodIn.options };
+    const load = { source, sections, request, rights, drivers, start, stoodIn };
     try {
       const { streamBytes, running } = await loadInto(qemu, load);
       await log.belongsTo(qemu.pid);
-      const agentPath = request.guestAgent ?? agentPathIn(load.options, start.cwd);
+      const agentPath = request.guestAgent ?? agentPathIn(stoodIn.options, start.cwd);
       const frozen = await thawBySocket(source, running, agentPath);
       const notes = rights.notes.length === 0 ? {} : { notes: rights.notes };
       return { vmAddress: `qmp:${start.qmpPath}`, pid: qemu.pid, running, streamBytes, ...frozen, ...notes };
     } catch (error) {
-      const failure = await afterFailure(qemu, error, load.options, request.signal?.aborted === true);
+      const failure = await afterFailure(qemu, error, stoodIn.options, request.signal?.aborted === true);
       await log.drop();
       throw failure;
     } finally {
@@ -120,7 +121,8 @@ interface Load {
   readonly request: KvmRestoreRequest;
   readonly rights: StartRights;
   readonly drivers: DiskDrivers;
-  readonly options: readonly QemuOption[];
+  readonly start: PlannedStart;
+  readonly stoodIn: StoodIn;
 }
 
 async function loadInto(
@@ -132,6 +134,7 @@ async function loadInto(
   try {
     monitor = await qemu.connect(request.signal);
     if (rights.atMost !== undefined) refuseMoreRights(await rightsOf(qemu.pid), rights.atMost);
+    await ownStep(refuseOtherDisks(monitor, load));
     const streamBytes = await sendStream(await openStream(monitor), load);
     const state = await incomingCompleted(monitor, () => qemu.exitText, request.signal);
     if (!request.paused && (state === 'paused' || state === 'prelaunch' || state === 'inmigrate')) {
@@ -144,6 +147,28 @@ async function loadInto(
   } finally {
     await monitor?.close();
   }
+}
+
+/**
+ * Looks at what the new QEMU has open before it is given anything, and before any disk is rolled back.
+ * @throws RESTORE_FAILED when that is not what the checkpoint has recorded
+ */
+async function refuseOtherDisks(monitor: QmpClient, { start, stoodIn, request }: Load): Promise<void> {
+  if (start.presentDisks === undefined) return;
+  const strays = await strayDisks(start.presentDisks, await listPresentDisks(monitor), {
+    cwd: start.cwd,
+    instead: stoodIn.instead,
+    edits: [...(request.setArgs ?? []), ...(request.dropArgs ?? [])],
+  });
+  if (strays.length === 0) return;
+  throw new CheckpointError(
+    'RESTORE_FAILED',
+    `the new QEMU has other disks than the VM had at the checkpoint: ${strays.join('; ')}`,
+    {
+      hint: 'name what it is to have with --set-arg; cairn show prints the recorded command line',
+      detail: { disks: [...strays] },
+    },
+  );
 }
 
 /**
@@ -169,7 +194,7 @@ async function openStream(monitor: QmpClient): Promise<Socket> {
 }
 
 async function sendStream(socket: Socket, load: Load): Promise<number> {
-  const { source, sections, request, drivers, options } = load;
+  const { source, sections, request, drivers, stoodIn } = load;
   try {
     const stream = writeMigrationStream(
       {
@@ -179,7 +204,7 @@ async function sendStream(socket: Socket, load: Load): Promise<number> {
         pages: (signal) => ownPages(source, signal),
       },
       {
-        omitZeroPagesOf: freshMemory(options),
+        omitZeroPagesOf: freshMemory(stoodIn.options),
         beforeDeviceState: () => ownStep(drivers.rollBack(request.keepDisks ? [] : source.disks)),
         onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
         ...(request.signal === undefined ? {} : { signal: request.signal }),

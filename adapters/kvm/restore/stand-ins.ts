@@ -17,6 +17,8 @@ export interface StoodIn {
   readonly options: readonly QemuOption[];
   /** The images created; to be removed when the restore fails. */
   readonly created: readonly string[];
+  /** The same by what each stands for: the absolute path of an image that must stay as it is. */
+  readonly instead: ReadonlyMap<string, string>;
 }
 
 /** @throws RESTORE_FAILED, VM_UNSUPPORTED, with no image left behind */
@@ -27,18 +29,20 @@ export async function withStandIns(
 ): Promise<StoodIn> {
   let changed = options;
   const created: string[] = [];
+  const instead = new Map<string, string>();
   try {
     for (const standIn of standIns) {
       const { reference, format } = await findReference(standIn.path, diskReferences(changed, cwd));
       const image = await standIn.create(format);
       created.push(image);
+      instead.set(standIn.path, image);
       changed = reference.replace(changed, image);
     }
   } catch (error) {
     await removeStandIns(created);
     throw error;
   }
-  return { options: changed, created };
+  return { options: changed, created, instead };
 }
 
 /** @returns the reference, and the format of the image at `path` */

@@ -7,6 +7,7 @@ import { access, constants } from 'node:fs/promises';
 import { isAbsolute, join, resolve } from 'node:path';
 
 import { onlyKept, startEnvironment } from '../inspect/kept-environment.js';
+import type { PresentDisk } from '../inspect/present-disks.js';
 import { rightsOf, type ProcessRights } from '../inspect/process-rights.js';
 import { restoredCommandLine, type RestoredCommandLine } from './argv.js';
 import { recordedMachine } from './machine.js';
@@ -21,6 +22,7 @@ export interface PlannedStart extends RestoredCommandLine {
   readonly cwd: string;
   readonly env: Readonly<Record<string, string>>;
   readonly recordedRights: ProcessRights | undefined;
+  readonly presentDisks: readonly PresentDisk[] | undefined;
 }
 
 /** @throws RESTORE_FAILED, VM_UNSUPPORTED, USAGE: see `restoredCommandLine` and `recordedMachine` */
@@ -33,7 +35,14 @@ export async function planStart(machine: JsonObject, request: KvmRestoreRequest)
       ? await found(recorded.program, recorded.cwd, env.PATH!)
       : await found(request.program, process.cwd(), process.env.PATH ?? '');
   const commandLine = restoredCommandLine(recorded, request);
-  return { ...commandLine, program, cwd: recorded.cwd, env, recordedRights: recorded.rights };
+  return {
+    ...commandLine,
+    program,
+    cwd: recorded.cwd,
+    env,
+    recordedRights: recorded.rights,
+    presentDisks: recorded.presentDisks,
+  };
 }
 
 /**

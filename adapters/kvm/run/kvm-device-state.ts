@@ -7,17 +7,21 @@ import type { VmDeviceState } from '../../../src/hypervisor/device-state.js';
 import { DeviceState } from '../../qemu/device-state.js';
 import { refuseBlocked } from '../../qemu/migration-blockers.js';
 import { findBlockers } from '../inspect/blockers.js';
+import type { PresentMachine } from '../inspect/present-machine.js';
 import type { Monitor } from '../../qemu/monitor.js';
 
 export class KvmDeviceState implements VmDeviceState {
   readonly #monitor: Monitor;
+  readonly #machine: PresentMachine | undefined;
   #opening: Promise<DeviceState> | undefined;
   /** The same once it is there. */
   #open: DeviceState | undefined;
   #savesUnderWay = 0;
 
-  constructor(monitor: Monitor) {
+  /** @param machine where a restore goes by the command line, and it has to be the machine's own */
+  constructor(monitor: Monitor, machine?: PresentMachine) {
     this.#monitor = monitor;
+    this.#machine = machine;
   }
 
   /** QEMU is writing it, and may write to guest memory on the way. */
@@ -25,9 +29,10 @@ export class KvmDeviceState implements VmDeviceState {
     return this.#savesUnderWay > 0;
   }
 
-  /** @throws VM_UNSUPPORTED for a VM that QEMU would not migrate, VM_GONE, QMP_TIMEOUT */
+  /** @throws VM_UNSUPPORTED for a VM that QEMU would not migrate or its command line not start, VM_GONE, QMP_TIMEOUT */
   async check(): Promise<void> {
     refuseBlocked(await findBlockers(this.#monitor));
+    await this.#machine?.check();
   }
 
   /** What `save` needs is there. @throws FFI_FAILED, QMP_COMMAND, VM_GONE */

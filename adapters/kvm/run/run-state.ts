@@ -20,6 +20,7 @@ import {
 } from '../../guard/pause-marker.js';
 import type { QemuProcess } from '../../qemu/peer-process.js';
 import { asObject, asText } from '../../qemu/qmp-json.js';
+import { runStateOf, stateRefused, statusOf } from './run-states.js';
 
 export interface RunStateOptions {
   readonly monitor: Monitor;
@@ -124,12 +125,7 @@ export class RunStateControl {
     const found = runStateOf(status);
     if (savesDevices) refuseBlocked(blockersOf(migration));
     if (found === 'paused') return false;
-    if (found === 'other') {
-      throw new CheckpointError('VM_STATE', `the VM is neither running nor paused but ${statusOf(status)}`, {
-        hint: 'wait until its migration, save or shutdown is over',
-        retryable: true,
-      });
-    }
+    if (found === 'other') throw stateRefused(statusOf(status));
     const migrating = asText(asObject(migration).status);
     if (isMigrating(migrating) && !duringOwnMigration) {
       throw new CheckpointError('VM_STATE', `a migration of this VM is under way (${migrating})`, {
@@ -266,19 +262,6 @@ export class RunStateControl {
     this.#isStopped = false;
     await this.#guarded.end();
   }
-}
-
-/**
- * The run state that a reply of query-status tells. `prelaunch` is a VM started with -S that has not run yet.
- */
-export function runStateOf(reply: Json): RunState {
-  const status = statusOf(reply);
-  if (status === 'running') return 'running';
-  return status === 'paused' || status === 'prelaunch' ? 'paused' : 'other';
-}
-
-function statusOf(reply: Json): string {
-  return asText(asObject(reply).status);
 }
 
 function notResumed(why: string, cause?: unknown): CheckpointError {

@@ -1,4 +1,4 @@
-import type { Command } from 'commander';
+import { Option, type Command } from 'commander';
 
 import { hypervisors } from '../../index.js';
 import { restoreCheckpoint } from '../../restore/restore.js';
@@ -12,6 +12,7 @@ interface Options extends SharedOptions {
   readonly name?: string;
   readonly to?: string;
   readonly paused?: boolean;
+  readonly running?: boolean;
   readonly keepDisks?: boolean;
   readonly trustMachine?: boolean;
 }
@@ -27,7 +28,10 @@ export function restoreCommand(): Command {
   ])
     .argument('<checkpoint>', 'checkpoint id, the start of one, or latest')
     .option('--name <name>', 'look only in this chain')
-    .option('--paused', 'leave the VM paused')
+    .addOption(
+      new Option('--paused', 'leave the VM paused (default: as the checkpoint found it)').conflicts('running'),
+    )
+    .option('--running', 'have the VM run, also when the checkpoint found it paused')
     .option('--keep-disks', 'do not roll the disks back to the checkpoint')
     .option(
       '--trust-machine',
@@ -45,7 +49,7 @@ export function restoreCommand(): Command {
           trust: trustQuestion(options.trustMachine ?? false, signal),
         },
         {
-          paused: options.paused ?? false,
+          ...(options.paused === true || options.running === true ? { paused: options.paused === true } : {}),
           keepDisks: options.keepDisks ?? false,
           signal,
           onProgress: (done, total) => reporter.progress({ task: 'restore', done, total, unit: 'bytes' }),
@@ -55,6 +59,10 @@ export function restoreCommand(): Command {
       if (result.frozenBecause !== undefined)
         reporter.warning(`the guest's file systems are still frozen: ${result.frozenBecause}`);
       for (const note of result.notes ?? []) reporter.warning(note);
+      if (!result.running && options.paused !== true && manifest.runState === 'paused')
+        reporter.warning(
+          'the VM was paused when the checkpoint was taken, and is paused again: --running has it run',
+        );
       const where =
         result.vmAddress === ''
           ? `sent to ${options.to ?? ''}`

@@ -6,7 +6,7 @@
 import { listRamBlocks } from '../../../adapters/kvm/memory/ram-blocks.js';
 import { hazardsOf, takeInventory } from '../../../adapters/kvm/inspect/hazards.js';
 import { machineFacts } from '../../../adapters/kvm/inspect/machine-facts.js';
-import { runStateOf } from '../../../adapters/kvm/run/run-state.js';
+import { runStateOf } from '../../../adapters/kvm/run/run-states.js';
 import { recordedAgentPath } from '../../../adapters/kvm/run/guest-agent/agent-path.js';
 import { migrationStatus } from '../../../adapters/kvm/trackers/qmp-stream/abandon.js';
 import { Migration } from '../../../adapters/kvm/trackers/qmp-stream/migration.js';
