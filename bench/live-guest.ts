@@ -77,7 +77,7 @@ export class LiveGuest {
 
   async destroy(): Promise<void> {
     await this.session.close();
-    await this.machine.destroy();
+    await this.machine.discard();
   }
 }
 

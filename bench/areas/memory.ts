@@ -53,7 +53,7 @@ export async function* memoryRows(context: BenchContext): AsyncGenerator<BenchRo
         );
       }
     } finally {
-      await machine.destroy();
+      await machine.discard();
     }
   }
 }

@@ -161,7 +161,7 @@ async function measure(context: BenchContext, load: Load, share: number): Promis
     }
     return rates;
   } finally {
-    await machine.destroy();
+    await machine.discard();
   }
 }
 

@@ -121,7 +121,7 @@ export async function startWorkloadGuest(
     await mustBeAtWork(machine, workload);
     return machine;
   } catch (error) {
-    await machine.destroy();
+    await machine.discard();
     throw error;
   }
 }

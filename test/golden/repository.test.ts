@@ -78,6 +78,7 @@ describe('a repository written by this version', () => {
     const repo = join(top, 'cut-off');
     cpSync(join(FIXTURE, 'repo'), repo, { recursive: true });
     mkdirSync(join(repo, 'vms/begun'));
+    mkdirSync(join(repo, 'vms/locked/locks'), { recursive: true });
     const folders = readdirSync(repo, { recursive: true, withFileTypes: true })
       .filter((entry) => entry.isDirectory())
       .map(({ parentPath, name }) => join(parentPath, name));

@@ -11,6 +11,7 @@ import { decompress, decompressWithPrefix } from '../../src/ffi/zstd.js';
 import { xxh64 } from './xxh64.js';
 
 const PAGE = 4096;
+const ZEROES = Buffer.alloc(PAGE);
 
 export interface VerifiedCheckpoint {
   readonly chain: string;
@@ -61,8 +62,16 @@ interface PageRecord {
   readonly data: Buffer;
 }
 
+export interface VerifierOptions {
+  /** Default true. False leaves `regions` empty: every page is read, but not hashed once more for each checkpoint that has it. */
+  readonly withRegions?: boolean;
+}
+
 /** Reads every checkpoint of the repository in `folder` back, in the order of chains and sequence numbers. */
-export function verifyRepository(folder: string): readonly VerifiedCheckpoint[] {
+export function verifyRepository(
+  folder: string,
+  { withRegions = true }: VerifierOptions = {},
+): readonly VerifiedCheckpoint[] {
   const config = sealed(folder, 'config') as {
     format: string;
     version: number;
@@ -75,10 +84,16 @@ export function verifyRepository(folder: string): readonly VerifiedCheckpoint[] 
   );
   return (
     namesIn(join(folder, 'vms'))
-      // A writer that was cut off before its first object leaves the folder of a chain that is none.
-      .filter((chain) => namesIn(join(folder, 'vms', chain)).length > 0)
-      .flatMap((chain) => new Chain(folder, config.id, chain).verify())
+      // A writer that was cut off early leaves folders, and its lock, of a chain that is none.
+      .filter(
+        (chain) => existsSync(join(folder, 'vms', chain, 'vm')) || checkpointsOf(folder, chain).length > 0,
+      )
+      .flatMap((chain) => new Chain(folder, config.id, chain, withRegions).verify())
   );
+}
+
+function checkpointsOf(folder: string, chain: string): readonly string[] {
+  return namesIn(join(folder, 'vms', chain, 'checkpoints'));
 }
 
 /** Sorted, without unfinished files. None where there is no such folder: an object makes its folder. */
@@ -102,6 +117,7 @@ class Chain {
     private readonly folder: string,
     repositoryId: string,
     private readonly chain: string,
+    private readonly withRegions: boolean,
   ) {
     this.#prefix = `vms/${chain}`;
     this.#owner = sha256(Buffer.from(`${repositoryId}/${chain}`)).subarray(0, 16);
@@ -110,7 +126,7 @@ class Chain {
   verify(): VerifiedCheckpoint[] {
     const vm = sealed(this.folder, `${this.#prefix}/vm`) as { name: string };
     must(vm.name.length > 0, 'vm');
-    return namesIn(join(this.folder, this.#prefix, 'checkpoints')).map((name) => this.#checkpoint(name));
+    return checkpointsOf(this.folder, this.chain).map((name) => this.#checkpoint(name));
   }
 
   #checkpoint(name: string): VerifiedCheckpoint {
@@ -134,10 +150,11 @@ class Chain {
         const ref = entry?.ref ?? 0n;
         if (ref !== 0n) must(this.#depths.get(ref) === entry!.depth, `depth of page ${page}`);
         deepest = Math.max(deepest, entry?.depth ?? 0);
-        hash.update(this.#pageOf(ref));
+        const contents = this.#pageOf(ref);
+        if (this.withRegions) hash.update(contents);
         map.delete(page);
       }
-      regions[id] = hash.digest('hex');
+      if (this.withRegions) regions[id] = hash.digest('hex');
       firstPage += Math.ceil(sizeBytes / PAGE / 64) * 64;
     }
     for (const { ref } of map.values()) must(ref === 0n, 'record for a page outside all regions');
@@ -161,7 +178,7 @@ class Chain {
   }
 
   #pageOf(ref: bigint): Buffer {
-    if (ref === 0n) return Buffer.alloc(PAGE);
+    if (ref === 0n) return ZEROES;
     this.#packOf(ref);
     const page = this.#pages.get(ref);
     must(page !== undefined, `record ${ref}`);

@@ -222,6 +222,7 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
   it('a truncated pack: nothing is restored from it, and verify names it', async () => {
     const { checkpoint_id: id } = await cairn(['checkpoint', machine.address, '--repo', repo], options);
     const pack = filesBelow(repo).find((path) => path.includes('/packs/'))!;
+    machine.damagedOnPurpose.add(repo);
     truncateSync(pack, readFileSync(pack).length >> 1);
     const verified = await runCairn(['verify', '--repo', repo], options);
     expect(verified.exitCode).toBe(23);
@@ -241,6 +242,7 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
   it('a repository of a later format version', async () => {
     const config = join(repo, 'config');
     chmodSync(config, 0o600);
+    machine.damagedOnPurpose.add(repo);
     const [line] = readFileSync(config, 'utf8').split('\n');
     writeFileSync(config, '');
     const later = line!.replace(/"version":\s*1/, '"version":99');

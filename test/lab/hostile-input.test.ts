@@ -27,12 +27,15 @@ import { sha256Hex } from '../../src/format/sealed-json.js';
 import { goldenObjects, readPart, withPart, type Part } from '../fuzz/resealed-repository.js';
 import { guestConfig, smallMigration, smallRemusStream, smallSaveFiles } from '../fuzz/small-machines.js';
 import { CAIRN_MAIN, type CliMessage } from './support/cairn-cli.js';
+import { removeWithRepositories } from './support/left-repositories.js';
 
 /** A Cairn that does nothing takes some 80 MiB, one that imports a small guest some 250. */
 const MAX_PEAK_MIB = 512;
 const PEAK_READER = fileURLToPath(new URL('./support/print-peak.js', import.meta.url));
 const GOLDEN = fileURLToPath(new URL('../../../test/golden/repository-v1/repo/', import.meta.url));
 const TIB = 2n ** 40n;
+/** Name of the copy that is damaged on purpose. */
+const DAMAGED = 'damaged';
 
 interface Ended {
   readonly exitCode: number | null;
@@ -50,7 +53,7 @@ beforeAll(async () => {
   mkdirSync(join(top, 'temp'));
   expect((await cairn(['init', '--repo', repo])).exitCode).toBe(0);
 });
-afterAll(() => rmSync(top, { recursive: true, force: true }));
+afterAll(() => removeWithRepositories(top, new Set([join(top, DAMAGED)])));
 
 /** Runs the command line as a process, which prints its peak at its end. */
 async function cairn(args: readonly string[], stdinPath?: string): Promise<Ended> {
@@ -274,7 +277,7 @@ describe('objects of a repository whose seals are right', () => {
   }
 
   it.each(damages)('%s', async (_, key, change) => {
-    const folder = join(top, 'damaged');
+    const folder = join(top, DAMAGED);
     rmSync(folder, { recursive: true, force: true });
     cpSync(GOLDEN, folder, { recursive: true });
     change(folder);

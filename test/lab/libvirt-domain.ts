@@ -31,6 +31,7 @@ import {
   SOURCE_ROOT,
   type QemuVersion,
 } from './support/lab-files.js';
+import { removeWithRepositories } from './support/left-repositories.js';
 
 const SYSTEM_MODULES = '/usr/lib/x86_64-linux-gnu/qemu';
 
@@ -92,6 +93,8 @@ export interface LabDomainOptions {
 export class LabDomain {
   readonly name: string;
   readonly dir: string;
+  /** Repositories below the folder that the test has damaged: `remove` does not read them. */
+  readonly damagedOnPurpose = new Set<string>();
   readonly #options: LabDomainOptions;
 
   private constructor(name: string, dir: string, options: LabDomainOptions) {
@@ -232,13 +235,14 @@ export class LabDomain {
     await this.virsh('destroy', name).catch(() => '');
   }
 
+  /** @throws when a repository in the folder is not as it should be; the domain and the folder are gone then, too */
   async remove(): Promise<void> {
     await this.stop();
     await this.virsh('undefine', this.name, '--snapshots-metadata').catch(() => '');
     if (this.#options.session === true) {
       for (const daemon of ['libvirtd', 'virtlogd']) endDaemon(join(this.dir, `run/libvirt/${daemon}.pid`));
     }
-    rmSync(this.dir, { recursive: true, force: true });
+    removeWithRepositories(this.dir, this.damagedOnPurpose);
   }
 
   #owner(): { readonly uid?: number; readonly gid?: number; readonly env?: NodeJS.ProcessEnv } {

@@ -172,9 +172,12 @@ describeWithLibvirt('a domain whose memory another process shares (vhost-user)',
   }, 300_000);
   afterAll(async () => {
     machine.qmp.close();
-    await domain.remove();
-    backend.kill();
-    rmSync(folder, { recursive: true });
+    try {
+      await domain.remove();
+    } finally {
+      backend.kill();
+      rmSync(folder, { recursive: true });
+    }
   });
 
   it('is compared as a whole, since no tracker sees what the other process writes', async () => {

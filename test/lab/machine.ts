@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { HarnessQmp } from './support/harness-qmp.js';
 import { ensureLab, labCache, qemuProgram, scratchDir, type QemuVersion } from './support/lab-files.js';
+import { removeWithRepositories } from './support/left-repositories.js';
 
 /** `agent`: qemu-ga in the guest, started by its command start-agent, on the socket `agentPath`. */
 export type LabDevice = 'disk' | 'net' | 'balloon' | 'vga' | 'agent';
@@ -51,6 +52,8 @@ export class LabMachine {
   readonly dir: string;
   readonly pid: number;
   readonly qmp: HarnessQmp;
+  /** Repositories below the folder that the test has damaged: `destroy` does not read them. */
+  readonly damagedOnPurpose = new Set<string>();
   #commandCount = 0;
 
   private constructor(name: string, dir: string, pid: number, qmp: HarnessQmp) {
@@ -232,8 +235,20 @@ export class LabMachine {
     while (this.isAlive()) await sleep(5);
   }
 
-  /** Kills the machine and removes its folder. With CAIRN_KEEP set both stay, for whoever looks why a test failed. */
+  /**
+   * Kills the machine and removes its folder. With CAIRN_KEEP set both stay, for whoever looks why a test failed.
+   * @throws when a repository in the folder is not as it should be; the machine and the folder are gone then, too
+   */
   async destroy(): Promise<void> {
+    await this.#end(() => removeWithRepositories(this.dir, this.damagedOnPurpose));
+  }
+
+  /** As `destroy`, but its repositories go unread: there may be more in them than is worth the time. */
+  async discard(): Promise<void> {
+    await this.#end(() => rmSync(this.dir, { recursive: true, force: true }));
+  }
+
+  async #end(removeFolder: () => void): Promise<void> {
     if ((process.env.CAIRN_KEEP ?? '') !== '' && this.isAlive()) {
       this.qmp.close();
       running.delete(this.pid);
@@ -241,7 +256,7 @@ export class LabMachine {
       return;
     }
     await this.kill();
-    rmSync(this.dir, { recursive: true, force: true });
+    removeFolder();
   }
 }
 

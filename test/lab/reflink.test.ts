@@ -6,7 +6,6 @@ import {
   existsSync,
   openSync,
   readdirSync,
-  rmSync,
   statfsSync,
   truncateSync,
   writeFileSync,
@@ -21,6 +20,7 @@ import { FAULT_POINTS } from '../../src/checkpoint/fault-points.js';
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, runCairn, type CliMessage } from './support/cairn-cli.js';
 import { scratchDir } from './support/lab-files.js';
+import { removeWithRepositories } from './support/left-repositories.js';
 import { ensureFileSystemTools, LoopMount, whyNoLoopMounts } from './support/loop-mount.js';
 
 /**
@@ -130,7 +130,7 @@ describeReal.each(['btrfs', 'xfs'] as const)('disks in files on %s', (fileSystem
   afterAll(async () => {
     await machine.kill();
     mount.unmount();
-    rmSync(dir, { recursive: true, force: true });
+    removeWithRepositories(dir);
   });
 
   it('are offered for clones, the qcow2 image besides what QEMU does', async () => {
@@ -282,7 +282,7 @@ describeReal('disks in files', () => {
     } finally {
       await machine?.kill();
       for (const mount of mounts) mount.unmount();
-      rmSync(dir, { recursive: true, force: true });
+      removeWithRepositories(dir);
     }
     expect(existsSync(dir)).toBe(false);
   });

@@ -27,6 +27,7 @@ import type { JsonObject } from '../../src/types.js';
 import { LabMachine } from './machine.js';
 import { CAIRN_MAIN, cairn, runCairn, type CliOptions, type CliResult } from './support/cairn-cli.js';
 import { groundTruth } from './support/ground-truth.js';
+import { removeWithRepositories } from './support/left-repositories.js';
 import { checkpointAgainstTruth, differingFromStored } from './support/oracle.js';
 import { ensureLab, labCache, qemuProgram, scratchDir, type QemuVersion } from './support/lab-files.js';
 
@@ -62,7 +63,7 @@ beforeAll(() => {
 afterAll(() => {
   if (formerCache === undefined) delete process.env.CAIRN_CACHE;
   else process.env.CAIRN_CACHE = formerCache;
-  rmSync(root, { recursive: true, force: true });
+  removeWithRepositories(root);
 });
 
 /** A folder for a QEMU that runs as nobody. */

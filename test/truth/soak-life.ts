@@ -175,7 +175,7 @@ async function live(count: number, seed: number): Promise<void> {
     throw new Error(`the guest's diary ends: ${machine.diary().slice(-1500)}`, { cause: error });
   } finally {
     await life?.session.close();
-    await machine.destroy();
+    await machine.discard();
     // The kernel takes a moment to let go of it.
     await sleep(200);
     undo?.();
