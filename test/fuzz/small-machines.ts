@@ -56,13 +56,12 @@ export async function bytesOf(parts: AsyncIterable<Uint8Array>): Promise<Buffer>
 
 /** A migration of QEMU, without a description at its end. */
 export function smallMigration(): Promise<Buffer> {
+  return migrationOf(SMALL_LAYOUT, () => pagesOf(SMALL_LAYOUT));
+}
+
+export function migrationOf(layout: MemoryLayout, pages: () => AsyncIterable<PageChunk>): Promise<Buffer> {
   return bytesOf(
-    writeMigrationStream({
-      machineType: 'pc-i440fx-7.2',
-      layout: SMALL_LAYOUT,
-      deviceSections: DEVICES,
-      pages: () => pagesOf(SMALL_LAYOUT),
-    }),
+    writeMigrationStream({ machineType: 'pc-i440fx-7.2', layout, deviceSections: DEVICES, pages }),
   );
 }
 

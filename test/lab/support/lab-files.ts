@@ -1,6 +1,6 @@
 /** Where the lab's files are: what `setup/ensure.sh` made, and scratch folders for machines. */
 
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync } from 'node:fs';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -23,6 +23,14 @@ export function ensureLab(): void {
   execFileSync('bash', [join(SOURCE_ROOT, 'test/lab/setup/ensure.sh'), '--with-qemu-10'], {
     stdio: 'inherit',
   });
+}
+
+/** Installs the Debian packages that are missing, and says so. @returns why that cannot be done; empty when all are there */
+export function whyNoPackages(...names: readonly string[]): string {
+  const script = join(SOURCE_ROOT, 'test/lab/setup/ensure-packages.sh');
+  const { status, stdout, stderr } = spawnSync('bash', [script, ...names], { encoding: 'utf8' });
+  process.stderr.write(stdout);
+  return status === 0 ? '' : stderr.trim() || `no Debian packages ${names.join(' ')}`;
 }
 
 export interface QemuProgram {

@@ -6,7 +6,7 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { SOURCE_ROOT } from './lab-files.js';
+import { whyNoPackages } from './lab-files.js';
 
 export type LoopFileSystem = 'btrfs' | 'xfs' | 'ext4';
 
@@ -16,14 +16,12 @@ process.once('exit', () => {
   for (const mount of mounted) mount.unmount();
 });
 
-/** Empty when file systems can be made and mounted here. */
-export function whyNoLoopMounts(): string {
+/** Empty when these file systems can be made and mounted here. */
+export function whyNoLoopMounts(names: readonly LoopFileSystem[] = ['btrfs', 'xfs']): string {
   if (process.getuid?.() !== 0) return 'mounting needs root';
   if (!existsSync('/dev/loop-control')) return 'this kernel has no loop devices (/dev/loop-control)';
   const known = readFileSync('/proc/filesystems', 'utf8');
-  const missing = ['btrfs', 'xfs'].filter(
-    (name) => !new RegExp(`\\t${name}$`, 'm').test(known) && !canLoad(name),
-  );
+  const missing = names.filter((name) => !new RegExp(`\\t${name}$`, 'm').test(known) && !canLoad(name));
   return missing.length === 0 ? '' : `this kernel has no ${missing.join(' and no ')}`;
 }
 
@@ -32,7 +30,8 @@ function canLoad(module: string): boolean {
 }
 
 export function ensureFileSystemTools(): void {
-  execFileSync('bash', [join(SOURCE_ROOT, 'test/lab/setup/ensure-reflink.sh')], { stdio: 'inherit' });
+  const why = whyNoPackages('btrfs-progs', 'xfsprogs');
+  if (why !== '') throw new Error(why);
 }
 
 export class LoopMount {

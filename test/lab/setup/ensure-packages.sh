@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes sure that file systems with reflinks can be made: Debian packages btrfs-progs and xfsprogs. Quick when they are there.
+# ensure-packages.sh PACKAGE...: makes sure that these Debian packages are installed. Quick when they are there.
 set -euo pipefail
 missing=()
-for package in btrfs-progs xfsprogs; do
+for package in "$@"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
