@@ -29,7 +29,9 @@ export function restoreCommand(): Command {
     .argument('<checkpoint>', 'checkpoint id, the start of one, or latest')
     .option('--name <name>', 'look only in this chain')
     .addOption(
-      new Option('--paused', 'leave the VM paused (default: as the checkpoint found it)').conflicts('running'),
+      new Option('--paused', 'leave the VM paused (default: as the checkpoint found it)').conflicts(
+        'running',
+      ),
     )
     .option('--running', 'have the VM run, also when the checkpoint found it paused')
     .option('--keep-disks', 'do not roll the disks back to the checkpoint')
