@@ -2,10 +2,9 @@
 
 import { resolve } from 'node:path';
 
-import { CheckpointError, isCheckpointError } from '../../src/errors.js';
+import { CheckpointError } from '../../src/errors.js';
 import type { AttachOptions } from '../../src/hypervisor/hypervisor.js';
 import { KvmVm } from './kvm-vm.js';
-import { stateRefused } from './run/run-states.js';
 import { qemuBehind } from '../qemu/peer-process.js';
 import { QmpClient } from '../qemu/qmp-client.js';
 import { sweepRuntimeDir } from '../qemu/runtime-files.js';
@@ -38,14 +37,6 @@ export async function attachKvm(
     );
   } catch (error) {
     await monitor.close();
-    throw unconfigured(error);
+    throw error;
   }
-}
-
-/** QEMU calls the state `prelaunch`, and answers hardly any question before its machine is there. */
-function unconfigured(error: unknown): unknown {
-  const isUnconfigured =
-    isCheckpointError(error, 'QMP_COMMAND') &&
-    error.message.includes('permitted only after machine initialization');
-  return isUnconfigured ? stateRefused('preconfig') : error;
 }

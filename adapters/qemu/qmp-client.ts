@@ -37,6 +37,8 @@ const GREETING_TIMEOUT_MS = 3000;
 const COMMAND_TIMEOUT_MS = 20_000;
 /** Of a text of QEMU that goes into an error. */
 const MAX_DESC_LENGTH = 2000;
+/** How QEMU refuses most commands before its machine is there, in a state that it calls `prelaunch`, too. */
+const NO_MACHINE = 'permitted only after machine initialization';
 
 interface Pending {
   readonly resolve: (value: Json) => void;
@@ -237,7 +239,11 @@ export class QmpClient implements Monitor {
     const error = asObject(message.error);
     const errorClass = clipped(asText(error.class), MAX_DESC_LENGTH);
     const desc = clipped(asText(error.desc), MAX_DESC_LENGTH);
-    pending.reject(new CheckpointError('QMP_COMMAND', desc, { detail: { class: errorClass, desc } }));
+    pending.reject(
+      desc.includes(NO_MACHINE)
+        ? unconfigured(this.path)
+        : new CheckpointError('QMP_COMMAND', desc, { detail: { class: errorClass, desc } }),
+    );
   }
 
   #end(reason: CheckpointError): void {
@@ -305,6 +311,17 @@ function busy(path: string, symptom: string, cause?: Error): CheckpointError {
     hint: 'add a second -qmp socket for Cairn, or close the other client',
     retryable: true,
   });
+}
+
+function unconfigured(path: string): CheckpointError {
+  return new CheckpointError(
+    'VM_STATE',
+    `the QEMU at ${path} was started with -preconfig and has no machine yet`,
+    {
+      hint: 'configure it and send x-exit-preconfig',
+      retryable: true,
+    },
+  );
 }
 
 function gone(path: string, cause?: unknown): CheckpointError {

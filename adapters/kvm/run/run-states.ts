@@ -49,10 +49,6 @@ const REFUSED: Readonly<Record<string, RefusedState>> = {
     means: 'was stopped by a debugger on the gdbstub of QEMU',
     remedy: 'have the debugger continue it',
   },
-  preconfig: {
-    means: 'was started with -preconfig and has no machine yet',
-    remedy: 'configure it and send x-exit-preconfig',
-  },
   inmigrate: {
     means: 'waits for a migration or a restore to come in',
     remedy: 'wait until that is over',
