@@ -39,6 +39,8 @@ interface ManifestJson {
     readonly sizeBytes: number;
     readonly sha256: string;
   } | null;
+  readonly disks: readonly { readonly mode: string }[];
+  readonly frozen?: unknown;
   readonly maxDepth: number;
 }
 interface PackJson {
@@ -131,9 +133,15 @@ class Chain {
 
   #checkpoint(name: string): VerifiedCheckpoint {
     const manifest = sealed(this.folder, `${this.#prefix}/checkpoints/${name}`) as ManifestJson;
+    must(manifest.format === 'cairn-repository' && manifest.version === 1, 'manifest head');
+    const features = [
+      ...(manifest.frozen === undefined ? [] : ['frozen-guest']),
+      ...manifest.disks.map(({ mode }) => `${mode}-snapshot`),
+    ];
     must(
-      manifest.format === 'cairn-repository' && manifest.version === 1 && manifest.requires.length === 0,
-      'manifest head',
+      manifest.requires.every((feature) => features.includes(feature)) &&
+        (manifest.frozen === undefined || manifest.requires.includes('frozen-guest')),
+      'manifest requires',
     );
     must(name === `${hex8(manifest.seq)}-${manifest.id}` && manifest.chain === this.chain, 'manifest name');
     for (const pack of manifest.packs) this.#pack(pack.seq, pack);
