@@ -23,7 +23,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a chain of fifty under QEMU %s', (q
     machine = await LabMachine.start({
       name: 'chain',
       qemu,
-      memoryMib: 104,
+      memoryMib: 192,
       devices: ['disk', 'net', 'balloon', 'vga'],
     });
     options = { dir: machine.dir };
@@ -104,7 +104,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a chain of fifty under QEMU %s', (q
       name: 'chain',
       qemu,
       dir: machine.dir,
-      memoryMib: 104,
+      memoryMib: 192,
       devices: ['disk', 'net', 'balloon', 'vga'],
       noWait: true,
       extraArgs: ['-incoming', `exec:cat ${path}`],
