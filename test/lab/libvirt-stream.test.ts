@@ -1,7 +1,7 @@
 /** Checkpoints by a stream of memory (tracker qmp-stream) of domains that libvirt owns, beside what virsh does with them. */
 
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -240,9 +240,7 @@ describeWithLibvirt.each<QemuVersion>(['10.0', '7.2'])('a domain of libvirt with
   it('is resumed by the next cairn when all guards are killed in the pause as well', async () => {
     const { domain, machine } = lab;
     // A folder of its own: what a killed hook leaves must not look like the hold of the next one.
-    const dir = join(domain.dir, 'hold');
-    mkdirSync(dir);
-    const hold = new PauseHold(dir);
+    const hold = new PauseHold(join(domain.dir, 'killed'));
     const cut = new CairnProcess(lab.args(...STREAM, '--hook', hold.command), domain.cli);
     await hold.reached(cut);
     for (const pid of childrenOf(cut.child.pid!)) process.kill(pid, 'SIGKILL');
