@@ -31,7 +31,7 @@ export function disksOf(reply: Json): readonly VmDisk[] {
 }
 
 /** ImageInfo of qapi/block-core.json: each image holds the one below it. */
-function backingPathsOf(image: JsonObject): readonly string[] {
+export function backingPathsOf(image: JsonObject): readonly string[] {
   const paths: string[] = [];
   for (
     let below = asObject(image['backing-image']);

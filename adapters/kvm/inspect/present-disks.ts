@@ -13,10 +13,11 @@ import { realpath } from 'node:fs/promises';
 import { resolve } from 'node:path';
 
 import { CheckpointError, describeError } from '../../../src/errors.js';
-import type { Json, JsonObject } from '../../../src/types.js';
+import type { Json } from '../../../src/types.js';
 import { valueOf, type QemuOption } from '../../disks/qcow2/command-line.js';
 import { imageInfo } from '../../disks/qcow2/qemu-img.js';
 import { diskReferences, type DiskReference } from '../../disks/qcow2/restore-disk-options.js';
+import { backingPathsOf } from '../../qemu/block-devices.js';
 import type { Monitor } from '../../qemu/monitor.js';
 import { asArray, asObject, asText } from '../../qemu/qmp-json.js';
 
@@ -47,7 +48,6 @@ export interface DiskPicture {
   readonly problems: readonly string[];
 }
 
-const MAX_CHAIN = 256;
 /** Such as `json:{...}` and `nbd://host/disk`: whether an option stands for it is not told by a path. */
 const NO_LOCAL_PATH = /^(?!file:)[a-z][a-z0-9+.-]*:/i;
 
@@ -71,18 +71,6 @@ export function presentDisksOf(reply: Json): readonly ListedDisk[] {
       backingPaths: backingPathsOf(image),
     };
   });
-}
-
-function backingPathsOf(image: JsonObject): readonly string[] {
-  const paths: string[] = [];
-  for (
-    let below = asObject(image['backing-image']);
-    below.filename !== undefined && paths.length < MAX_CHAIN;
-  ) {
-    paths.push(asText(below.filename));
-    below = asObject(below['backing-image']);
-  }
-  return paths;
 }
 
 /**
@@ -114,6 +102,9 @@ export async function pairDisks(
   await pair(({ path }, reference) => isSameFile(path, reference.path, cwd));
   await pair(({ backingPaths }, reference) => isOneOf(reference.path, backingPaths, cwd));
   await pair(({ path }, reference) => stoodOn(path, reference.path, cwd));
+  // A node that the command line gives a disk for its backing file is no other disk's.
+  const below = found.flatMap(({ backingPaths }) => backingPaths);
+  for (const reference of free) if (await isOneOf(reference.path, below, cwd)) free.delete(reference);
   if (free.size === 1 && unplaced().length === 1) await pair(() => true);
 
   const disks: PresentDisk[] = [];

@@ -12,20 +12,7 @@ mkdir -p "$cache"
 exec 9>"$cache/.lock"
 flock 9
 
-packages=(qemu-system-x86 qemu-utils busybox-static cpio)
-missing=()
-for package in "${packages[@]}"; do
-  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
-done
-if [ ${#missing[@]} -gt 0 ]; then
-  if [ "$(id -u)" != 0 ]; then
-    echo "Debian packages are missing. Run: sudo apt-get install --no-install-recommends ${missing[*]}" >&2
-    exit 1
-  fi
-  echo "installing Debian packages: ${missing[*]}"
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
+bash "$here/ensure-packages.sh" qemu-system-x86 qemu-utils busybox-static cpio
 
 bash "$here/build-guest.sh" "$cache"
 
