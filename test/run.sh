@@ -23,7 +23,7 @@ bash test/leftovers.sh stock >"$run/before"
 finish() {
   local status=$? left
   trap - EXIT
-  left="$(env -u CAIRN_TEST_RUN -u TMPDIR bash test/leftovers.sh left "$run" "$run/before")"
+  left="$(env -u CAIRN_TEST_RUN -u TMPDIR -u CAIRN_STATE_DIR bash test/leftovers.sh left "$run" "$run/before")"
   rm -rf "$run"
   if [ -n "$left" ]; then
     printf 'the tests have left behind:\n%s\n' "$left" >&2

@@ -31,7 +31,7 @@ fi
 answers && exit 0
 
 # The daemons outlive the test run that starts them, and hand what they have to the QEMUs that they start.
-unset TMPDIR CAIRN_TEST_RUN
+unset TMPDIR CAIRN_TEST_RUN CAIRN_STATE_DIR
 # No init system that would start them. Without virtlogd the QEMU driver starts no domain.
 is_running virtlogd || virtlogd -d
 # Processes whose parent has ended become the children of process 1. libvirt's QEMUs do, and it waits until they are
