@@ -77,10 +77,10 @@ export class KvmVm implements Vm {
     this.#present =
       socketPath === ''
         ? undefined
-        : new PresentMachine(monitor, machine, options.allowChangedMachine === true);
+        : new PresentMachine(monitor, process.pid, machine, options.allowChangedMachine === true);
     this.#deps = deps;
     this.disks = new DriverDisks({
-      list: () => listDisks(monitor),
+      list: () => listDisks(monitor, folderOf(machine)),
       cwd: folderOf(machine),
       images: monitorImages(monitor),
       overlays: monitorOverlays(monitor),

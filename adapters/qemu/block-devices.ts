@@ -1,13 +1,31 @@
 /** The disks of a QEMU as its monitor lists them. Source: query-block of the QMP reference. */
 
+import { resolve } from 'node:path';
+
 import type { VmDisk } from '../../src/hypervisor/disks.js';
 import type { Json, JsonObject } from '../../src/types.js';
+import { imagePath } from './image-names.js';
 import type { Monitor } from './monitor.js';
 import { asArray, asNumber, asObject, asText } from './qmp-json.js';
 
-/** Disks with a medium, in the order in which QEMU lists them, with no snapshot modes yet. @throws VM_GONE */
-export async function listDisks(monitor: Monitor): Promise<readonly VmDisk[]> {
-  return disksOf(await monitor.execute('query-block'));
+/** Such as `json:{...}` and `nbd://host/disk`. */
+const NO_LOCAL_PATH = /^[a-z][a-z0-9+.-]*:/i;
+
+/**
+ * Disks with a medium, in the order in which QEMU lists them, with no snapshot modes yet.
+ * @param folder what relative paths of this QEMU start from; absent: its paths are absolute
+ * @throws VM_GONE
+ */
+export async function listDisks(monitor: Monitor, folder?: string): Promise<readonly VmDisk[]> {
+  const disks = disksOf(await monitor.execute('query-block'));
+  if (folder === undefined) return disks;
+  const absolute = (path: string): string =>
+    path === '' || NO_LOCAL_PATH.test(path) ? path : resolve(folder, path);
+  return disks.map((disk) => ({
+    ...disk,
+    path: absolute(disk.path),
+    backingPaths: (disk.backingPaths ?? []).map(absolute),
+  }));
 }
 
 /** The reply of query-block as disks. */
@@ -20,7 +38,7 @@ export function disksOf(reply: Json): readonly VmDisk[] {
     if (id === '' || inserted.drv === undefined) return [];
     return {
       id,
-      path: asText(image.filename) || asText(inserted.file),
+      path: imagePath(asText(image.filename) || asText(inserted.file)),
       format: asText(inserted.drv),
       writable: inserted.ro !== true,
       virtualSizeBytes: asNumber(image['virtual-size']),
@@ -38,7 +56,7 @@ export function backingPathsOf(image: JsonObject): readonly string[] {
     below.filename !== undefined;
     below = asObject(below['backing-image'])
   ) {
-    paths.push(asText(below.filename));
+    paths.push(imagePath(asText(below.filename)));
   }
   return paths;
 }

@@ -29,6 +29,8 @@ export interface VmAbilities {
   readonly alwaysDirtyPages: number;
   /** Pages inside of its regions that are the hypervisor's own, not the guest's memory: absent, whatever they read as. */
   readonly hypervisorPages: number;
+  /** For how long a case may need its pause, where reading all memory in it takes longer than a checkpoint's pause may. */
+  readonly pauseLimitMs?: number;
 }
 
 export interface VmUnderTest {
@@ -71,6 +73,8 @@ export function describeVm(
       for (const tracker of trackers.splice(0)) tracker.close();
       if ((await vm.runState.read()) === 'paused') await vm.runState.resume();
     });
+
+    const pause = (): Promise<boolean> => vm.runState.pause({ limitMs: abilities.pauseLimitMs });
 
     async function started(kind: string): Promise<DirtyTracker> {
       const tracker = vm.memory.tracker(kind);
@@ -165,9 +169,9 @@ export function describeVm(
 
     it('pauses and resumes, and pausing what is paused changes nothing', async () => {
       expect(await vm.runState.read()).toBe('running');
-      expect(await vm.runState.pause()).toBe(true);
+      expect(await pause()).toBe(true);
       expect(await vm.runState.read()).toBe('paused');
-      expect(await vm.runState.pause()).toBe(false);
+      expect(await pause()).toBe(false);
       expect(await vm.runState.read()).toBe('paused');
       await vm.runState.resume();
       expect(await vm.runState.read()).toBe('running');
@@ -176,8 +180,8 @@ export function describeVm(
     it('does not resume what it did not pause', async () => {
       const other = await subject.operator();
       await other.pause();
-      if (foreignPause === 'kept') expect(await vm.runState.pause()).toBe(false);
-      else await expect(vm.runState.pause()).rejects.toMatchObject({ code: 'VM_STATE' });
+      if (foreignPause === 'kept') expect(await pause()).toBe(false);
+      else await expect(pause()).rejects.toMatchObject({ code: 'VM_STATE' });
       await vm.runState.resume();
       expect(await vm.runState.read()).toBe('paused');
       await other.resume();
@@ -185,7 +189,7 @@ export function describeVm(
     });
 
     it('says so when somebody else resumed the VM in its pause', async () => {
-      await vm.runState.pause();
+      await pause();
       await (await subject.operator()).resume();
       await expect(vm.runState.resume()).rejects.toMatchObject({ code: 'VM_STATE' });
       expect(await vm.runState.read()).toBe('running');
@@ -198,13 +202,13 @@ export function describeVm(
 
     it('hands out its device state once for each time it is saved', async () => {
       await expect(vm.deviceState.take()).rejects.toMatchObject({ code: 'VM_STATE' });
-      await vm.runState.pause();
+      await pause();
       await vm.deviceState.save();
       await vm.runState.resume();
       const first = await vm.deviceState.take();
       expect(first.length).toBeGreaterThan(0);
       await expect(vm.deviceState.take()).rejects.toMatchObject({ code: 'VM_STATE' });
-      await vm.runState.pause();
+      await pause();
       await vm.deviceState.save();
       await vm.deviceState.save();
       expect((await vm.deviceState.take()).length).toBeGreaterThan(0);
@@ -212,7 +216,7 @@ export function describeVm(
 
     it('gives its memory to a reader that is loaded by address, into plain and WebAssembly memory alike', async () => {
       const layout = await vm.memory.layout();
-      await vm.runState.pause();
+      await pause();
       const description = vm.memory.reader();
       const module = (await import(description.moduleUrl)) as GuestReaderModule;
       const reader = module.openGuestReader(
@@ -275,11 +279,11 @@ export function describeVm(
 
       it('reports every page that changes between two pauses, and absent pages that are zero', async () => {
         const tracker = await started(kind);
-        await vm.runState.pause();
+        await pause();
         const before = await contents(tracker.collect().absent);
         await vm.runState.resume();
         await subject.disturb();
-        await vm.runState.pause();
+        await pause();
         const { dirty, absent } = tracker.collect();
         const changed = await changedPages(before, await contents(absent));
         expect(changed.length).toBeGreaterThan(0);
@@ -302,7 +306,7 @@ export function describeVm(
 
       it('reports again what it is given back', async () => {
         const tracker = await started(kind);
-        await vm.runState.pause();
+        await pause();
         const { dirty } = tracker.collect();
         tracker.putBack(dirty);
         const again = tracker.collect().dirty;
@@ -321,7 +325,7 @@ export function describeVm(
     function describePersistentTracker(trackerKind: string): void {
       it('has a tracker that clears what it reports', async () => {
         const tracker = await started(trackerKind);
-        await vm.runState.pause();
+        await pause();
         tracker.collect();
         expect(tracker.collect().dirty.count()).toBeLessThanOrEqual(abilities.alwaysDirtyPages);
       });
@@ -329,14 +333,14 @@ export function describeVm(
       it('has a tracker whose record goes on under the same token when its process ends', async () => {
         const first = await started(trackerKind);
         const { token } = first;
-        await vm.runState.pause();
+        await pause();
         const before = await contents(first.collect().absent);
         await vm.runState.resume();
         await reattach();
         await subject.disturb();
         const second = await started(trackerKind);
         expect(second.token).toBe(token);
-        await vm.runState.pause();
+        await pause();
         const { dirty, absent } = second.collect();
         const changed = await changedPages(before, await contents(absent));
         expect(changed.length).toBeGreaterThan(0);
@@ -384,7 +388,7 @@ export function describeVm(
       await vm.close();
       await expect(vm.memory.layout()).rejects.toMatchObject({ code: 'VM_GONE' });
       await expect(vm.runState.read()).rejects.toMatchObject({ code: 'VM_GONE' });
-      await expect(vm.runState.pause()).rejects.toMatchObject({ code: 'VM_GONE' });
+      await expect(pause()).rejects.toMatchObject({ code: 'VM_GONE' });
       vm = await subject.attach();
       await vm.memory.layout();
     });

@@ -1,6 +1,7 @@
 /** A real Linux guest under real QEMU (TCG), for tests, demo and bench. */
 
 import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, openSync, closeSync, readFileSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
@@ -27,6 +28,8 @@ export interface LabMachineOptions {
   readonly extraArgs?: readonly string[];
   /** Program with arguments that QEMU is started by, such as setpriv. */
   readonly startedBy?: readonly string[];
+  /** It becomes a daemon (-daemonize). */
+  readonly daemon?: boolean;
   /** Folder for sockets, logs and disks; a fresh one by default. */
   readonly dir?: string;
   /** Return as soon as QEMU answers, not when the guest's first tick is there. */
@@ -91,6 +94,7 @@ export class LabMachine {
         ...['-qmp', `unix:${join(dir, 'qmp.sock')},server=on,wait=off`],
         ...['-qmp', `unix:${join(dir, 'harness.sock')},server=on,wait=off`],
         ...devices.flatMap((device) => deviceArgs(device, dir)),
+        ...(options.daemon === true ? ['-daemonize', '-pidfile', 'daemon.pid'] : []),
         ...(options.extraArgs ?? []),
       ],
       { cwd: dir, detached: true, stdio: ['ignore', log, log], env: program.env },
@@ -100,11 +104,14 @@ export class LabMachine {
     if (child.pid === undefined) throw new Error(`${program.path} did not start`);
     let hasEnded = false;
     child.once('exit', () => (hasEnded = true));
-    const { pid } = child;
-    const harness = await connectHarness(dir, () => !hasEnded).catch((error: unknown) => {
-      killQuietly(pid);
-      throw error;
-    });
+    if (options.daemon === true) await once(child, 'exit');
+    const pid = options.daemon === true ? Number(readFileSync(join(dir, 'daemon.pid'), 'latin1')) : child.pid;
+    const harness = await connectHarness(dir, () => !hasEnded || options.daemon === true).catch(
+      (error: unknown) => {
+        killQuietly(pid);
+        throw error;
+      },
+    );
     const machine = new LabMachine(options.name, dir, pid, harness);
     if (options.noWait !== true) await machine.waitForTick(1, 120_000);
     return machine;

@@ -9,8 +9,9 @@ import { basename } from 'node:path';
 
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
 import type { JsonObject } from '../../../src/types.js';
+import { imagePath } from '../../qemu/image-names.js';
 import type { Monitor } from '../../qemu/monitor.js';
-import { asArray, asText } from '../../qemu/qmp-json.js';
+import { asArray, asObject, asText } from '../../qemu/qmp-json.js';
 import { EXTERNAL, INTERNAL, type ExternalSnapshot, type InternalSnapshot } from './qcow2-records.js';
 import type { ImageSnapshots, OverlaySnapshots } from './snapshot-takers.js';
 
@@ -40,7 +41,9 @@ export function monitorOverlays(monitor: Monitor): OverlaySnapshots {
 }
 
 async function takeOverlays(monitor: Monitor, snapshots: readonly ExternalSnapshot[]): Promise<void> {
-  const named = await blockDeviceNames(monitor);
+  const devices = asArray(await monitor.execute('query-block'));
+  // -drive names the device, -blockdev the node.
+  const named = new Set(devices.map(({ device }) => asText(device)));
   try {
     await transaction(monitor, {
       mode: EXTERNAL,
@@ -52,6 +55,40 @@ async function takeOverlays(monitor: Monitor, snapshots: readonly ExternalSnapsh
     // QEMU takes all members back, but leaves the files of overlays that it created.
     if (isRefusal(error)) for (const { overlayPath } of snapshots) await rm(overlayPath, { force: true });
     throw error;
+  }
+  await nameBackingAbsolutely(monitor, devices, snapshots);
+}
+
+/**
+ * QEMU writes the name of an image into its overlay as it calls it itself. A relative one would start from the folder
+ * of the overlay there, not from that of QEMU; and one made of options would name what is no option of the next QEMU.
+ */
+async function nameBackingAbsolutely(
+  monitor: Monitor,
+  before: readonly JsonObject[],
+  snapshots: readonly ExternalSnapshot[],
+): Promise<void> {
+  const nameOfDisk = (id: string): string => {
+    const found = before.find(
+      ({ device, inserted }) => device === id || asObject(inserted)['node-name'] === id,
+    );
+    return asText(asObject(asObject(found?.inserted).image).filename);
+  };
+  const unclear = snapshots.filter(({ diskId }) => !nameOfDisk(diskId).startsWith('/'));
+  if (unclear.length === 0) return;
+  const now = asArray(await monitor.execute('query-block')).map(({ device, inserted }) => ({
+    device: asText(device),
+    path: imagePath(asText(asObject(asObject(inserted).image).filename)),
+    node: asText(asObject(inserted)['node-name']),
+  }));
+  for (const { path, overlayPath } of unclear) {
+    const overlay = now.find((one) => one.path === overlayPath);
+    if (overlay === undefined || !path.startsWith('/')) continue;
+    await monitor.execute('change-backing-file', {
+      device: overlay.device === '' ? overlay.node : overlay.device,
+      'image-node-name': overlay.node,
+      'backing-file': path,
+    });
   }
 }
 
@@ -137,9 +174,4 @@ function overlayAction({ diskId, overlayPath }: ExternalSnapshot, isDevice: bool
 function overlayNode(overlayPath: string): string {
   const readable = basename(overlayPath, '.qcow2').replace(/[^A-Za-z0-9_-]/g, '-');
   return `c${readable.slice(-(MAX_NODE_NAME - 1))}`;
-}
-
-/** -drive names the device, -blockdev the node. */
-async function blockDeviceNames(monitor: Monitor): Promise<ReadonlySet<string>> {
-  return new Set(asArray(await monitor.execute('query-block')).map((device) => asText(device.device)));
 }

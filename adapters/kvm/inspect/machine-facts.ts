@@ -14,6 +14,7 @@ import { asNumber, asObject, asText } from '../../qemu/qmp-json.js';
 import { keptEnvironment } from './kept-environment.js';
 import { rightsOf } from './process-rights.js';
 import { rightsRecord } from './rights-record.js';
+import { startFolder } from './start-folder.js';
 
 const NO_UUID = '00000000-0000-0000-0000-000000000000';
 
@@ -62,9 +63,10 @@ async function startedAs({ pid, program, openedMonitorAs }: QemuProcess): Promis
       readlink(`/proc/${pid}/cwd`).catch(unlessForbidden('/')),
       readProcessText(`/proc/${pid}/environ`).catch(unlessForbidden('')),
     ]);
+    const argv = commandLine.replace(/\0$/, '').split('\0');
     return {
-      argv: commandLine.replace(/\0$/, '').split('\0'),
-      cwd,
+      argv,
+      cwd: await startFolder(pid, argv, cwd, environment),
       program,
       env: keptEnvironment(environment),
       rights: rightsRecord({ ...rights, openedMonitorAs }),

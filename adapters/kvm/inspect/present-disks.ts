@@ -18,6 +18,7 @@ import { valueOf, type QemuOption } from '../../disks/qcow2/command-line.js';
 import { imageInfo } from '../../disks/qcow2/qemu-img.js';
 import { diskReferences, type DiskReference } from '../../disks/qcow2/restore-disk-options.js';
 import { backingPathsOf } from '../../qemu/block-devices.js';
+import { imagePath } from '../../qemu/image-names.js';
 import type { Monitor } from '../../qemu/monitor.js';
 import { asArray, asObject, asText } from '../../qemu/qmp-json.js';
 
@@ -49,7 +50,7 @@ export interface DiskPicture {
 }
 
 /** Such as `json:{...}` and `nbd://host/disk`: whether an option stands for it is not told by a path. */
-const NO_LOCAL_PATH = /^(?!file:)[a-z][a-z0-9+.-]*:/i;
+export const NO_LOCAL_PATH = /^(?!file:)[a-z][a-z0-9+.-]*:/i;
 
 /** All drives of a QEMU, in the order in which it lists them. @throws VM_GONE */
 export async function listPresentDisks(monitor: Monitor): Promise<readonly ListedDisk[]> {
@@ -65,7 +66,7 @@ export function presentDisksOf(reply: Json): readonly ListedDisk[] {
     return {
       device: asText(device.qdev) || drive,
       drive,
-      path: asText(image.filename) || asText(inserted.file),
+      path: imagePath(asText(image.filename) || asText(inserted.file)),
       format: asText(inserted.drv),
       readOnly: inserted.ro === true,
       backingPaths: backingPathsOf(image),

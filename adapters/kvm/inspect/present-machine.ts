@@ -9,16 +9,27 @@ import type { Json, JsonObject } from '../../../src/types.js';
 import { parseCommandLine, valueOf, type QemuOption } from '../../disks/qcow2/command-line.js';
 import { listAddedDevices, type AddedDevice } from '../../qemu/added-devices.js';
 import type { Monitor } from '../../qemu/monitor.js';
-import { listPresentDisks, pairDisks, type DiskPicture, type PresentDisk } from './present-disks.js';
+import { imagesElsewhere } from './open-images.js';
+import { listPresentDisks, pairDisks, type PresentDisk } from './present-disks.js';
 
 const PERIPHERAL = '/machine/peripheral/';
 const ANONYMOUS = '/machine/peripheral-anon/';
 const MACHINE_CHANGED = 'MACHINE_CHANGED';
 const REMEDY =
   'take checkpoints through the manager that made the change (libvirt:NAME), stop the VM and start it with what it has now, or pass --allow-changed-machine and restore into a QEMU of your own (--to)';
+/** Its images are not where it says. */
+const IMAGES_ELSEWHERE = 'IMAGES_ELSEWHERE';
+const ELSEWHERE_REMEDY =
+  'run cairn where QEMU finds its files (nsenter --target PID --mount), or put the image back at its place; --allow-changed-machine takes the checkpoint all the same, for a restore into a QEMU of your own (--to)';
+
+interface Picture {
+  readonly disks: readonly PresentDisk[];
+  readonly hazards: readonly VmHazard[];
+}
 
 export class PresentMachine {
   readonly #monitor: Monitor;
+  readonly #pid: number;
   readonly #options: readonly QemuOption[];
   readonly #cwd: string;
   readonly #isAllowed: boolean;
@@ -28,8 +39,9 @@ export class PresentMachine {
    * @param machine as `machineFacts` has found it
    * @param isAllowed the operator sees to how it is restored
    */
-  constructor(monitor: Monitor, { argv, cwd }: JsonObject, isAllowed = false) {
+  constructor(monitor: Monitor, pid: number, { argv, cwd }: JsonObject, isAllowed = false) {
     this.#monitor = monitor;
+    this.#pid = pid;
     this.#isAllowed = isAllowed;
     this.#options = parseCommandLine(Array.isArray(argv) ? (argv as string[]).slice(1) : []);
     this.#cwd = typeof cwd === 'string' ? cwd : '/';
@@ -42,12 +54,13 @@ export class PresentMachine {
 
   /** @throws VM_UNSUPPORTED, VM_GONE, QMP_TIMEOUT */
   async check(): Promise<void> {
-    const { disks, problems } = await this.#look();
+    const { disks, hazards } = await this.#look();
     this.#disks = disks;
-    if (problems.length === 0 || this.#isAllowed) return;
-    throw new CheckpointError('VM_UNSUPPORTED', `no checkpoint: ${changedText(problems)}`, {
-      hint: REMEDY,
-      detail: { hazard: MACHINE_CHANGED, problems: [...problems] },
+    const refusing = hazards.find(({ effect }) => effect === 'refuse');
+    if (refusing === undefined) return;
+    throw new CheckpointError('VM_UNSUPPORTED', `no checkpoint: ${refusing.text}`, {
+      ...(refusing.remedy === undefined ? {} : { hint: refusing.remedy }),
+      detail: { hazard: refusing.code },
     });
   }
 
@@ -57,25 +70,33 @@ export class PresentMachine {
    * @throws VM_GONE, QMP_TIMEOUT
    */
   async hazards(): Promise<readonly VmHazard[]> {
-    const { problems } = await this.#look();
-    if (problems.length === 0) return [];
-    const effect = this.#isAllowed ? 'note' : 'refuse';
-    return [{ code: MACHINE_CHANGED, effect, text: changedText(problems), remedy: REMEDY }];
+    return (await this.#look()).hazards;
   }
 
-  async #look(): Promise<DiskPicture> {
+  async #look(): Promise<Picture> {
     const [found, devices] = await Promise.all([
       listPresentDisks(this.#monitor),
       listAddedDevices(this.#monitor),
     ]);
     const { disks, problems } = await pairDisks(found, this.#options, this.#cwd);
     const plugged = await pluggedDevices(this.#monitor, devices);
+    const changes = [
+      ...problems,
+      ...plugged.map(({ path, type }) => `${type} (${nameOf(path)}) was plugged in while it ran`),
+      ...unpluggedDevices(devices, this.#options),
+    ];
+    const elsewhere = await imagesElsewhere(this.#pid, found, this.#cwd);
+    const hazard = (code: string, text: string, remedy: string): VmHazard => ({
+      code,
+      effect: this.#isAllowed ? 'note' : 'refuse',
+      text,
+      remedy,
+    });
     return {
       disks,
-      problems: [
-        ...problems,
-        ...plugged.map(({ path, type }) => `${type} (${nameOf(path)}) was plugged in while it ran`),
-        ...unpluggedDevices(devices, this.#options),
+      hazards: [
+        ...(elsewhere.length === 0 ? [] : [hazard(IMAGES_ELSEWHERE, elsewhere.join('; '), ELSEWHERE_REMEDY)]),
+        ...(changes.length === 0 ? [] : [hazard(MACHINE_CHANGED, changedText(changes), REMEDY)]),
       ],
     };
   }

@@ -32,7 +32,7 @@ export interface Taken {
 /** Rings, pages with event bits, and what backends still had to do for a guest of the lab. */
 const MOST_TOUCHED = 512;
 /** The truth is read in the pause, twice, on an emulated machine. */
-const PAUSE_LIMIT_MS = 600_000;
+export const PAUSE_LIMIT_MS = 600_000;
 
 export class GuestChain {
   readonly guest: XenGuest;

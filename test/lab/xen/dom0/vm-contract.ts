@@ -7,6 +7,7 @@ import { requestSuspend } from '../../../../adapters/xen/domain/xenstore.js';
 import { resumeDomain } from '../../../../adapters/xen/suspend/resume-domain.js';
 import { describeVm, type VmAbilities } from '../../../contract/vm.js';
 import { runSuite } from '../../../support/run-suite.js';
+import { PAUSE_LIMIT_MS } from './chain.js';
 import { check, type Context, type Figures } from './harness.js';
 import { withDomain } from './oracle.js';
 import { XenGuest, type GuestOptions } from './xen-guest.js';
@@ -54,7 +55,7 @@ export async function vmContract(
 ): Promise<Figures> {
   const results = await runSuite(
     (runner) =>
-      describeVm(runner, type, ABILITIES[type], async () => {
+      describeVm(runner, type, { ...ABILITIES[type], pauseLimitMs: PAUSE_LIMIT_MS }, async () => {
         const guest = await XenGuest.start({ name, type, churnKib: 128 });
         return {
           attach: () => attachXen(guest.address, { runtimeDir: dir }),

@@ -1,0 +1,39 @@
+/**
+ * What QEMU calls an image, and the file that is meant by it. An image that was opened with other options than its name
+ * tells has a name made of all of them:
+ *
+ *     /srv/web.qcow2
+ *     json:{"driver": "qcow2", "backing": {...}, "file": {"driver": "file", "filename": "/srv/web.qcow2"}}
+ *
+ * Source: bdrv_refresh_filename of QEMU's block.c.
+ */
+
+import type { Json, JsonObject } from '../../src/types.js';
+import { asObject, asText } from './qmp-json.js';
+
+const JSON_NAME = 'json:';
+/** Greatest length of a name in QEMU. */
+const MAX_NAME_BYTES = 4096;
+/** A format or filter on a protocol, with a few filters at most. */
+const MAX_LAYERS = 8;
+
+/** The path of the file, as QEMU has it; the name itself when it leads to no single file of the host. */
+export function imagePath(name: string): string {
+  if (!name.startsWith(JSON_NAME) || name.length > MAX_NAME_BYTES) return name;
+  let node = parsed(name.slice(JSON_NAME.length));
+  for (let layer = 0; layer < MAX_LAYERS; layer++) {
+    const path = asText(node.filename) || asText(node['file.filename']);
+    const driver = asText(node.filename) === '' ? asText(node['file.driver']) || 'file' : asText(node.driver);
+    if (path !== '') return driver === 'file' ? path : name;
+    node = asObject(node.file);
+  }
+  return name;
+}
+
+function parsed(text: string): JsonObject {
+  try {
+    return asObject(JSON.parse(text) as Json);
+  } catch {
+    return {};
+  }
+}
