@@ -25,6 +25,7 @@ import { disksOfStoppedQemu, removeStandIns, type DiskDrivers } from '../../disk
 import { formatCommandLine, type QemuOption } from '../../disks/qcow2/command-line.js';
 import { incomingCompleted } from './follow.js';
 import { openLog } from './log-file.js';
+import { refuseNeighbours } from './neighbours.js';
 import type { KvmRestoreRequest } from './options.js';
 import { RestoredQemu } from './process.js';
 import { withoutOptionValues } from './redact.js';
@@ -86,6 +87,7 @@ async function restoreIntoNewQemu(
   const standIns = drivers.standIns(disks, source.checkpointId);
   const stoodIn = await withStandIns(standIns, start.options, start.cwd);
   try {
+    await refuseNeighbours(stoodIn.options, start.cwd);
     const command = { program: start.program, argv: formatCommandLine(stoodIn.options), env: start.env };
     const log = await openLog(request.logPath, start.qmpPath);
     const qemu = await RestoredQemu.start({

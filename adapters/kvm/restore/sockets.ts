@@ -12,7 +12,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
 import { peerPid } from '../../qemu/peer-process.js';
 import { descriptorOf } from '../../../src/host/socket-descriptor.js';
-import { splitValue, unescapeCommas, valueOf, type QemuOption } from '../../disks/qcow2/command-line.js';
+import { splitValue, unescapeCommas, type QemuOption } from '../../disks/qcow2/command-line.js';
+import { fieldOf, isOn } from '../../disks/qcow2/option-fields.js';
 
 const DYING_TIMEOUT_MS = 10_000;
 const POLL_MS = 10;
@@ -68,12 +69,13 @@ export async function isFreeForSocket(path: string): Promise<boolean> {
 export function serverPaths(options: readonly QemuOption[], cwd: string): string[] {
   return options.flatMap(({ name, value = '' }) => {
     const parts = splitValue(value);
-    const serves = name === 'vnc' || parts.some((part) => /^server(=on|=yes)?$/.test(part));
+    const serves = name === 'vnc' || isOn(value, 'server');
     if (!serves) return [];
     const unix = parts
       .map((part) => /^(?:mon:)?unix:(.+)$/s.exec(part)?.[1])
       .find((path) => path !== undefined);
-    const path = unix === undefined ? valueOf(value, 'path') : unescapeCommas(unix);
+    const path =
+      unix === undefined ? (fieldOf(value, 'path') ?? fieldOf(value, 'addr.path')) : unescapeCommas(unix);
     return path === undefined || path === '' ? [] : [resolve(cwd, path)];
   });
 }

@@ -1,0 +1,36 @@
+/**
+ * One field of an option's value, in either of its two forms: `key=value,...` or JSON. Names with a dot lead into nested
+ * objects. What is no text in JSON is given as QEMU would write it: `true` as `on`.
+ */
+
+import { parseJson } from '../../../src/records/json-text.js';
+import type { Json, JsonObject } from '../../../src/types.js';
+import { valueOf } from './command-line.js';
+
+/** @param implied the key of a first part that has none. @returns undefined where there is no such field */
+export function fieldOf(value: string, key: string, implied?: string): string | undefined {
+  if (!value.startsWith('{')) return valueOf(value, key, implied);
+  let found: Json | undefined = parsed(value);
+  for (const part of key.split('.')) found = isObject(found) ? found[part] : undefined;
+  if (typeof found === 'boolean') return found ? 'on' : 'off';
+  if (typeof found === 'number') return String(found);
+  return typeof found === 'string' ? found : undefined;
+}
+
+/** Whether a switch is on: `key`, `key=on`, `key=yes`. */
+export function isOn(value: string, key: string): boolean {
+  if (!value.startsWith('{') && value.split(',').includes(key)) return true;
+  return ['on', 'yes', 'true', 'y'].includes(fieldOf(value, key) ?? '');
+}
+
+function parsed(text: string): Json | undefined {
+  try {
+    return parseJson(text);
+  } catch {
+    return undefined;
+  }
+}
+
+function isObject(value: Json | undefined): value is JsonObject {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}

@@ -1,0 +1,197 @@
+/**
+ * A restore beside the machine that lives: what the new QEMU would share with it is found before QEMU starts, and the
+ * living machine goes on as if nothing had been asked.
+ */
+
+import { execFileSync } from 'node:child_process';
+import { existsSync, rmSync } from 'node:fs';
+import { basename, join } from 'node:path';
+
+import { afterEach, describe, expect, it } from '@jest/globals';
+
+import { LabMachine } from './machine.js';
+import { cairn, runCairn, type CliMessage, type CliOptions } from './support/cairn-cli.js';
+import { scratchDir } from './support/lab-files.js';
+
+const MEMORY_MIB = 96;
+
+let machine: LabMachine;
+let options: CliOptions & { readonly repo: string };
+let beside: LabMachine | undefined;
+afterEach(async () => {
+  await beside?.kill();
+  beside = undefined;
+  await machine.destroy();
+});
+
+/** A machine with a checkpoint, which lives on. */
+async function start(dir: string, extraArgs: readonly string[]): Promise<void> {
+  machine = await LabMachine.start({ name: 'web', dir, memoryMib: MEMORY_MIB, devices: [], extraArgs });
+  options = { dir, repo: join(dir, 'repo') };
+  await cairn(['init', '--repo', options.repo], options);
+  await cairn(['checkpoint', machine.address, '--repo', options.repo], options);
+}
+
+/** What the lab's own machine has, renamed for a copy. */
+function ownSockets(): readonly string[] {
+  const path = (name: string): string => join(machine.dir, `copy-${name}`);
+  return [
+    ...['--qmp', path('qmp.sock')],
+    ...['--set-arg', `-qmp#2=unix:${path('harness.sock')},server=on,wait=off`],
+    ...['--set-arg', `-serial#2=unix:${path('agent.sock')},server=on,wait=off`],
+    ...['--set-arg', `-chardev=file,id=diary,path=${path('diary.log')},append=on`],
+  ];
+}
+
+const restore = (...more: readonly string[]): string[] => [
+  ...['restore', 'latest', '--repo', options.repo],
+  ...ownSockets(),
+  ...more,
+];
+
+async function refusal(...more: readonly string[]): Promise<CliMessage | undefined> {
+  const { exitCode, messages } = await runCairn(restore(...more), options);
+  expect(exitCode).not.toBe(0);
+  await machine.waitForProgress();
+  return messages.at(-1);
+}
+
+const busy = (text: string): unknown =>
+  expect.objectContaining({ code: 'RESTORE_TARGET_BUSY', message: expect.stringContaining(text) });
+
+describe('memory in a file that processes share', () => {
+  it('is not written to by the restore of a copy', async () => {
+    const dir = scratchDir('shared');
+    const memory = join('/dev/shm', `${basename(dir)}.ram`);
+    const backend = `memory-backend-file,id=m0,size=${MEMORY_MIB}M,mem-path=${memory},share=on`;
+    try {
+      await start(dir, ['-machine', 'pc,memory-backend=m0', '-object', backend]);
+      await machine.guest('lab fill 20');
+      const before = await machine.guest('lab sum');
+      expect(await refusal()).toEqual(busy(memory));
+      expect(await machine.guest('lab sum')).toBe(before);
+
+      const other = `${memory}.copy`;
+      const { pid } = await cairn(
+        restore('--set-arg', `-object=${backend.replace(memory, other)}`, '--set-arg', '-name=copy'),
+        options,
+      );
+      expect(pid).not.toBe(machine.pid);
+      process.kill(Number(pid), 'SIGKILL');
+      rmSync(other);
+      expect(await machine.guest('lab sum')).toBe(before);
+    } finally {
+      rmSync(memory, { force: true });
+    }
+  });
+});
+
+/** Arguments by which a machine takes something, what a refusal names, and arguments for a copy. */
+type Case = readonly [
+  string,
+  (dir: string) => {
+    readonly args: readonly string[];
+    readonly names: string;
+    readonly copy: readonly string[];
+  },
+];
+
+const nic = (backend: string): readonly string[] => [
+  '-netdev',
+  backend,
+  '-device',
+  'e1000,netdev=n,romfile=',
+];
+
+const CASES: readonly Case[] = [
+  [
+    'a socket that a network card listens on',
+    (dir) => ({
+      args: nic(`stream,id=n,server=on,addr.type=unix,addr.path=${dir}/net.sock`),
+      names: `${dir}/net.sock`,
+      copy: ['--set-arg', `-netdev=stream,id=n,server=on,addr.type=unix,addr.path=${dir}/other.sock`],
+    }),
+  ],
+  [
+    'a socket that a network card receives at',
+    (dir) => {
+      const backend = (name: string): string =>
+        `dgram,id=n,local.type=unix,local.path=${dir}/${name},remote.type=unix,remote.path=${dir}/r.sock`;
+      return {
+        args: nic(backend('net.sock')),
+        names: `${dir}/net.sock`,
+        copy: ['--set-arg', `-netdev=${backend('o')}`],
+      };
+    },
+  ],
+  [
+    'a port that is forwarded to the guest',
+    () => ({
+      args: nic('user,id=n,hostfwd=tcp:127.0.0.1:40222-:22'),
+      names: 'tcp port 40222',
+      copy: ['--set-arg', '-netdev=user,id=n,hostfwd=tcp:127.0.0.1:40223-:22'],
+    }),
+  ],
+  [
+    'a port that a network card receives at',
+    () => ({
+      args: nic('socket,id=n,udp=127.0.0.1:40224,localaddr=127.0.0.1:40225'),
+      names: 'udp port 40225',
+      copy: ['--set-arg', '-netdev=socket,id=n,udp=127.0.0.1:40224,localaddr=127.0.0.1:40226'],
+    }),
+  ],
+  [
+    'the PID file',
+    (dir) => ({
+      args: ['-pidfile', join(dir, 'pid')],
+      names: join(dir, 'pid'),
+      copy: ['--set-arg', `-pidfile=${dir}/other.pid`],
+    }),
+  ],
+  [
+    'a log that QEMU empties first',
+    (dir) => ({
+      args: ['-chardev', `file,id=log,path=${dir}/own.log`, '-device', 'isa-debugcon,chardev=log'],
+      names: join(dir, 'own.log'),
+      copy: ['--set-arg', `-chardev#2=file,id=log,path=${dir}/other.log`],
+    }),
+  ],
+  [
+    'a disk without locks',
+    (dir) => {
+      const path = join(dir, 'raw.img');
+      execFileSync('truncate', ['-s', '16M', path]);
+      const drive = (file: string): string => `file=${file},if=none,id=d,format=raw,file.locking=off`;
+      execFileSync('cp', [path, `${path}.copy`]);
+      return {
+        args: ['-drive', drive(path), '-device', 'virtio-blk-pci,drive=d'],
+        names: path,
+        copy: ['--set-arg', `-drive=${drive(`${path}.copy`)}`],
+      };
+    },
+  ],
+];
+
+describe('a restore beside the living machine', () => {
+  it.each(CASES)('is refused by name for %s, and done with another one', async (_, made) => {
+    const dir = scratchDir('beside');
+    const { args, names, copy } = made(dir);
+    machine = await LabMachine.start({
+      name: 'web',
+      dir,
+      memoryMib: MEMORY_MIB,
+      devices: [],
+      extraArgs: args,
+    });
+    options = { dir, repo: join(dir, 'repo') };
+    await cairn(['init', '--repo', options.repo], options);
+    await cairn(['checkpoint', machine.address, '--repo', options.repo, '--memory-only'], options);
+
+    expect(await refusal()).toEqual(busy(names));
+    expect(existsSync(join(dir, 'copy-qmp.sock'))).toBe(false);
+
+    const { pid } = await cairn(restore(...copy), options);
+    process.kill(Number(pid), 'SIGKILL');
+    await machine.waitForProgress();
+  });
+});
