@@ -1,5 +1,7 @@
 /** A running domain as the core sees it. The parts are in the files beside; this one puts them together. */
 
+import { existsSync } from 'node:fs';
+
 import { CheckpointError } from '../../src/errors.js';
 import type { DirtyTracker, TrackerReport } from '../../src/hypervisor/dirty-tracker.js';
 import type { VmDisks } from '../../src/hypervisor/disks.js';
@@ -161,7 +163,7 @@ export class XenVm implements Vm {
     const { domain, foreignSave, deviceModel } = this.#deps;
     const info = domain.info();
     return Promise.resolve({
-      trackers: [logDirtyReport(info.isHvm, info.hasHap), compareReport],
+      trackers: [logDirtyReport(info.isHvm, info.hasHap, this.#isTracking()), compareReport],
       hazards: hazardsOf({
         info,
         config: this.#options.config,
@@ -179,6 +181,11 @@ export class XenVm implements Vm {
     await this.#control.close();
     this.#guest.running();
     this.#deps.domain.calls.close();
+  }
+
+  /** Whether a session has left Xen's log of dirty pages on. */
+  #isTracking(): boolean {
+    return existsSync(recordPath(this.#options.runtimeDir, this.identity.instance));
   }
 
   #openTracker(kind: string, { layout, scan }: KnownXenMemory): DirtyTracker {
@@ -209,13 +216,14 @@ function allowsUnproven(): boolean {
   return process.env.CAIRN_XEN_UNPROVEN === '1';
 }
 
-function logDirtyReport(isHvm: boolean, hasHap: boolean): TrackerReport {
+function logDirtyReport(isHvm: boolean, hasHap: boolean, isArmed: boolean): TrackerReport {
   if (isHvm && hasHap) {
     return {
       kind: LOG_DIRTY_KIND,
       usable: true,
       reason:
         "the hypervisor's own dirty bitmap, exact to the page; ballooning is covered by a scan of page types",
+      ...(isArmed ? { armed: true } : {}),
     };
   }
   return {

@@ -208,11 +208,15 @@ export class CheckpointSession {
     }
   }
 
-  /** Lets the VM go as it is, with the tracker armed for the next session. */
-  async close(): Promise<void> {
+  /**
+   * Lets the VM go as it is, with the tracker armed for the next session.
+   * @param options.release ends the tracker, too: the next session's first checkpoint reads all memory
+   */
+  async close({ release = false }: { readonly release?: boolean } = {}): Promise<void> {
     clearImmediate(this.#collection);
     await runAll([
       () => this.#source.pool.close(),
+      () => (release ? this.#source.tracker.stop() : undefined),
       () => this.#source.tracker.close(),
       () => this.#chain.close(),
       () => this.#lock.release(),

@@ -24,6 +24,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   export: async () => (await import('./commands/export.js')).exportCommand(),
   import: async () => (await import('./commands/import.js')).importCommand(),
   receive: async () => (await import('./commands/receive.js')).receiveCommand(),
+  release: async () => (await import('./commands/release.js')).releaseCommand(),
   doctor: async () => (await import('./commands/doctor.js')).doctorCommand(),
   unlock: async () => (await import('./commands/unlock.js')).unlockCommand(),
 };

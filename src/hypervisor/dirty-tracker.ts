@@ -23,6 +23,11 @@ export interface TrackerReport {
    * when it needs to see none.
    */
   readonly immuneTo?: readonly string[] | 'all';
+  /**
+   * True while it is armed in the VM, by whichever process: that may be in the way of others, see `letGo`. Absent where
+   * it leaves nothing there, or where that cannot be seen.
+   */
+  readonly armed?: true;
 }
 
 export interface Harvest {

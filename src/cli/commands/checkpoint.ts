@@ -8,6 +8,7 @@ import { addSessionOptions, sessionSettings, type SessionCliOptions } from '../s
 
 interface Options extends SessionCliOptions {
   readonly base?: boolean;
+  readonly release?: boolean;
 }
 
 export function checkpointCommand(): Command {
@@ -20,6 +21,7 @@ export function checkpointCommand(): Command {
   )
     .argument('<vm>', 'address of the VM')
     .option('--base', 'start a new base instead of adding to the chain')
+    .option('--release', 'let go of the VM afterwards, as cairn release does')
     .action((vm: string, options: Options) =>
       run(options, async ({ reporter, signal, openRepository }) => {
         const session = await openSession(hypervisors(), vm, {
@@ -44,7 +46,7 @@ export function checkpointCommand(): Command {
           for (const warning of summary.warnings) reporter.warning(warning);
           reporter.summary({ ...summary }, checkpointText(summary));
         } finally {
-          await session.close();
+          await session.close({ release: options.release === true });
         }
         return undefined;
       }),

@@ -51,11 +51,16 @@ export function doctorCommand(): Command {
               formatTable(
                 ['tracker', 'usable', 'why'],
                 report.trackers.map((tracker) => [
-                  tracker.kind + (tracker.kind === chosen ? ' (chosen)' : ''),
+                  tracker.kind +
+                    (tracker.kind === chosen ? ' (chosen)' : '') +
+                    (tracker.armed === true ? ' (armed)' : ''),
                   tracker.usable ? 'yes' : 'no',
                   tracker.remedy === undefined ? tracker.reason : `${tracker.reason}; ${tracker.remedy}`,
                 ]),
               ),
+              ...(report.trackers.some(({ armed }) => armed === true)
+                ? [`armed: stays so between checkpoints; cairn release ${printable(address)} ends it`]
+                : []),
               ...report.hazards.map((hazard) => printable(hazardLine(hazard))),
               ...disks.map((disk) =>
                 printable(

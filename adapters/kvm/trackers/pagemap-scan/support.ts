@@ -8,6 +8,7 @@ import { addressOf, errnoName, libc } from '../../../../src/ffi/libc.js';
 import type { TrackerReport } from '../../../../src/hypervisor/dirty-tracker.js';
 import { PAGE_SIZE_BYTES } from '../../../../src/types.js';
 import { tryScan } from '../../memory/pagemap.js';
+import { writeTrackingDescriptors } from './arming.js';
 import { enableWriteTracking, openUserfaultfd } from './userfaultfd.js';
 
 export const PAGEMAP_SCAN_KIND = 'pagemap-scan';
@@ -25,6 +26,7 @@ export function pagemapScanReport(pid: number): TrackerReport {
         usable: true,
         reason:
           'write-protect marks of the kernel (userfaultfd, PAGEMAP_SCAN): the pause reads them, about 1 ms for each GiB',
+        ...(writeTrackingDescriptors(pid).length > 0 ? { armed: true } : {}),
       }
     : { kind: PAGEMAP_SCAN_KIND, usable: false, ...obstacle };
 }
