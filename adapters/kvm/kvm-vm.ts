@@ -2,7 +2,7 @@
 
 import type { VmDisks } from '../../src/hypervisor/disks.js';
 import type { DiskDriverOptions } from '../../src/hypervisor/hypervisor.js';
-import type { Vm, VmIdentity, VmProcess, VmReport } from '../../src/hypervisor/vm.js';
+import type { RecordedVm, Vm, VmIdentity, VmProcess, VmReport } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
 import { DriverDisks, folderOf } from '../disks/disk-drivers.js';
 import { monitorImages, monitorOverlays } from '../disks/qcow2/monitor-snapshots.js';
@@ -12,6 +12,7 @@ import { recordedAgentPath } from './run/guest-agent/agent-path.js';
 import { GuestFreezer } from './run/guest-agent/guest-freezer.js';
 import { SocketAgent } from './run/guest-agent/socket-agent.js';
 import { hazardsOf, takeInventory } from './inspect/hazards.js';
+import { differencesBetween } from './inspect/same-machine.js';
 import { machineFacts, type MachineFacts } from './inspect/machine-facts.js';
 import { PresentMachine } from './inspect/present-machine.js';
 import type { Monitor } from '../qemu/monitor.js';
@@ -152,6 +153,11 @@ export class KvmVm implements Vm {
   #hasRecovered(text: string): void {
     this.recovered.push(text);
     process.emitWarning(text);
+  }
+
+  async differencesFrom(before: RecordedVm): Promise<readonly string[]> {
+    const { identity, machine } = this;
+    return differencesBetween(before, { identity, machine, layout: await this.memory.layout() });
   }
 
   async inspect(): Promise<VmReport> {

@@ -29,6 +29,7 @@ import type { CheckpointSummary } from './summary.js';
 import { chainNameOf } from './trust/chain-name.js';
 import { loadState, readEarly, type ChainState, type EarlyMap } from './trust/chain-state.js';
 import { Ledger } from './trust/ledger.js';
+import { refuseAnotherVm } from './trust/same-vm.js';
 import type { Scope } from './trust/scope.js';
 import { escapeFrom } from './trust/tracker-choice.js';
 
@@ -102,6 +103,7 @@ export class CheckpointSession {
         onWait: options.onNotice,
       });
       cleanUp.push(() => chain.close());
+      await refuseAnotherVm(vm, chain.latest);
       const early = readEarly(chain);
       const source = await openSource(vm, options);
       const ledger = new Ledger(runtimeDir, vm.identity);

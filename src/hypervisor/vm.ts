@@ -10,6 +10,7 @@ import type { VmDeviceState } from './device-state.js';
 import type { TrackerReport } from './dirty-tracker.js';
 import type { VmFreezer } from './freezer.js';
 import type { VmMemory } from './memory.js';
+import type { MemoryLayout } from './memory-layout.js';
 import type { VmRunState } from './run-state.js';
 
 /** Who the VM is. What is known of these decides which chain of a repository it belongs to. */
@@ -26,6 +27,13 @@ export interface VmIdentity {
    * the same uninterrupted instance.
    */
   readonly instance: string;
+}
+
+/** A VM as a checkpoint has recorded it. */
+export interface RecordedVm {
+  readonly identity: VmIdentity;
+  readonly machine: JsonObject;
+  readonly layout: MemoryLayout;
 }
 
 export interface VmProcess {
@@ -73,6 +81,12 @@ export interface Vm {
   readonly deviceState: VmDeviceState;
   /** Absent where there are no agents in guests. */
   readonly freezer?: VmFreezer;
+
+  /**
+   * What tells this VM from the one of a checkpoint, in words for the operator; empty when it may be the same. Absent
+   * where VMs always have a UUID.
+   */
+  differencesFrom?(before: RecordedVm): Promise<readonly string[]>;
 
   /** What a checkpoint of this VM can rely on. Changes nothing. */
   inspect(): Promise<VmReport>;
