@@ -43,6 +43,7 @@ export function disksOf(reply: Json): readonly VmDisk[] {
       writable: inserted.ro !== true,
       virtualSizeBytes: asNumber(image['virtual-size']),
       snapshotModes: [],
+      ...(image.encrypted === true || inserted.encrypted === true ? { isEncrypted: true } : {}),
       backingPaths: backingPathsOf(image),
     };
   });

@@ -13,6 +13,8 @@ export interface VmDisk {
   readonly format: string;
   readonly writable: boolean;
   readonly virtualSizeBytes: number;
+  /** What lies in the image is encrypted by the hypervisor. */
+  readonly isEncrypted?: true;
   /** Names of the drivers that can snapshot it inside a pause; empty when none can. */
   readonly snapshotModes: readonly string[];
   /** Why there are none, where more can be said than that no driver knows the format. */

@@ -5,10 +5,21 @@ import { readFile, stat } from 'node:fs/promises';
 import { CheckpointError } from '../../../src/errors.js';
 import type { VmDisk } from '../../../src/hypervisor/disks.js';
 
-/** The same disk; the mode is added to one that the VM writes to in a qcow2 image. */
+/** Such as `nbd://host/export`: what is behind it cannot grow, or not be reached by qemu-img later. */
+const NO_LOCAL_PATH = /^(?!file:)[a-z][a-z0-9+.-]*:/i;
+
+/** The same disk; the mode is added to one that the VM writes to in a qcow2 image of this host. */
 export function withMode(disk: VmDisk, mode: string): VmDisk {
   if (disk.format !== 'qcow2' || !disk.writable) return disk;
+  const whyNoSnapshot = obstacleOf(disk);
+  if (whyNoSnapshot !== undefined) return { ...disk, whyNoSnapshot };
   return { ...disk, snapshotModes: [...disk.snapshotModes, mode] };
+}
+
+function obstacleOf({ path, isEncrypted }: VmDisk): string | undefined {
+  // An overlay of QEMU's would hold in the clear what the guest writes, and qemu-img has no key to roll back with.
+  if (isEncrypted === true) return 'its image is encrypted (LUKS), and a snapshot of it would not be';
+  return NO_LOCAL_PATH.test(path) ? 'its image is no file of this host' : undefined;
 }
 
 export function nobodyTakes(mode: string): CheckpointError {
@@ -17,9 +28,14 @@ export function nobodyTakes(mode: string): CheckpointError {
   });
 }
 
-/** @throws RESTORE_TARGET_BUSY */
-export async function refuseOpenForWriting(path: string): Promise<void> {
-  if (!(await isOpenForWriting(path))) return;
+/**
+ * @param readersToo refuses, too, while somebody only reads the image and wants nobody to write to it: a QEMU that has it
+ *   below an overlay. Whoever is going to write to it asks for that
+ * @throws RESTORE_TARGET_BUSY
+ */
+export async function refuseOpenForWriting(path: string, readersToo = false): Promise<void> {
+  const isBusy = (await isLocked(path, WRITING)) || (readersToo && (await isLocked(path, NO_OTHER_WRITER)));
+  if (!isBusy) return;
   throw new CheckpointError('RESTORE_TARGET_BUSY', `a running QEMU has the disk ${path} open for writing`, {
     hint: 'stop the VM or the job that writes to this disk first',
     detail: { path },
@@ -27,12 +43,14 @@ export async function refuseOpenForWriting(path: string): Promise<void> {
 }
 
 /**
- * QEMU locks byte 100+n of an image for each permission that it uses and 200+n for each that it does not
- * share; n = 1 is writing (block/file-posix.c). /proc/locks: `1: OFDLCK ADVISORY READ -1 fe:00:4711 201 201`.
+ * QEMU locks byte 100+n of an image for each permission that it uses and 200+n for each that it does not share; n = 1 is
+ * writing (block/file-posix.c). Neighbouring bytes of one holder are one line of /proc/locks, which ends with the first
+ * and the last: `1: OFDLCK ADVISORY READ -1 fe:00:4711 100 101`.
  */
-const WRITE_LOCK_BYTES = new Set(['101', '201']);
+const WRITING = 101;
+const NO_OTHER_WRITER = 201;
 
-async function isOpenForWriting(path: string): Promise<boolean> {
+async function isLocked(path: string, byte: number): Promise<boolean> {
   const found = await stat(path).catch(() => undefined);
   // Whoever needs the image finds out that it is gone.
   if (found === undefined) return false;
@@ -42,6 +60,8 @@ async function isOpenForWriting(path: string): Promise<boolean> {
   const lines = (await readFile('/proc/locks', 'utf8').catch(() => '')).split('\n');
   return lines.some((line) => {
     const fields = line.trim().split(/\s+/);
-    return fields.includes(`${major}:${minor}:${ino}`) && WRITE_LOCK_BYTES.has(fields.at(-2) ?? '');
+    if (!fields.includes(`${major}:${minor}:${ino}`)) return false;
+    const [first, last] = [Number(fields.at(-2)), fields.at(-1) === 'EOF' ? Infinity : Number(fields.at(-1))];
+    return first <= byte && byte <= last;
   });
 }

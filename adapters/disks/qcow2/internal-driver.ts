@@ -91,7 +91,7 @@ class InternalDriver implements DiskDriver {
           },
         );
       }
-      await refuseOpenForWriting(path);
+      await refuseOpenForWriting(path, true);
       await this.#means.refuseInUse?.(path);
     }
   }

@@ -93,7 +93,9 @@ export class ReflinkDriver implements DiskDriver {
         if (answer === undefined) return disk;
         // Other drivers may take the disk.
         if ('whyNot' in answer)
-          return disk.snapshotModes.length > 0 ? disk : { ...disk, whyNoSnapshot: answer.whyNot };
+          return disk.snapshotModes.length > 0
+            ? disk
+            : { ...disk, whyNoSnapshot: disk.whyNoSnapshot ?? answer.whyNot };
         this.#images.set(disk.id, answer);
         return { ...disk, snapshotModes: [...disk.snapshotModes, REFLINK] };
       }),
