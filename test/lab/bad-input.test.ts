@@ -7,7 +7,8 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 
@@ -15,6 +16,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it } from '@jest/glo
 
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, runCairn, type CliResult } from './support/cairn-cli.js';
+import { HarnessQmp } from './support/harness-qmp.js';
 import { PauseHold } from './support/oracle.js';
 
 /** The last message of a failed command. */
@@ -149,6 +151,33 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
         expect(await other.qmp.status()).toBe('running');
       }
       await other.destroy();
+    }
+  });
+
+  it('a VM of another target than x86-64', async () => {
+    const socket = join(machine.dir, 'i386.sock');
+    const args = ['-M', 'pc', '-m', '32', '-nodefaults', '-display', 'none'];
+    const other = spawn('qemu-system-i386', [...args, '-qmp', `unix:${socket},server=on,wait=off`], {
+      stdio: 'ignore',
+    });
+    try {
+      const monitor = await HarnessQmp.connect(socket);
+      // QEMU takes one client of a socket at a time.
+      monitor.close();
+      for (const command of [['doctor'], ['checkpoint', '--repo', repo]]) {
+        const result = await runCairn([...command, `qmp:${socket}`], options);
+        expect(result.exitCode).toBe(22);
+        expect(errorOf(result)).toMatchObject({
+          code: 'VM_UNSUPPORTED',
+          message: expect.stringContaining('qemu-system-i386'),
+        });
+      }
+      const after = await HarnessQmp.connect(socket);
+      expect(await after.status()).toBe('running');
+      after.close();
+    } finally {
+      other.kill('SIGKILL');
+      await once(other, 'exit');
     }
   });
 

@@ -177,6 +177,7 @@ const REPLIES: Readonly<Record<string, Json>> = {
   'query-name': { name: 'web1' },
   'query-uuid': { UUID: '3f6f0b6e-0000-4000-8000-000000000001' },
   'qom-get': 'pc-i440fx-7.2-machine',
+  'query-target': { arch: 'x86_64' },
   'query-version': { qemu: { major: 7, minor: 2, micro: 22 }, package: '' },
   'query-kvm': { enabled: true, present: true },
   'query-block-jobs': [{ type: 'mirror', device: 'd' }],
@@ -237,7 +238,7 @@ const qemu = { pid: process.pid, startTime: '7', program: process.execPath };
 const READERS: readonly (readonly [string, readonly string[], (monitor: Monitor) => Promise<unknown>])[] = [
   [
     'who it is',
-    ['query-name', 'query-uuid', 'qom-get', 'query-version'],
+    ['query-target', 'query-name', 'query-uuid', 'qom-get', 'query-version'],
     (monitor) => machineFacts(monitor, qemu, '/run/x'),
   ],
   [

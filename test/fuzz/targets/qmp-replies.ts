@@ -39,6 +39,7 @@ const REPLIES: JsonObject = {
   'query-name': { name: 'web1' },
   'query-uuid': { UUID: '5e1f0c1e-0000-4000-8000-000000000001' },
   'qom-get': 'pc-i440fx-7.2-machine',
+  'query-target': { arch: 'x86_64' },
   'query-version': { qemu: { major: 7, minor: 2, micro: 22 }, package: '' },
   'query-status': { status: 'running', running: true, singlestep: false },
   'query-kvm': { enabled: true, present: true },
