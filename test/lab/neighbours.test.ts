@@ -4,13 +4,15 @@
  */
 
 import { execFileSync } from 'node:child_process';
-import { existsSync, rmSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { basename, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 import { afterEach, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
 import { cairn, runCairn, type CliMessage, type CliOptions } from './support/cairn-cli.js';
+import { HarnessQmp } from './support/harness-qmp.js';
 import { scratchDir } from './support/lab-files.js';
 
 const MEMORY_MIB = 96;
@@ -82,6 +84,70 @@ describe('memory in a file that processes share', () => {
       expect(await machine.guest('lab sum')).toBe(before);
     } finally {
       rmSync(memory, { force: true });
+    }
+  });
+});
+
+describe('a copy under another name', () => {
+  it('runs beside the living machine, with everything of its own', async () => {
+    const dir = scratchDir('copy');
+    const memory = join('/dev/shm', `${basename(dir)}-web.ram`);
+    const copied = memory.replace('web.ram', 'web2.ram');
+    const image = join(dir, 'disk.qcow2');
+    execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', image, '64M']);
+    try {
+      machine = await LabMachine.start({
+        name: 'web',
+        dir,
+        memoryMib: MEMORY_MIB,
+        devices: [],
+        uuid: '11111111-2222-3333-4444-555555555555',
+        extraArgs: [
+          ...['-object', `memory-backend-file,id=m0,size=${MEMORY_MIB}M,mem-path=${memory},share=on`],
+          ...['-machine', 'pc,memory-backend=m0', '-pidfile', join(dir, 'pid'), '-vnc', '127.0.0.1:71'],
+          ...['-netdev', 'user,id=n0,hostfwd=tcp:127.0.0.1:40322-:22', '-device', 'e1000,netdev=n0,romfile='],
+          ...['-netdev', `stream,id=n1,server=on,addr.type=unix,addr.path=${dir}/net.sock`],
+          ...['-device', 'e1000,netdev=n1,romfile='],
+          ...['-drive', `file=${image},if=none,id=d0,format=qcow2`, '-device', 'virtio-blk-pci,drive=d0'],
+        ],
+      });
+      options = { dir, repo: join(dir, 'repo') };
+      await cairn(['init', '--repo', options.repo], options);
+      await machine.guest('echo before >/dev/vda');
+      await cairn(['checkpoint', machine.address, '--repo', options.repo, '--disks', 'external'], options);
+      await machine.guest('lab fill 20');
+      const sum = await machine.guest('lab sum');
+
+      const result = await cairn(
+        ['restore', 'latest', '--repo', options.repo, '--new-name', 'web2'],
+        options,
+      );
+      expect(result.vm_address).toBe(`qmp:${join(dir, 'web2-qmp.sock')}`);
+      const copy = await HarnessQmp.connect(join(dir, 'web2-harness.sock'));
+      try {
+        expect(await copy.command('query-name')).toEqual({ name: 'web2' });
+        expect(await copy.command('query-uuid')).not.toEqual({
+          UUID: '11111111-2222-3333-4444-555555555555',
+        });
+        expect(existsSync(copied)).toBe(true);
+        // Its guest counts on, in a diary of its own.
+        const ticks = (): number =>
+          existsSync(join(dir, 'web2-diary.log'))
+            ? readFileSync(join(dir, 'web2-diary.log'), 'latin1').split('tick').length
+            : 0;
+        while (ticks() < 3) await sleep(50);
+        await cairn(
+          ['checkpoint', `qmp:${join(dir, 'web2-qmp.sock')}`, '--repo', options.repo, '--memory-only'],
+          options,
+        );
+      } finally {
+        copy.close();
+        process.kill(Number(result.pid), 'SIGKILL');
+      }
+      expect(await machine.guest('lab sum')).toBe(sum);
+      await machine.waitForProgress();
+    } finally {
+      for (const path of [memory, copied]) rmSync(path, { force: true });
     }
   });
 });

@@ -39,9 +39,10 @@ describe('options of restores', () => {
       .map((group) => [group.split('\n', 1)[0], group.match(/--[a-z-]+/g)]);
     expect(groups).toEqual([
       ['Of checkpoints of kvm, libvirt:', ['--to', '--set-arg', '--qmp', '--guest-agent', '--freeze']],
+      ['Of checkpoints of kvm, libvirt, xen:', ['--new-name']],
       ['Of checkpoints of kvm:', ['--drop-arg', '--program', '--log', '--as-root']],
-      ['Of checkpoints of libvirt, xen:', ['--new-name', '--disk']],
       ['Of checkpoints of libvirt:', ['--new-macs', '--xml-edit']],
+      ['Of checkpoints of libvirt, xen:', ['--disk']],
     ]);
   });
 
@@ -53,12 +54,12 @@ describe('options of restores', () => {
 
   it('are refused for a checkpoint of another hypervisor, naming whose they are and what there is instead', () => {
     const refuse = (): void => {
-      refuseForeignSettings(kvmHypervisor, ALL, { newName: 'web2', program: '/bin/qemu' });
+      refuseForeignSettings(kvmHypervisor, ALL, { newMacs: true, program: '/bin/qemu' });
     };
     expect(refuse).toThrow(
       expect.objectContaining({
         code: 'USAGE',
-        message: 'a checkpoint of kvm is not restored with --new-name (an option of libvirt, xen)',
+        message: 'a checkpoint of kvm is not restored with --new-macs (an option of libvirt)',
         hint: expect.stringContaining('--set-arg'),
       }),
     );

@@ -5,7 +5,7 @@
 
 import { parseJson } from '../../../src/records/json-text.js';
 import type { Json, JsonObject } from '../../../src/types.js';
-import { valueOf } from './command-line.js';
+import { valueOf, withValueOf } from './command-line.js';
 
 /** @param implied the key of a first part that has none. @returns undefined where there is no such field */
 export function fieldOf(value: string, key: string, implied?: string): string | undefined {
@@ -17,10 +17,22 @@ export function fieldOf(value: string, key: string, implied?: string): string | 
   return typeof found === 'string' ? found : undefined;
 }
 
+/** The value with the field set to a text, in the form that it has. */
+export function withField(value: string, key: string, to: string): string {
+  if (!value.startsWith('{')) return withValueOf(value, key, to);
+  const whole = parsed(value);
+  return isObject(whole) ? JSON.stringify(withNested(whole, key.split('.'), to)) : value;
+}
+
 /** Whether a switch is on: `key`, `key=on`, `key=yes`. */
 export function isOn(value: string, key: string): boolean {
   if (!value.startsWith('{') && value.split(',').includes(key)) return true;
   return ['on', 'yes', 'true', 'y'].includes(fieldOf(value, key) ?? '');
+}
+
+function withNested(into: JsonObject, [key = '', ...rest]: readonly string[], to: string): JsonObject {
+  const inner = into[key];
+  return { ...into, [key]: rest.length === 0 ? to : withNested(isObject(inner) ? inner : {}, rest, to) };
 }
 
 function parsed(text: string): Json | undefined {

@@ -34,6 +34,7 @@ import {
 import { withPresentDisks } from '../inspect/present-disks.js';
 import type { RecordedMachine } from './machine.js';
 import type { KvmRestoreRequest } from './options.js';
+import { nameIn, renamed, renaming } from './renamed.js';
 
 export interface RestoredCommandLine {
   readonly options: readonly QemuOption[];
@@ -47,15 +48,21 @@ export interface RestoredCommandLine {
  */
 export function restoredCommandLine(
   machine: RecordedMachine,
-  request: Pick<KvmRestoreRequest, 'setArgs' | 'dropArgs' | 'socketPath' | 'paused'>,
+  request: Pick<KvmRestoreRequest, 'setArgs' | 'dropArgs' | 'socketPath' | 'paused' | 'newName'>,
 ): RestoredCommandLine {
-  const recorded = withPresentDisks(parseCommandLine(machine.argv), machine.cwd, machine.presentDisks ?? []);
+  const { newName } = request;
+  const present = withPresentDisks(parseCommandLine(machine.argv), machine.cwd, machine.presentDisks ?? []);
+  const recorded = newName === undefined ? present : renamed(present, newName);
+  const qmpPath =
+    newName === undefined || machine.qmpPath === ''
+      ? machine.qmpPath
+      : renaming(nameIn(present), newName)(machine.qmpPath);
   const edited = applyOperatorEdits(recorded, request);
   const left = new Set(['incoming', 'loadvm', 'daemonize', 'S']);
   const kept = edited.options.filter(({ name }) => !left.has(name));
   refuseDescriptors(kept);
   refuseDangling(kept);
-  const monitored = withQmpSocket(kept, machine, request.socketPath);
+  const monitored = withQmpSocket(kept, { ...machine, qmpPath }, request.socketPath);
   const typed = edited.machineIsSet
     ? monitored.options
     : withMachineType(monitored.options, machine.machineType);

@@ -123,8 +123,7 @@ function portsOf({ name, value = '' }: QemuOption): readonly Port[] {
     case 'display': {
       const display = name === 'vnc' ? value : (fieldOf(value, 'vnc') ?? '');
       const [, host = '', screen] = /^([^,]*):(\d+)(?:,|$)/.exec(display) ?? [];
-      // With `to` QEMU looks for the next one that is free.
-      if (screen === undefined || display.startsWith('unix:') || /[,]to=/.test(value)) return [];
+      if (screen === undefined || display.startsWith('unix:') || looksFurther(value)) return [];
       return [{ kind: 'tcp', host, port: 5900 + Number(screen) }];
     }
     case 'spice':
@@ -137,10 +136,12 @@ function portsOf({ name, value = '' }: QemuOption): readonly Port[] {
     case 'parallel':
     case 'gdb': {
       const [, host = '', port] = /^(?:mon:)?(?:tcp|telnet|websocket):([^,]*):(\d+)/.exec(value) ?? [];
-      return name === 'gdb' || isServer(value) ? portAt('tcp', host, port) : [];
+      return (name === 'gdb' || isServer(value)) && !looksFurther(value) ? portAt('tcp', host, port) : [];
     }
     case 'chardev':
-      return isServer(value) ? portAt('tcp', fieldOf(value, 'host'), fieldOf(value, 'port')) : [];
+      return isServer(value) && !looksFurther(value)
+        ? portAt('tcp', fieldOf(value, 'host'), fieldOf(value, 'port'))
+        : [];
     case 'netdev':
     case 'nic':
       return netPorts(value);
@@ -151,6 +152,11 @@ function portsOf({ name, value = '' }: QemuOption): readonly Port[] {
 
 function isServer(value: string): boolean {
   return isOn(value, 'server');
+}
+
+/** With `to` QEMU takes the next port that is free. */
+function looksFurther(value: string): boolean {
+  return fieldOf(value, 'to') !== undefined;
 }
 
 function netPorts(value: string): readonly Port[] {

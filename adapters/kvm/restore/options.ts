@@ -9,6 +9,8 @@ export interface KvmRestoreOptions {
    * tcp:host:port.
    */
   readonly target?: string;
+  /** Starts it under this name, beside the original: what a process has for itself is derived from that. */
+  readonly newName?: string;
   /** Replace (or add) arguments of the recorded command line, each `-option=value` or `-flag`. */
   readonly setArgs?: readonly string[];
   readonly dropArgs?: readonly string[];
@@ -30,6 +32,11 @@ export const KVM_RESTORE_OPTIONS: RestoreOptionTable<KvmRestoreOptions> = {
     flags: '--to <address>',
     description:
       'send to a waiting qemu -incoming (unix:PATH or tcp:HOST:PORT), or give it to libvirt[:URI], instead of starting a QEMU',
+    kind: 'text',
+  },
+  newName: {
+    flags: '--new-name <name>',
+    description: 'start it under another name, with sockets, files and ports of its own, beside the original',
     kind: 'text',
   },
   setArgs: {
