@@ -1,5 +1,6 @@
 /** Reading replies of QEMU without trusting their shape, depth or size. */
 
+import { parseJson } from '../../src/records/json-text.js';
 import type { Json, JsonObject } from '../../src/types.js';
 
 /**
@@ -15,21 +16,12 @@ const MAX_NESTING = 1024;
  */
 const MAX_VALUES = 1 << 20;
 
-const QUOTE = 0x22;
-const COMMA = 0x2c;
-const BACKSLASH = 0x5c;
-const OPEN_BRACKET = 0x5b;
-const CLOSE_BRACKET = 0x5d;
-const OPEN_BRACE = 0x7b;
-const CLOSE_BRACE = 0x7d;
-
 /**
  * The value that a monitor sent as text.
  * @throws SyntaxError for what is no JSON, RangeError for what is nested too deeply or has too many values
  */
 export function parseReply(text: string): Json {
-  checkShape(text);
-  return JSON.parse(text) as Json;
+  return parseJson(text, { maxDepth: MAX_NESTING, maxValues: MAX_VALUES });
 }
 
 export function asObject(value: Json | undefined): JsonObject {
@@ -57,40 +49,4 @@ export function isJsonObject(value: Json | undefined): value is JsonObject {
 /** A text of QEMU as it may stand in an error. */
 export function clipped(text: string, maxLength: number): string {
   return text.length <= maxLength ? text : `${text.slice(0, maxLength)}...`;
-}
-
-/** Counts before anything is made of the text, since what JSON.parse makes is many times as large. */
-function checkShape(text: string): void {
-  let depth = 0;
-  let values = 1;
-  for (let at = 0; at < text.length; at++) {
-    switch (text.charCodeAt(at)) {
-      case QUOTE:
-        at = endOfString(text, at);
-        break;
-      case OPEN_BRACKET:
-      case OPEN_BRACE:
-        values++;
-        if (++depth > MAX_NESTING) throw new RangeError(`JSON nested deeper than ${MAX_NESTING} levels`);
-        break;
-      case CLOSE_BRACKET:
-      case CLOSE_BRACE:
-        depth--;
-        break;
-      case COMMA:
-        values++;
-        break;
-    }
-    if (values > MAX_VALUES) throw new RangeError(`JSON of more than ${MAX_VALUES} values`);
-  }
-}
-
-/** @returns index of the closing quote; the end of the text when there is none */
-function endOfString(text: string, from: number): number {
-  for (let at = from + 1; at < text.length; at++) {
-    const unit = text.charCodeAt(at);
-    if (unit === QUOTE) return at;
-    if (unit === BACKSLASH) at++;
-  }
-  return text.length;
 }

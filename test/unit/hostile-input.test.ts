@@ -58,8 +58,20 @@ async function* stream(...pieces: readonly Uint8Array[]): AsyncGenerator<Uint8Ar
 
 describe('JSON', () => {
   it('that is nested deeper than anything of ours is refused before it is parsed', () => {
-    expect(() => parseJson(DEEP)).toThrow(SyntaxError);
+    expect(() => parseJson(DEEP)).toThrow(RangeError);
     expect(parseJson(`{"a":"${'['.repeat(1000)}\\"["}`)).toEqual({ a: `${'['.repeat(1000)}"[` });
+  });
+
+  it('may be as deep as its reader says, and have as many values', () => {
+    const nested = (depth: number): string => `${'['.repeat(depth)}${']'.repeat(depth)}`;
+    const limits = { maxDepth: 3, maxValues: 5 };
+    expect(parseJson(nested(3), limits)).toEqual([[[]]]);
+    expect(() => parseJson(nested(4), limits)).toThrow('nested deeper than 3');
+    expect(parseJson('["a,b,c", 1, 2, 3]', limits)).toEqual(['a,b,c', 1, 2, 3]);
+    expect(() => parseJson('[1, 2, 3, 4, 5]', limits)).toThrow('more than 5 values');
+    expect(parseJson(nested(500))).toBeDefined();
+    expect(() => parseJson(nested(501))).toThrow('nested deeper than 500');
+    for (const text of ['[', '"', '{"a"', '"\\']) expect(() => parseJson(text)).toThrow(SyntaxError);
   });
 
   it('of a sealed record that is nested without end is damage', () => {

@@ -13,7 +13,7 @@ import { describeError, isCheckpointError } from '../../../../src/errors.js';
 import { shutDownSocket } from '../../../../src/ffi/socket-pair.js';
 import { descriptorOf } from '../../../../src/host/socket-descriptor.js';
 import type { Json } from '../../../../src/types.js';
-import { asObject } from '../../../qemu/qmp-json.js';
+import { asObject, parseReply } from '../../../qemu/qmp-json.js';
 import { agentError, resultOf, type GuestAgent } from './guest-agent.js';
 
 const DELIMITER = 0xff;
@@ -157,10 +157,10 @@ class AgentConnection {
   }
 }
 
-/** Undefined for what is no JSON. */
+/** Undefined for what is no JSON, or too deep to be a reply. */
 function parsed(line: Uint8Array): Json | undefined {
   try {
-    return JSON.parse(Buffer.from(line).toString('utf8')) as Json;
+    return parseReply(Buffer.from(line).toString('utf8'));
   } catch {
     return undefined;
   }
