@@ -2,7 +2,7 @@
 
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, openSync, closeSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -11,8 +11,11 @@ import { HarnessQmp } from './support/harness-qmp.js';
 import { ensureLab, labCache, qemuProgram, scratchDir, type QemuVersion } from './support/lab-files.js';
 import { removeWithRepositories } from './support/left-repositories.js';
 
-/** `agent`: qemu-ga in the guest, started by its command start-agent, on the socket `agentPath`. */
-export type LabDevice = 'disk' | 'net' | 'balloon' | 'vga' | 'agent';
+/**
+ * `agent`: qemu-ga in the guest, started by its command start-agent, on the socket `agentPath`.
+ * `share`: a folder of the machine's, by 9p with the tag share; needs what `whyNo9pGuest` makes.
+ */
+export type LabDevice = 'disk' | 'net' | 'balloon' | 'vga' | 'agent' | 'share';
 
 export type Accelerator = 'tcg' | 'kvm';
 
@@ -74,6 +77,7 @@ export class LabMachine {
     const { accelerator = 'tcg', devices = ['balloon'] } = options;
     const log = openSync(join(dir, 'qemu.log'), 'a');
     const command = [...(options.startedBy ?? []), program.path];
+    const guest = join(labCache(), devices.includes('share') ? 'guest-9p' : 'guest');
     const child = spawn(
       command[0]!,
       [
@@ -83,11 +87,8 @@ export class LabMachine {
         ...['-m', `${options.memoryMib ?? 256}`],
         ...['-smp', `${options.smp ?? 1}`, '-nodefaults', '-display', 'none'],
         ...(options.uuid === undefined ? [] : ['-uuid', options.uuid]),
-        ...['-kernel', join(labCache(), 'guest/vmlinuz')],
-        ...[
-          '-initrd',
-          join(labCache(), 'guest', devices.includes('agent') ? 'initrd-agent.gz' : 'initrd.gz'),
-        ],
+        ...['-kernel', join(guest, 'vmlinuz')],
+        ...['-initrd', join(guest, devices.includes('agent') ? 'initrd-agent.gz' : 'initrd.gz')],
         ...['-append', 'console=ttyS0 quiet panic=1 mitigations=off'],
         ...['-chardev', `file,id=diary,path=${join(dir, 'diary.log')},append=on`, '-serial', 'chardev:diary'],
         ...['-serial', `unix:${join(dir, 'agent.sock')},server=on,wait=off`],
@@ -280,6 +281,14 @@ function deviceArgs(device: LabDevice, dir: string): readonly string[] {
       ];
     case 'vga':
       return ['-device', 'VGA'];
+    case 'share': {
+      const path = join(dir, 'share');
+      mkdirSync(path, { recursive: true });
+      return [
+        ...['-fsdev', `local,id=fs0,path=${path},security_model=none`],
+        ...['-device', 'virtio-9p-pci,fsdev=fs0,mount_tag=share'],
+      ];
+    }
     case 'disk': {
       const path = join(dir, 'disk.qcow2');
       if (!existsSync(path)) execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', path, DISK_SIZE]);

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that the lab can run: Debian packages, a guest image, and with --with-qemu-10 a second QEMU.
+# Makes sure that the lab can run: Debian packages, a guest image, with --with-qemu-10 a second QEMU, with --with-9p a guest that has 9p.
 # Quick when all is there. Everything it makes lies in the cache folder, outside the source tree.
 #
 # The second QEMU comes from bookworm-backports and is only unpacked, never installed: apt works with a sources list and
@@ -7,6 +7,8 @@
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 cache="${CAIRN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cairn}/lab"
+asked() { case " $options " in *" $1 "*) return 0 ;; *) return 1 ;; esac }
+options="$*"
 mkdir -p "$cache"
 # Two test runs at once must not build the same files.
 exec 9>"$cache/.lock"
@@ -15,8 +17,9 @@ flock 9
 bash "$here/ensure-packages.sh" qemu-system-x86 qemu-utils busybox-static cpio
 
 bash "$here/build-guest.sh" "$cache"
+if asked --with-9p; then bash "$here/build-9p-guest.sh" "$cache"; fi
 
-if [ "${1:-}" = --with-qemu-10 ] && [ ! -e "$cache/qemu-10/.complete" ]; then
+if asked --with-qemu-10 && [ ! -e "$cache/qemu-10/.complete" ]; then
   echo "unpacking QEMU 10 from bookworm-backports into $cache/qemu-10"
   apt_dir="$cache/apt"
   rm -rf "$cache/qemu-10"

@@ -25,6 +25,14 @@ export function ensureLab(): void {
   });
 }
 
+/** Makes the guest that has 9p (`LabDevice` share). @returns why that cannot be done; empty when it is there */
+export function whyNo9pGuest(): string {
+  const script = join(SOURCE_ROOT, 'test/lab/setup/ensure.sh');
+  const { status, stdout, stderr } = spawnSync('bash', [script, '--with-9p'], { encoding: 'utf8' });
+  process.stderr.write(stdout);
+  return status === 0 ? '' : stderr.trim() || 'no guest with 9p can be made';
+}
+
 /** Installs the Debian packages that are missing, and says so. @returns why that cannot be done; empty when all are there */
 export function whyNoPackages(...names: readonly string[]): string {
   const script = join(SOURCE_ROOT, 'test/lab/setup/ensure-packages.sh');
