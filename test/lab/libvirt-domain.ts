@@ -84,6 +84,8 @@ export interface LabDomainOptions {
   /** Put into the XML: below <domain>, below <devices>. */
   readonly domainXml?: string;
   readonly devicesXml?: string;
+  /** For QEMU's command line, past libvirt. */
+  readonly qemuArgs?: readonly string[];
   /** qemu-ga in the guest, started by its command start-agent. */
   readonly withAgent?: boolean;
   /** Default: the system's. */
@@ -323,6 +325,7 @@ function domainXml(name: string, dir: string, emulator: string, options: LabDoma
   <qemu:commandline>
     <qemu:arg value='-qmp'/>
     <qemu:arg value='unix:${dir}/harness.sock,server=on,wait=off'/>
+    ${(options.qemuArgs ?? []).map((arg) => `<qemu:arg value='${arg}'/>`).join('')}
   </qemu:commandline>
 </domain>
 `;

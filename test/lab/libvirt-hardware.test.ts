@@ -207,3 +207,55 @@ describeWithLibvirt('a domain whose memory another process shares (vhost-user)',
     expect(await domain.state()).toBe('running');
   });
 });
+
+describeWithLibvirt('a domain with an NVMe disk', () => {
+  let domain: LabDomain;
+  let machine: LabMachine;
+  let repo = '';
+  beforeAll(async () => {
+    // libvirt 9.0 has no bus for it.
+    domain = await LabDomain.define(`cairn-nvme-${process.pid}`, {
+      domainXml: "<memory unit='MiB'>128</memory><vcpu>1</vcpu>",
+      qemuArgs: [
+        ...['-blockdev', 'driver=null-co,node-name=nvme0,size=16777216,read-zeroes=on'],
+        ...['-device', 'nvme,serial=1,drive=nvme0,addr=0x1e'],
+      ],
+    });
+    repo = join(domain.dir, 'repo');
+    await cairn(['init', '--repo', repo], domain.cli);
+    machine = await domain.start();
+  }, 300_000);
+  afterAll(async () => {
+    machine.qmp.close();
+    await domain.remove();
+  });
+
+  it('is refused by what QEMU says against it, with nothing paused', async () => {
+    await machine.guest('dd if=/dev/nvme0n1 of=/dev/null bs=64k count=1');
+    const stop = domain.listen();
+    const doctor = await runCairn(['doctor', domain.address], domain.cli);
+    expect(doctor.exitCode).toBe(22);
+    expect(doctor.messages.at(-1)?.hazards).toContainEqual(
+      expect.objectContaining({
+        ...{ code: 'MIGRATION_BLOCKED', effect: 'refuse' },
+        text: expect.stringContaining('nvme') as unknown,
+      }),
+    );
+    for (const tracker of ['auto', 'compare', 'qmp-stream']) {
+      const args = ['checkpoint', domain.address, '--repo', repo, '--memory-only', '--tracker', tracker];
+      const { exitCode, messages } = await runCairn(args, domain.cli);
+      expect({ exitCode, error: messages.at(-1) }).toMatchObject({
+        exitCode: 22,
+        error: {
+          code: 'VM_UNSUPPORTED',
+          message: expect.stringContaining('nvme') as unknown,
+          detail: { hazard: 'MIGRATION_BLOCKED' },
+        },
+      });
+    }
+    await machine.waitForProgress();
+    expect(await stop()).toEqual([]);
+    expect(await domain.state()).toBe('running');
+    expect(machine.qmp.events).not.toContain('STOP');
+  }, 120_000);
+});
