@@ -104,7 +104,7 @@ export class KvmVm implements Vm {
       releaseGuard: () => control.releaseGuard(),
       isRunning: async () => (await control.read()) === 'running',
     });
-    const deviceState = new KvmDeviceState(monitor, this.#present);
+    const deviceState = new KvmDeviceState(monitor, this.#present, () => control.mustHold());
     this.deviceState = deviceState;
     this.runState = new KvmRunState(control, deviceState);
     const trackers = new KvmTrackers({

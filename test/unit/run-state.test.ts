@@ -5,7 +5,13 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { qmpGuard } from '../../adapters/kvm/run/qmp-guard.js';
-import { isLeftPaused, pauseMarkerPath, setPauseMarker } from '../../adapters/guard/pause-marker.js';
+import {
+  isLeftPaused,
+  pauseMarkerPath,
+  setPauseMarker,
+  setTakenAway,
+} from '../../adapters/guard/pause-marker.js';
+import { KvmDeviceState } from '../../adapters/kvm/run/kvm-device-state.js';
 import { RunStateControl } from '../../adapters/kvm/run/run-state.js';
 import { CheckpointError } from '../../src/errors.js';
 import type { Json } from '../../src/types.js';
@@ -29,7 +35,7 @@ function machine(): { monitor: FakeMonitor; state: { status: string; contWorks: 
     if (command === 'stop') state.status = 'paused';
     if (command === 'cont' && state.contWorks) state.status = 'running';
     if (command === 'query-status') return { status: state.status, running: state.status === 'running' };
-    return {};
+    return command === 'add-fd' ? { 'fdset-id': 1 } : {};
   });
   return { monitor, state };
 }
@@ -51,6 +57,22 @@ it('tells a VM that its migration is stopping from one that somebody has paused'
     state.status = status;
     expect(await runState.isFinishingMigration()).toBe(isFinishing);
   }
+  await runState.close();
+});
+
+it('has no state saved once the pause was taken away: QEMU would stop the VM for it', async () => {
+  const { monitor } = machine();
+  const runState = control(monitor);
+  const devices = new KvmDeviceState(monitor, undefined, () => runState.mustHold());
+  await devices.ready();
+  await runState.pause();
+  await devices.save();
+  const before = monitor.commands.length;
+  setTakenAway(marker, runState.owner().attachment, 'resumed');
+  await expect(devices.save()).rejects.toMatchObject({ code: 'PAUSE_LIMIT' });
+  expect(monitor.commands).toHaveLength(before);
+  await expect(runState.resume()).rejects.toMatchObject({ code: 'PAUSE_LIMIT' });
+  await devices.close();
   await runState.close();
 });
 

@@ -13,15 +13,20 @@ import type { Monitor } from '../../qemu/monitor.js';
 export class KvmDeviceState implements VmDeviceState {
   readonly #monitor: Monitor;
   readonly #machine: PresentMachine | undefined;
+  readonly #mustHold: () => void;
   #opening: Promise<DeviceState> | undefined;
   /** The same once it is there. */
   #open: DeviceState | undefined;
   #savesUnderWay = 0;
 
-  /** @param machine where a restore goes by the command line, and it has to be the machine's own */
-  constructor(monitor: Monitor, machine?: PresentMachine) {
+  /**
+   * @param machine where a restore goes by the command line, and it has to be the machine's own
+   * @param mustHold throws when the pause was taken away
+   */
+  constructor(monitor: Monitor, machine?: PresentMachine, mustHold: () => void = () => undefined) {
     this.#monitor = monitor;
     this.#machine = machine;
+    this.#mustHold = mustHold;
   }
 
   /** QEMU is writing it, and may write to guest memory on the way. */
@@ -48,10 +53,13 @@ export class KvmDeviceState implements VmDeviceState {
     this.#ready().catch(() => (this.#opening = undefined));
   }
 
+  /** @throws PAUSE_LIMIT when the guard has taken the pause away */
   async save(): Promise<void> {
     // An open channel is used without a wait, so that QEMU is at work already while the caller goes on with
     // the harvest.
     const devices = this.#open ?? (await this.#ready());
+    // QEMU would stop a VM that runs by now for as long as it writes. libvirt lets the command through.
+    this.#mustHold();
     this.#savesUnderWay++;
     try {
       await devices.save();

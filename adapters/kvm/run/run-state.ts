@@ -150,6 +150,11 @@ export class RunStateControl {
     return true;
   }
 
+  /** In the pause. @throws PAUSE_LIMIT when the guard has taken it away */
+  mustHold(): void {
+    if (this.#guarded.isTaken()) throw pauseTaken();
+  }
+
   /** See `PauseControl.resume`. @throws VM_NOT_RESUMED, VM_STATE, PAUSE_LIMIT, VM_GONE */
   async resume(running?: () => void): Promise<void> {
     if (this.#resumedByOthers || this.#stopSent) await this.resumeFromMigration(running);
