@@ -1,6 +1,5 @@
 /** Checkpoints by a stream of memory (tracker qmp-stream) of domains that libvirt owns, beside what virsh does with them. */
 
-import { execFileSync } from 'node:child_process';
 import { readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -14,6 +13,14 @@ import { gentleLoad } from './support/guest-loads.js';
 import type { QemuVersion } from './support/lab-files.js';
 import { PauseHold, differingFromStored } from './support/oracle.js';
 import { processTruth } from './support/process-truth.js';
+import {
+  IN_PAUSE,
+  StoppedCairn,
+  childrenOf,
+  isRunEvent,
+  pauseMarkers,
+  storedObjects,
+} from './support/stopped-cairn.js';
 
 const INCREMENTS = 4;
 const STREAM = ['--tracker', 'qmp-stream', '--memory-only'];
@@ -237,6 +244,32 @@ describeWithLibvirt.each<QemuVersion>(['10.0', '7.2'])('a domain of libvirt with
     await lab.expectSettings(settings);
   }, 120_000);
 
+  it.each(IN_PAUSE)(
+    'loses its pause, also to libvirt, when cairn hangs in it at %s, and the next stream is exact',
+    async (point) => {
+      const { domain, machine, repo } = lab;
+      const before = storedObjects(repo);
+      const hung = await StoppedCairn.at(point, lab.args(...STREAM, '--pause-limit', '5s'), domain.cli);
+      const seen = machine.qmp.events.length;
+      expect(await domain.state()).toBe('paused');
+      expect(await machine.qmp.status()).toMatch(/^(finish-migrate|postmigrate)$/);
+      await lab.expectRunning();
+      expect(hung.isStopped()).toBe(true);
+      const { exitCode, messages } = await hung.goOn();
+      expect({ exitCode, error: errorOf(messages) }).toMatchObject({
+        exitCode: 27,
+        error: { code: 'PAUSE_LIMIT', detail: { endedBy: 'guard' } },
+      });
+      expect(storedObjects(repo)).toEqual(before);
+      expect(pauseMarkers(domain.dir)).toEqual([]);
+      await lab.expectRunning();
+      expect(machine.qmp.events.slice(seen).filter(isRunEvent)).toEqual(['RESUME']);
+      await lab.expectSettings(settings);
+      await lab.expectExact();
+    },
+    180_000,
+  );
+
   it('is resumed by the next cairn when all guards are killed in the pause as well', async () => {
     const { domain, machine } = lab;
     // A folder of its own: what a killed hook leaves must not look like the hold of the next one.
@@ -322,8 +355,3 @@ describeWithSession("a domain of a user's own libvirt", () => {
     await lab.expectSettings(settings);
   }, 180_000);
 });
-
-function childrenOf(pid: number): readonly number[] {
-  const text = execFileSync('ps', ['-o', 'pid=', '--ppid', `${pid}`], { encoding: 'utf8' });
-  return text.trim().split(/\s+/).map(Number);
-}

@@ -3,20 +3,17 @@
  * and the next one holds exactly the memory of its pause.
  */
 
-import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
-import type { FaultPoint } from '../../src/checkpoint/fault-points.js';
 import { LabMachine } from './machine.js';
 import { cairn, type CliOptions } from './support/cairn-cli.js';
 import { gentleLoad } from './support/guest-loads.js';
 import type { QemuVersion } from './support/lab-files.js';
 import { checkpointAgainstTruth } from './support/oracle.js';
-import { StoppedCairn } from './support/stopped-cairn.js';
+import { IN_PAUSE, StoppedCairn, pauseMarkers, storedObjects } from './support/stopped-cairn.js';
 
-const IN_PAUSE: readonly FaultPoint[] = ['afterPause', 'duringCopy', 'beforeResume'];
 const TRACKERS = ['pagemap-scan', 'qmp-stream', 'compare'] as const;
 /** Each case waits for the limit. QEMU 7.2 gets all of them, 10.0 each point and each tracker once. */
 const CASES = {
@@ -43,18 +40,10 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a pause of QEMU %s that goes on', (
     ...more,
   ];
 
-  function stored(): readonly string[] {
-    return readdirSync(options.repo, { recursive: true, encoding: 'utf8' }).sort();
-  }
-
-  function markers(): readonly string[] {
-    return readdirSync(join(options.dir, 'runtime')).filter((name) => /^(paused|stream)-/.test(name));
-  }
-
   it.each(CASES[qemu])(
     'is taken away from a Cairn that hangs at $point, with $tracker',
     async ({ point, tracker }) => {
-      const before = stored();
+      const before = storedObjects(options.repo);
       const hung = await StoppedCairn.at(point, take(...LIMIT, '--tracker', tracker), options);
       expect(await machine.qmp.status()).not.toBe('running');
       await machine.waitForProgress();
@@ -64,8 +53,8 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a pause of QEMU %s that goes on', (
         exitCode: 27,
         error: { code: 'PAUSE_LIMIT' },
       });
-      expect(stored()).toEqual(before);
-      expect(markers()).toEqual([]);
+      expect(storedObjects(options.repo)).toEqual(before);
+      expect(pauseMarkers(options.dir)).toEqual([]);
       expect(await machine.qmp.status()).toBe('running');
       expect((await checkpointAgainstTruth(machine, [], options)).differing).toEqual([]);
     },

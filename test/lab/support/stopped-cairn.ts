@@ -1,10 +1,14 @@
 /** A Cairn that stands still at a point of a checkpoint (`src/checkpoint/fault-points.ts`), as one does whose storage hangs. */
 
 import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { FAULT_POINTS, type FaultPoint } from '../../../src/checkpoint/fault-points.js';
 import { CairnProcess, type CliOptions, type CliResult } from './cairn-cli.js';
+
+/** The VM stands still there. */
+export const IN_PAUSE: readonly FaultPoint[] = ['afterPause', 'duringCopy', 'beforeResume'];
 
 export class StoppedCairn {
   readonly #process: CairnProcess;
@@ -54,6 +58,24 @@ export class StoppedCairn {
   get #pid(): number {
     return this.#process.child.pid!;
   }
+}
+
+/** All files of a repository: also what a checkpoint leaves behind without a manifest. */
+export function storedObjects(repo: string): readonly string[] {
+  return readdirSync(repo, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map(({ parentPath, name }) => join(parentPath, name))
+    .sort();
+}
+
+/** Files that say that a VM stands still or is being streamed. @param dir of `CliOptions` */
+export function pauseMarkers(dir: string): readonly string[] {
+  return readdirSync(join(dir, 'runtime')).filter((name) => /^(paused|stream)-/.test(name));
+}
+
+/** Whether this event of QEMU says that the VM stands still, or that it runs. */
+export function isRunEvent(event: string): boolean {
+  return event === 'STOP' || event === 'RESUME';
 }
 
 /** Processes that a process has started, by whichever thread, and that live. */
