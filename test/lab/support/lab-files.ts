@@ -1,7 +1,7 @@
 /** Where the lab's files are: what `setup/ensure.sh` made, and scratch folders for machines. */
 
 import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync } from 'node:fs';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -23,6 +23,23 @@ export function ensureLab(): void {
   execFileSync('bash', [join(SOURCE_ROOT, 'test/lab/setup/ensure.sh'), '--with-qemu-10'], {
     stdio: 'inherit',
   });
+}
+
+/**
+ * Has machines start from a copy of the lab's files that every user can read: the lab's own may lie in somebody's home.
+ * @param folder does not exist yet; who looks below it must be let in
+ * @returns undoes it; the copy stays
+ */
+export function shareLab(folder: string): () => void {
+  ensureLab();
+  for (const part of ['guest', 'qemu-10'])
+    cpSync(join(labCache(), part), join(folder, 'lab', part), { recursive: true });
+  const former = process.env.CAIRN_CACHE;
+  process.env.CAIRN_CACHE = folder;
+  return () => {
+    if (former === undefined) delete process.env.CAIRN_CACHE;
+    else process.env.CAIRN_CACHE = former;
+  };
 }
 
 /** Makes the guest that has 9p (`LabDevice` share). @returns why that cannot be done; empty when it is there */

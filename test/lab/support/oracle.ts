@@ -64,7 +64,12 @@ export async function checkpointAgainstTruth(
     machine: LabMachine,
     old?: ReadonlyMap<string, Buffer>,
   ) => Promise<Map<string, Buffer>> = groundTruth,
-): Promise<{ readonly summary: CliMessage; readonly differing: readonly string[] }> {
+): Promise<{
+  readonly summary: CliMessage;
+  readonly differing: readonly string[];
+  /** What Cairn told on the way. */
+  readonly warnings: readonly string[];
+}> {
   const hold = new PauseHold(machine.dir);
   const process = new CairnProcess(
     ['checkpoint', machine.address, '--repo', options.repo, '--hook', hold.command, ...args],
@@ -79,7 +84,12 @@ export async function checkpointAgainstTruth(
   return {
     summary,
     differing: await differingFromStored(truth, options.repo, String(summary.checkpoint_id)),
+    warnings: warningsOf(process.messages),
   };
+}
+
+export function warningsOf(messages: readonly CliMessage[]): readonly string[] {
+  return messages.flatMap(({ warning }) => (typeof warning === 'string' ? [warning] : []));
 }
 
 /**
