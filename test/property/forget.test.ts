@@ -16,6 +16,7 @@ const step = fc.record({
   checkpoints: fc.integer({ min: 1, max: 14 }),
   pages: fc.integer({ min: 1, max: 25 }),
   startsWithBase: fc.boolean(),
+  hasSources: fc.boolean(),
   /** Of the checkpoints that are there then, in turn: whether it is forgotten. */
   forgets: fc.array(fc.boolean(), { minLength: 1, maxLength: 7 }),
   thinAbove: fc.constantFrom(0, 0.05, 0.2, 1),
@@ -56,6 +57,7 @@ describe('forgetting checkpoints', () => {
         vm.scribble(150);
         let expected: Expected[] = [];
         for (const one of steps) {
+          vm.hasSources = one.hasSources;
           // What the next checkpoint is held against is the newest one that is left.
           vm.committed = expected.at(-1)?.memory.slice() ?? new Uint8Array(vm.memory.length);
           expected.push(...(await takeCheckpoints(repository, vm, one)));

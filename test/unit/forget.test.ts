@@ -1,6 +1,7 @@
 /** Checkpoints are forgotten: what goes, what is said of it, and what others meet who are reading or writing meanwhile. */
 
 import { spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -90,6 +91,33 @@ describe('what is forgotten', () => {
     expect(result.freedBytes).toBeGreaterThan(before / 5);
     await mustBeWhole(chain.backend, chain.all.slice(29));
     expect(await strays(chain.repository)).toEqual([]);
+  });
+
+  it('leaves no whole patch frame behind for some of its pages, unless the frame has sources', async () => {
+    for (const hasSources of [false, true]) {
+      const chain = await chainOf(1);
+      chain.vm.hasSources = hasSources;
+      /** These pages get contents that have nothing to do with any other. */
+      const rewrite = async (from: number, to: number): Promise<void> => {
+        for (let page = from; page < to; page++) chain.vm.page(page).set(randomBytes(4096));
+        await continueChain(chain, 1);
+      };
+      await rewrite(0, 60);
+      await rewrite(0, 60);
+      await rewrite(8, 52);
+      const before = await storedBytes(chain.backend);
+      const result = await forgetIds(chain.repository, ids(chain.all.slice(0, 3)));
+      await mustBeWhole(chain.backend, chain.all.slice(3));
+      expect(await strays(chain.repository)).toEqual([]);
+      expect(before - (await storedBytes(chain.backend))).toBe(result.freedBytes);
+      // The last frame and what the last but one has beside it, and nothing more of random pages.
+      const packBytes = (await chain.backend.list(KEYS.packs)).reduce(
+        (sum, { sizeBytes }) => sum + sizeBytes,
+        0,
+      );
+      if (hasSources) expect(packBytes).toBeGreaterThan(104 * 4096);
+      else expect(packBytes).toBeLessThan(80 * 4096);
+    }
   });
 
   it('is what a dry run says, which changes nothing and needs no lock', async () => {

@@ -50,6 +50,8 @@ export class ModelVm {
   /** What the last committed checkpoint holds. */
   committed: Uint8Array;
   deviceState: Uint8Array = new Uint8Array(0);
+  /** Patch frames have some. */
+  hasSources = true;
   readonly #random: (bound: number) => number;
 
   constructor(
@@ -112,7 +114,7 @@ export class ModelVm {
       // All of the pages with a record could be sources; some must do.
       const sources = map.refs
         .reduce<number[]>((all, ref, page) => (ref === 0 || map.depthOf(page) > 7 ? all : [...all, page]), [])
-        .filter((page, i) => patched.includes(page) || i % 5 === 0);
+        .filter((page, i) => this.hasSources && (patched.includes(page) || i % 5 === 0));
       await writer.appendFrame(this.encodePatch(patched, Uint32Array.from(sources), map, before));
     }
     for (let from = 0; from < others.length; from += recordsPerFrame) {

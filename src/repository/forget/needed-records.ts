@@ -37,6 +37,14 @@ export class NeededOfPack {
     return (this.#bits[at >>> 3]! & (1 << (at & 7))) !== 0;
   }
 
+  /** How many records of the frame are needed. */
+  countOf(frame: number): number {
+    const count = this.#starts[frame + 1]! - this.#starts[frame]!;
+    let needed = 0;
+    for (let record = 0; record < count; record++) if (this.has(frame, record)) needed++;
+    return needed;
+  }
+
   hasAny(frame: number): boolean {
     const count = this.#starts[frame + 1]! - this.#starts[frame]!;
     for (let record = 0; record < count; record++) if (this.has(frame, record)) return true;

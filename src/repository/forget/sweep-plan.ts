@@ -30,6 +30,7 @@ import { PackReader } from '../read/pack-reader.js';
 import { readPatch } from '../../format/patch-frame.js';
 import { frameKey, frameKeyOfRef, ZERO_REF } from '../../format/record-ref.js';
 import { isMark } from '../write/sequence-mark.js';
+import { canThinPatch } from './thin-patch.js';
 
 export interface SweepSource {
   readonly backend: StorageBackend;
@@ -126,11 +127,12 @@ function nothing(problems: readonly string[]): SweepPlan {
 /** What the records of a frame need. */
 interface FrameNeeds {
   readonly lengthBytes: number;
+  readonly recordCount: number;
   /** Base of each record; undefined when no record has one. */
   readonly baseRefs?: Float64Array;
   /** Sources of a patch frame, which all its records need alike. */
   readonly sources?: Float64Array;
-  /** Length of each record before compression; undefined for a frame that is kept or dropped as one piece. */
+  /** Length of each record before compression; undefined for a blob and for a patch frame. */
   readonly recordBytes?: Uint16Array;
 }
 
@@ -225,13 +227,18 @@ class Planner {
   async #addNeeded(frames: readonly FrameNeeds[], needed: NeededOfPack): Promise<number> {
     let freedBytes = 0;
     for (let frame = frames.length - 1; frame >= 0; frame--) {
-      const { lengthBytes, baseRefs, sources, recordBytes } = frames[frame]!;
+      const { lengthBytes, recordCount, baseRefs, sources, recordBytes } = frames[frame]!;
       const size = lengthBytes + DIRECTORY_ENTRY_BYTES;
       if (!needed.hasAny(frame)) {
         freedBytes += Math.max(0, size - BLANK_FRAME_BYTES);
         continue;
       }
-      if (sources !== undefined) await this.#needed.add(sources, this.#options);
+      if (sources !== undefined) {
+        await this.#needed.add(sources, this.#options);
+        const keptCount = needed.countOf(frame);
+        if (keptCount < recordCount && canThinPatch(sources.length, keptCount, recordCount))
+          freedBytes += (lengthBytes - FRAME_HEADER_BYTES) * (1 - keptCount / recordCount);
+      }
       const kept = baseRefs?.filter((_, record) => needed.has(frame, record));
       if (kept !== undefined) await this.#needed.add(kept, this.#options);
       if (recordBytes === undefined) continue;
@@ -253,11 +260,11 @@ class Planner {
       (frame) => !onlyPatches || pack.frames[frame]!.kind === FRAME_KIND_PATCH,
     );
     for await (const stored of this.#reader.frames(seq, numbers, this.#options)) {
-      const { lengthBytes, kind } = stored.entry;
+      const { lengthBytes, kind, recordCount } = stored.entry;
       const own = frameKey(seq, stored.frame);
-      if (kind === FRAME_KIND_BLOB) frames.push({ lengthBytes });
+      if (kind === FRAME_KIND_BLOB) frames.push({ lengthBytes, recordCount });
       else if (kind === FRAME_KIND_PATCH)
-        frames.push({ lengthBytes, sources: readPatch(stored.bytes, seq, stored).sources });
+        frames.push({ lengthBytes, recordCount, sources: readPatch(stored.bytes, seq, stored).sources });
       else {
         const records = await decodeFrameAsync(stored.bytes, stored);
         const { count, baseRefs, controlOffsets, dataOffsets } = records;
@@ -268,7 +275,7 @@ class Planner {
         if (baseRefs.some((base) => base !== ZERO_REF && frameKeyOfRef(base) >= own))
           throw damaged(stored.key, 'the base does not lie before the record', { frame: stored.frame });
         const hasBases = baseRefs.some((base) => base !== ZERO_REF);
-        frames.push({ lengthBytes, recordBytes, ...(hasBases ? { baseRefs } : {}) });
+        frames.push({ lengthBytes, recordCount, recordBytes, ...(hasBases ? { baseRefs } : {}) });
       }
     }
     return frames;

@@ -1,7 +1,8 @@
 /**
  * Writes a pack anew without the records that nobody needs (docs/format.md, forgetting). References stay what
  * they are: frames keep their numbers, and so do the records in them; what goes leaves a blank record behind,
- * or a frame of one.
+ * or a frame of one. A patch frame has no place for blank records: one without sources becomes a frame of whole
+ * pages, if those that are needed fit into one.
  */
 
 import { CODEC_RAW, CODEC_RUNS } from '../../kernels/codec-ids.js';
@@ -21,11 +22,13 @@ import {
   FRAME_KIND_PATCH,
   type PageRecords,
 } from '../../format/frame.js';
+import { readPatch, unpackPatch } from '../../format/patch-frame.js';
 import type { NeededOfPack } from './needed-records.js';
 import type { StoredFrame } from '../read/pack-reader.js';
 import { PackWriter } from '../write/pack-writer.js';
 import { makeRef } from '../../format/record-ref.js';
 import type { SweepSource } from './sweep-plan.js';
+import { canThinPatch } from './thin-patch.js';
 import { digestOf } from '../../format/page-digest.js';
 
 /** zstd's own default level, also for packs that were written at another level. */
@@ -91,7 +94,8 @@ async function thinFrame(
   const { kind, recordCount } = entry;
   const asIs: ThinFrame = { bytes, kind, recordCount, isBlank: false };
   if (!needed.hasAny(frame)) return blankFrame();
-  if (kind === FRAME_KIND_BLOB || kind === FRAME_KIND_PATCH) return asIs;
+  if (kind === FRAME_KIND_BLOB) return asIs;
+  if (kind === FRAME_KIND_PATCH) return thinPatch(stored, needed, kernels) ?? asIs;
   const records = decodeFrame(bytes, stored);
   const kept = Array.from({ length: records.count }, (_, record) => needed.has(frame, record));
   if (!kept.includes(false)) return asIs;
@@ -102,6 +106,26 @@ async function thinFrame(
   if (digestOf(kernels, pages) !== records.digest)
     throw damaged(stored.key, 'decoded pages differ from the digest', { frame });
   return encodeKept(records, kept, pages, kernels);
+}
+
+/** Undefined when it is to stay as it is. @throws REPO_DAMAGED */
+function thinPatch(
+  { key, frame, bytes }: StoredFrame,
+  needed: NeededOfPack,
+  kernels: Kernels,
+): ThinFrame | undefined {
+  const place = { key, frame };
+  const patch = readPatch(bytes, needed.pack.seq, place);
+  const kept = Array.from(patch.pages, (_, record) => needed.has(frame, record));
+  const keptCount = kept.filter(Boolean).length;
+  if (keptCount === kept.length || !canThinPatch(patch.sources.length, keptCount, kept.length))
+    return undefined;
+  const records = unpackPatch(patch, new Uint8Array(0), place);
+  if (digestOf(kernels, records.body) !== records.digest)
+    throw damaged(key, 'decoded pages differ from the digest', { frame });
+  const thin = encodeKept(records, kept, records.body.slice(), kernels);
+  // Many pages in one piece may take less than a few of them by themselves.
+  return thin.bytes.length < bytes.length ? thin : undefined;
 }
 
 /** @param pages of all records; changed */
