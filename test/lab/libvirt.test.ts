@@ -6,9 +6,17 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/glob
 
 import { LabDomain, whyNoLibvirt, whyNoSession } from './libvirt-domain.js';
 import type { LabMachine } from './machine.js';
-import { CairnProcess, cairn, isSummary, runCairn, type CliOptions } from './support/cairn-cli.js';
+import {
+  CairnProcess,
+  cairn,
+  isSummary,
+  runCairn,
+  type CliMessage,
+  type CliOptions,
+} from './support/cairn-cli.js';
 import { gentleLoad } from './support/guest-loads.js';
 import { PauseHold, differingFromStored } from './support/oracle.js';
+import { IN_PAUSE, StoppedCairn, isRunEvent, pauseMarkers, storedObjects } from './support/stopped-cairn.js';
 
 const INCREMENTS = 3;
 const MAC = '52:54:00:01:02:03';
@@ -40,30 +48,32 @@ describeWithLibvirt('a domain that libvirt owns', () => {
     await domain.remove();
   });
 
+  /** A checkpoint that is held against the truth. @returns its summary */
+  async function expectExact(): Promise<CliMessage> {
+    const hold = new PauseHold(domain.dir);
+    const taking = new CairnProcess(
+      ['checkpoint', domain.address, '--repo', repo, '--hook', hold.command],
+      options,
+    );
+    await hold.reached(taking);
+    expect(await domain.state()).toBe('paused');
+    const truth = await domain.groundTruth();
+    hold.release();
+    const summary = await taking.message(isSummary);
+    expect(await taking.ended).toMatchObject({ exitCode: 0 });
+    expect(await domain.state()).toBe('running');
+    expect(await differingFromStored(truth, repo, String(summary.checkpoint_id))).toEqual([]);
+    return summary;
+  }
+
   it(`has exactly the memory that a base and ${INCREMENTS} increments hold`, async () => {
-    const wrong: string[] = [];
     for (let i = 0; i <= INCREMENTS; i++) {
-      const hold = new PauseHold(domain.dir);
-      const taking = new CairnProcess(
-        ['checkpoint', domain.address, '--repo', repo, '--hook', hold.command],
-        options,
-      );
-      await hold.reached(taking);
-      expect(await domain.state()).toBe('paused');
-      const truth = await domain.groundTruth();
-      hold.release();
-      const summary = await taking.message(isSummary);
-      expect(await taking.ended).toMatchObject({ exitCode: 0 });
-      expect(await domain.state()).toBe('running');
-      expect(summary).toMatchObject({
+      expect(await expectExact()).toMatchObject({
         kind: i === 0 ? 'base' : 'incremental',
         tracker: 'pagemap-scan',
         compare_reason: '',
       });
-      const differing = await differingFromStored(truth, repo, String(summary.checkpoint_id));
-      wrong.push(...differing.map((page) => `checkpoint ${i}: ${page}`));
     }
-    expect(wrong).toEqual([]);
     await machine.waitForProgress();
   }, 300_000);
 
@@ -143,6 +153,34 @@ describeWithLibvirt('a domain that libvirt owns', () => {
     hold.release();
     await doomed.ended;
   }, 60_000);
+
+  it.each(IN_PAUSE)(
+    'loses its pause, also to virsh, when cairn hangs in it at %s, and the next checkpoint is exact',
+    async (point) => {
+      const before = storedObjects(repo);
+      const hung = await StoppedCairn.at(
+        point,
+        ['checkpoint', domain.address, '--repo', repo, '--memory-only', '--pause-limit', '5s'],
+        options,
+      );
+      const seen = machine.qmp.events.length;
+      expect(await domain.state()).toBe('paused');
+      await machine.waitForProgress();
+      expect(await domain.state()).toBe('running');
+      expect(hung.isStopped()).toBe(true);
+      const { exitCode, messages } = await hung.goOn();
+      expect({ exitCode, error: messages.at(-1) }).toMatchObject({
+        exitCode: 27,
+        error: { code: 'PAUSE_LIMIT', detail: { endedBy: 'guard' } },
+      });
+      expect(storedObjects(repo)).toEqual(before);
+      expect(pauseMarkers(domain.dir)).toEqual([]);
+      expect(await domain.state()).toBe('running');
+      expect(machine.qmp.events.slice(seen).filter(isRunEvent)).toEqual(['RESUME']);
+      await expectExact();
+    },
+    180_000,
+  );
 
   it('refuses what is no running domain of this host', async () => {
     const code = async (address: string): Promise<unknown> =>
