@@ -187,7 +187,7 @@ export class CheckpointSession {
    */
   async forget(
     policy: KeepPolicy,
-    options: Pick<ForgetOptions, 'thinAbove' | 'signal'> & {
+    options: Pick<ForgetOptions, 'thinAbove' | 'onlyIfAny' | 'signal'> & {
       readonly withDisks?: boolean;
       readonly keepMisdated?: boolean;
     } = {},
@@ -208,6 +208,14 @@ export class CheckpointSession {
       for (const { remedy } of disks) process.emitWarning(`a disk snapshot stays: ${remedy}`);
       throw error;
     }
+  }
+
+  /**
+   * Between checkpoints: bytes by which the room that is left in the storage may fall short of the next one.
+   * @returns 0 when there is enough, and where nobody can say
+   */
+  missingBytes(): Promise<number> {
+    return this.#chain.missingBytes();
   }
 
   /**

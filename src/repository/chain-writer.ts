@@ -21,6 +21,7 @@ import type { CheckpointKind, Manifest } from '../format/manifest.js';
 import { PageMap } from './read/page-map.js';
 import { MAX_PACK_SEQ, ZERO_REF } from '../format/record-ref.js';
 import { keepReserve, takeLock } from './reserve.js';
+import { freeBytesOf, LAST_INCREMENTS, missingBytes, packTargetIn } from './room.js';
 import { claimVmRecord } from './vm-record.js';
 
 /** zstd level of index and device state unless the caller says otherwise; zstd's own default. */
@@ -38,7 +39,7 @@ export interface BeginOptions {
   /** zstd level for device state and index, 0 = off. */
   readonly level?: number;
   readonly onPoint?: (point: WritePoint) => void;
-  /** Size at which a pack is closed and another begun; default 1 GiB. */
+  /** Size at which a pack is closed and another begun; default 1 GiB, less in little room. */
   readonly packTargetBytes?: number;
   /** Regroup scattered records where it is due, read through this reader of the chain; default: do not. */
   readonly regroupFrom?: ChainReader | undefined;
@@ -165,6 +166,14 @@ export class ChainWriter {
     return loadMap(this.#backend, this.#repositoryId, manifest, this.#call);
   }
 
+  /**
+   * Bytes by which the room that is left may fall short of the next increment, going by the last ones.
+   * @returns 0 when there is enough, and where the storage does not say how much it has
+   */
+  async missingBytes(): Promise<number> {
+    return missingBytes(await freeBytesOf(this.#backend, this.#call), this.#stored.slice(-LAST_INCREMENTS));
+  }
+
   /** Reads records of this chain, those included that are committed later on. */
   reader(options: ChainReaderOptions = {}): ChainReader {
     return new ChainReader(this.#backend, this.#repositoryId, this.chain, options);
@@ -194,8 +203,10 @@ export class ChainWriter {
       throw new RangeError('the map has changes that belong to no checkpoint');
     if (parent === null && map.refs.some((ref) => ref !== ZERO_REF))
       throw new RangeError('the map of a base is empty');
+    const packTargetBytes =
+      options.packTargetBytes ?? packTargetIn(await freeBytesOf(this.#backend, this.#call));
     const writer = new CheckpointWriter(
-      { ...options, map, level: options.level ?? DEFAULT_LEVEL },
+      { ...options, map, packTargetBytes, level: options.level ?? DEFAULT_LEVEL },
       {
         backend: this.#backend,
         repositoryId: this.#repositoryId,

@@ -100,5 +100,10 @@ export interface StorageBackend {
    * others than the file system or an unfinished save. Absent where nobody else can put anything.
    */
   foreignNames?(known: readonly string[], options?: CallOptions): Promise<readonly string[]>;
+  /**
+   * Bytes that may still be stored, as far as that can be said: others may use them up, and a quota may end
+   * before. Absent, or undefined, where nobody can say. @throws STORAGE_IO
+   */
+  freeBytes?(options?: CallOptions): Promise<number | undefined>;
   close(): Promise<void>;
 }

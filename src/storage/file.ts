@@ -22,6 +22,7 @@ import {
   rename,
   rm,
   stat,
+  statfs,
   unlink,
   type FileHandle,
 } from 'node:fs/promises';
@@ -210,6 +211,13 @@ export class FileBackend implements StorageBackend {
   async foreignNames(known: readonly string[], { signal }: CallOptions = {}): Promise<readonly string[]> {
     throwIfInterrupted(signal, `looking into ${this.#root}`);
     return this.#system('reading', '', () => foreignNamesIn(this.#root, known));
+  }
+
+  /** Blocks that root alone may use do not count. */
+  async freeBytes({ signal }: CallOptions = {}): Promise<number> {
+    throwIfInterrupted(signal, `looking into ${this.#root}`);
+    const { bavail, bsize } = await this.#system('reading', '', () => statfs(this.#root));
+    return bavail * bsize;
   }
 
   close(): Promise<void> {

@@ -114,6 +114,10 @@ export class SettledBackend implements StorageBackend {
     return this.#inner.foreignNames?.(known, options) ?? Promise.resolve([]);
   }
 
+  freeBytes(options?: CallOptions): Promise<number | undefined> {
+    return this.#inner.freeBytes?.(options) ?? Promise.resolve(undefined);
+  }
+
   close(): Promise<void> {
     return this.#inner.close();
   }

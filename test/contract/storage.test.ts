@@ -4,6 +4,7 @@ import {
   readdirSync,
   rmSync,
   statSync,
+  statfsSync,
   symlinkSync,
   utimesSync,
   writeFileSync,
@@ -96,6 +97,19 @@ describe('the file backend', () => {
     expect(await backend.removeUnfinished('linked/')).toBe(0);
     expect(readdirSync(join(root, 'sub')).sort()).toEqual(['object', of('b'), of('c')].sort());
     expect(readdirSync(elsewhere).sort()).toEqual(['object', of('a')].sort());
+  });
+
+  it('says how much room its file system has, also to whom it is settled', async () => {
+    const root = newFolder();
+    mkdirSync(root);
+    const backend = new FileBackend(root);
+    const { blocks, bsize } = statfsSync(root);
+    for (const one of [backend, SettledBackend.of(backend)]) {
+      const freeBytes = await one.freeBytes?.();
+      expect(freeBytes).toBeGreaterThan(0);
+      expect(freeBytes).toBeLessThan(blocks * bsize);
+    }
+    expect(await SettledBackend.of(new MemoryBackend()).freeBytes?.()).toBeUndefined();
   });
 
   it('removes what others write when nobody else may, and then their objects get no names', async () => {

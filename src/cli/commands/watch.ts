@@ -72,10 +72,7 @@ export function watchCommand(): Command {
             const startedMs = Date.now();
             const present: CheckpointSession = (session ??= await open());
             try {
-              const summary = await present.checkpoint().catch(async (error: unknown) => {
-                if (!(await forgetting.makeRoom(present, error, signal))) throw error;
-                return present.checkpoint();
-              });
+              const summary = await forgetting.checkpoint(present, signal);
               taken++;
               // Hotplug may change it on the way.
               if (present.trackerKind !== tracker && present.trackerReason !== '')

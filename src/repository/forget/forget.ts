@@ -36,6 +36,8 @@ export interface ForgetOptions extends CallOptions {
   readonly dryRun?: boolean;
   /** See `SweepPlanOptions`. */
   readonly thinAbove?: number;
+  /** Looks for what is not needed only when checkpoints go: to look takes reading much of the chain. */
+  readonly onlyIfAny?: boolean;
   /** Id of a checkpoint that a policy must keep, whatever it says. */
   readonly inUse?: string | undefined;
   /**
@@ -154,6 +156,8 @@ async function removeIfThere(backend: StorageBackend, key: string, call: CallOpt
   }
 }
 
+const NOTHING: SweepPlan = { packs: [], segments: [], problems: [], freedBytes: 0 };
+
 interface ForgetPlan {
   readonly kept: readonly KeptCheckpoint[];
   readonly removed: readonly ForgottenCheckpoint[];
@@ -193,12 +197,15 @@ async function planForget(
     ...removed.map((manifest) => [manifestKey(manifest), { id: manifest.id, manifest }] as const),
     ...removedDamaged.map(({ key }) => [key, { id: idOfKey(key) ?? '', manifest: null }] as const),
   ]);
-  const plan = await planSweep(
-    source,
-    kept.map(({ manifest }) => manifest),
-    damaged.filter(({ key }) => !forgotten.has(key)),
-    options,
-  );
+  const isNothing = options.onlyIfAny === true && forgotten.size === 0;
+  const plan = isNothing
+    ? NOTHING
+    : await planSweep(
+        source,
+        kept.map(({ manifest }) => manifest),
+        damaged.filter(({ key }) => !forgotten.has(key)),
+        options,
+      );
   const leaving = objects.flatMap((object) => {
     const checkpoint = forgotten.get(object.key);
     return checkpoint === undefined ? [] : [{ object, checkpoint }];
