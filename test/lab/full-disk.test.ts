@@ -5,7 +5,7 @@
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { randomBytes, randomFillSync } from 'node:crypto';
-import { chmodSync, chownSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, chownSync, mkdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
@@ -19,7 +19,15 @@ import { Repository } from '../../src/repository/repository.js';
 import { migrationOf } from '../fuzz/small-machines.js';
 import { verifyRepository } from '../golden/verifier.js';
 import { strays } from '../support/forget-model.js';
-import { CAIRN_MAIN, cairn, runCairn, type CliOptions } from './support/cairn-cli.js';
+import { LabMachine } from './machine.js';
+import {
+  CAIRN_MAIN,
+  cairn,
+  CairnProcess,
+  isSummary,
+  runCairn,
+  type CliOptions,
+} from './support/cairn-cli.js';
 import { emptyFiller, fillBlocks, FILLER, fillInodes, type Owner } from './support/full-file-system.js';
 import { scratchDir } from './support/lab-files.js';
 import { ensureFileSystemTools, LoopMount, whyNoLoopMounts } from './support/loop-mount.js';
@@ -181,4 +189,54 @@ describeReal.each(
     expect(await strays(repository)).toEqual([]);
     await mustHold(ids.slice(-2));
   });
+});
+
+const ROOM_BYTES = 12 << 20;
+/** Half a MiB of 4 MiB, several times a second. */
+const WORK =
+  'n=0; while :; do dd if=/dev/urandom of=/tmp/work bs=64k count=8 seek=$((n % 8 * 8)) conv=notrunc; n=$((n + 1)); usleep 200000; done';
+
+describeReal('a watcher of a real guest, with room for a base and some increments', () => {
+  let machine: LabMachine;
+  let mount: LoopMount;
+  let repo = '';
+  let options: CliOptions;
+
+  beforeAll(async () => {
+    machine = await LabMachine.start({ name: 'small', memoryMib: 96 });
+    options = { dir: machine.dir };
+    await machine.guest(`(${WORK}) >/dev/null 2>&1 &`);
+    await machine.waitForProgress();
+    const large = join(machine.dir, 'large');
+    await cairn(['init', '--repo', large], options);
+    const base = await cairn(['checkpoint', machine.address, '--repo', large], options);
+    mount = LoopMount.make('ext4', machine.dir, 128, ['-b', '4096', '-m', '0']);
+    repo = join(mount.path, 'repo');
+    await cairn(['init', '--repo', repo], options);
+    const tooMuch = freeBytes() - Number(base.stored_bytes) - ROOM_BYTES;
+    writeFileSync(join(mount.path, FILLER), Buffer.alloc(tooMuch));
+  });
+  afterAll(async () => {
+    mount.unmount();
+    await machine.destroy();
+  });
+
+  function freeBytes(): number {
+    const { bavail, bsize } = statfsSync(mount.path);
+    return bavail * bsize;
+  }
+
+  it('takes every checkpoint, though all of them would not have room', async () => {
+    const room = freeBytes();
+    const watch = new CairnProcess(
+      ['watch', machine.address, '--repo', repo, '--every', '0.5', '--keep-last', '2'],
+      options,
+    );
+    for (let stored = 0, taken = 0; stored < room + ROOM_BYTES; taken++)
+      stored += Number((await watch.message(isSummary, taken)).stored_bytes);
+    watch.child.kill('SIGTERM');
+    const { messages } = await watch.ended;
+    expect(messages.filter(({ message_type }) => message_type === 'error')).toEqual([]);
+    expect(messages.findLast((message) => 'failed' in message)).toMatchObject({ failed: 0 });
+  }, 300_000);
 });
