@@ -60,7 +60,10 @@ export interface StorageBackend {
     range?: { readonly offsetBytes: number; readonly lengthBytes: number },
     options?: CallOptions,
   ): Promise<Uint8Array>;
-  /** @throws STORAGE_NOT_FOUND */
+  /**
+   * Asks the storage itself, no cache: an object that another host has removed is not there.
+   * @throws STORAGE_NOT_FOUND
+   */
   stat(key: string, options?: CallOptions): Promise<StoredObject>;
   /** All objects whose key starts with `prefix`, sorted by key. Unfinished saves are not listed. */
   list(prefix: string, options?: CallOptions): Promise<readonly StoredObject[]>;

@@ -151,9 +151,10 @@ export class FileBackend implements StorageBackend {
     const path = this.#pathOf(key);
     throwIfInterrupted(signal, `looking up ${key}`);
     return this.#system('reading', key, async () => {
-      const found = await stat(path);
-      if (!found.isFile()) throw notFound(key, this.properties.location);
-      return { key, sizeBytes: found.size };
+      // Not stat(2): a lock that another host has removed would be there for up to a minute more, over NFS.
+      const found = await inodeAt(path);
+      if (found === undefined) throw notFound(key, this.properties.location);
+      return { key, sizeBytes: found.sizeBytes };
     });
   }
 

@@ -3,6 +3,7 @@
  * and only an open asks the server.
  */
 
+import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
 
 import { systemErrorCode } from '../errors.js';
@@ -16,7 +17,8 @@ export interface Inode {
 export async function inodeAt(path: string): Promise<(Inode & { readonly sizeBytes: number }) | undefined> {
   let file;
   try {
-    file = await open(path, 'r');
+    // Whatever else lies under the name, such as a pipe, is not waited for.
+    file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
   } catch (error) {
     const errno = systemErrorCode(error);
     if (errno === 'ENOENT' || errno === 'ENOTDIR') return undefined;

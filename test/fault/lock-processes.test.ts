@@ -66,6 +66,35 @@ describe('the lock of a chain', () => {
     console.log('held');
     process.stdin.once('data', () => chain.mustBeHeld().then(() => console.log('still'), ({ code }) => console.log(code)));`;
 
+  it('that was removed is missed although the file system has it in a cache, as NFS does', async () => {
+    await Repository.init(new FileBackend(join(dir, 'repo')));
+    const child = await run(`
+      import fs from 'node:fs/promises';
+      import { syncBuiltinESMExports } from 'node:module';
+      const known = new Map();
+      for (const name of ['stat', 'lstat', 'access']) {
+        const real = fs[name];
+        fs[name] = async (path, ...more) => {
+          const found = known.get(name + path) ?? (await real(path, ...more));
+          known.set(name + path, found);
+          return found;
+        };
+      }
+      syncBuiltinESMExports();
+      const { Repository } = await import(${urlOf('repository/repository.js')});
+      const { FileBackend } = await import(${urlOf('storage/file.js')});
+      const repository = await Repository.open(new FileBackend(${JSON.stringify(join(dir, 'repo'))}));
+      const chain = await repository.openChainWriter('web1', ${JSON.stringify(IDENTITY)});
+      await chain.mustBeHeld();
+      console.log('held');
+      process.stdin.once('data', () => chain.mustBeHeld().then(() => console.log('still'), ({ code }) => console.log(code)));`);
+    for (const lock of readdirSync(join(dir, 'repo/vms/web1/locks')))
+      rmSync(join(dir, 'repo/vms/web1/locks', lock));
+    child.stdin!.write('\n');
+    const [said] = (await once(child.stdout!, 'data')) as [Buffer];
+    expect(said.toString().trim()).toBe('REPO_LOCKED');
+  });
+
   it('is not taken from a living process but by force, which that process finds out', async () => {
     await Repository.init(new FileBackend(join(dir, 'repo')));
     const child = await run(holding());

@@ -270,6 +270,32 @@ describe('the lock of a chain', () => {
     await (await repository.openChainWriter('web1', IDENTITY)).close();
   });
 
+  it.each(unseen)(
+    '%s is respected when the storage lets nobody write for longer than that',
+    async (_, owner) => {
+      if (thisProcess().machineId === '' && 'machineId' in owner) return;
+      const { backend } = await lockOf({ ...named(owner), beatMs: BEAT_MS });
+      const keys = new ChainKeys('web1');
+      const list = backend.list.bind(backend);
+      let asked = 0;
+      backend.list = async (prefix, options) => {
+        if (prefix === keys.beatsOf('aaaaaaaaaaaaaaaa') && ++asked === 2) {
+          await sleep(BEAT_MS * 10);
+          // The owner's client is back a little later than ours.
+          setTimeout(
+            () => void backend.save(keys.beat('aaaaaaaaaaaaaaaa', 1), new Uint8Array(0)),
+            BEAT_MS * 2,
+          );
+        }
+        return list(prefix, options);
+      };
+      await expect(ChainLock.take(backend, keys, { beatMs: BEAT_MS })).rejects.toMatchObject({
+        code: 'REPO_LOCKED',
+        detail: { key: KEY },
+      });
+    },
+  );
+
   it.each([
     ...unseen,
     ['of another machine', { bootId: 'other', machineId: 'other' }],

@@ -108,7 +108,8 @@ export class Heartbeat {
 }
 
 /**
- * Watches a lock for as long as its owner would need to be missed.
+ * Watches a lock for as long as its owner would need to be missed. A storage that does not answer keeps its owner from beating
+ * as well, so the time begins anew once it answers again.
  * @returns `released` when the lock is gone meanwhile
  * @throws what the signal is aborted with, what the backend throws
  */
@@ -121,16 +122,18 @@ export async function observe(
   const beats = async (): Promise<string> =>
     (await backend.list(keys.beatsOf(owner.nonce), { signal })).map(({ key }) => key).join();
   const first = await beats();
-  const until = performance.now() + observationMs(owner);
+  let until = performance.now() + observationMs(owner);
   for (;;) {
     await delay(owner.beatMs / POLLS_PER_BEAT, undefined, { signal }).catch((error: unknown) => {
       signal?.throwIfAborted();
       throw error;
     });
-    const isOver = performance.now() > until;
+    const askedAt = performance.now();
     if (!(await exists(backend, owner.key, { signal }))) return 'released';
     if ((await beats()) !== first) return 'alive';
-    if (isOver) return 'silent';
+    const answeredAt = performance.now();
+    if (answeredAt - askedAt > owner.beatMs) until = answeredAt + observationMs(owner);
+    else if (askedAt > until) return 'silent';
   }
 }
 
