@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests, or the tiers named as arguments: unit property contract fault golden fuzz lab nested; lab/NAME is one file of that tier. `nested`
-# is real KVM inside an emulated machine: by default its brief run of the trackers, when named also disks on logical volumes; with
-# CAIRN_NESTED=full it takes hours.
+# is real KVM inside an emulated machine: by default its brief run of the trackers, when named also disks on logical volumes and repositories on
+# NFS; with CAIRN_NESTED=full it takes hours.
 # Sets up what it needs first: npm packages, Debian packages for the lab (says so), the build.
 # Fails as well when the run leaves something behind: see leftovers.sh.
 set -euo pipefail

@@ -23,6 +23,8 @@ export interface CliOptions {
   /** Run as this user. */
   readonly uid?: number;
   readonly gid?: number;
+  /** Program with arguments that it is started by, such as nsenter. */
+  readonly startedBy?: readonly string[];
 }
 
 export class CairnProcess {
@@ -35,7 +37,8 @@ export class CairnProcess {
   constructor(args: readonly string[], options: CliOptions) {
     const runtimeDir = join(options.dir, 'runtime');
     mkdirSync(runtimeDir, { recursive: true, mode: 0o700 });
-    this.child = spawn(process.execPath, [CAIRN_MAIN, ...args, '--json'], {
+    const command = [...(options.startedBy ?? []), process.execPath, CAIRN_MAIN, ...args, '--json'];
+    this.child = spawn(command[0]!, command.slice(1), {
       // What the test runner needs in NODE_OPTIONS is not what a user has.
       env: { ...process.env, NODE_OPTIONS: '', CAIRN_RUNTIME_DIR: runtimeDir, ...options.env },
       stdio: ['ignore', 'pipe', 'pipe'],

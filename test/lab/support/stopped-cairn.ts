@@ -35,7 +35,7 @@ export class StoppedCairn {
 
   /** True until it is continued or killed. */
   isStopped(): boolean {
-    return stateOf(this.#pid) === 'T';
+    return isStandingStill(this.#pid);
   }
 
   /** It wakes. @param signal what it finds then, sent while it stood still */
@@ -89,6 +89,11 @@ export function childrenOf(pid: number): readonly number[] {
 /** False for one that has ended and that nobody has waited for. */
 export function isAlive(pid: number): boolean {
   return !['', 'Z', 'X'].includes(stateOf(pid));
+}
+
+/** By SIGSTOP. */
+export function isStandingStill(pid: number): boolean {
+  return stateOf(pid) === 'T';
 }
 
 /** The letter of proc(5); empty when there is no such process. */

@@ -34,6 +34,12 @@ mkdir lvm lvm-debs
 (cd lvm-debs && apt-get -qq "${options[@]}" download lvm2/bookworm dmsetup/bookworm libdevmapper1.02.1/bookworm \
   libdevmapper-event1.02.1/bookworm libaio1/bookworm libedit2/bookworm libbsd0/bookworm libmd0/bookworm)
 for deb in lvm-debs/*.deb; do dpkg -x "$deb" lvm; done
+# The server and the client of NFS, and what their libraries need beyond an essential system.
+mkdir nfs nfs-debs
+(cd nfs-debs && apt-get -qq "${options[@]}" download $(printf '%s/bookworm ' nfs-kernel-server nfs-common rpcbind netbase e2fsprogs \
+  libext2fs2 libtirpc3 libtirpc-common libnsl2 libwrap0 libevent-core-2.1-7 libsqlite3-0 libkeyutils1 libgssapi-krb5-2 libkrb5-3 \
+  libk5crypto3 libkrb5support0))
+for deb in nfs-debs/*.deb; do dpkg -x "$deb" nfs; done
 
 mkdir -p root/{bin,dev,proc,sys,tmp,run,usr/bin,usr/share,lib/modules,cache/lab/guest,cache/lab,cairn}
 ln -s bin root/sbin
@@ -55,6 +61,16 @@ cp -P lvm/lib/x86_64-linux-gnu/*.so* lvm/usr/lib/x86_64-linux-gnu/*.so* root/lib
 for program in lvm dmsetup; do
   LD_LIBRARY_PATH="$work/root/lib/x86_64-linux-gnu" copy_libraries root/usr/bin/$program
 done
+nfs_programs="rpcbind rpc.mountd rpc.nfsd exportfs nfsdcld mount.nfs mke2fs"
+for program in $nfs_programs; do cp nfs/*bin/$program nfs/usr/*bin/$program root/usr/bin/ 2>/dev/null || [ -e root/usr/bin/$program ]; done
+ln -s mount.nfs root/usr/bin/mount.nfs4
+cp nfs/etc/{netconfig,services,protocols,rpc} root/etc/
+touch root/etc/exports
+printf '%s:x:%s:0::/:/bin/sh\n' root 0 _rpc 106 >root/etc/passwd
+cp -P nfs/lib/x86_64-linux-gnu/*.so* nfs/usr/lib/x86_64-linux-gnu/*.so* root/lib/x86_64-linux-gnu/
+for program in $nfs_programs; do
+  LD_LIBRARY_PATH="$work/root/lib/x86_64-linux-gnu" copy_libraries root/usr/bin/$program
+done
 # Loaded by name at run time: zstd by Cairn.
 zstd="$(ldconfig -p | awk '/libzstd.so.1 .*x86-64/ && !seen++ { print $NF }')"
 mkdir -p "root$(dirname "$zstd")" && cp -L "$zstd" "root$zstd"
@@ -64,19 +80,27 @@ for file in /usr/share/qemu/*.bin /usr/share/qemu/*.rom /usr/share/seabios/*.bin
 done
 rm -f root/usr/share/qemu/{opensbi,u-boot,s390,hppa,skiboot,slof,palcode}*
 # In the order in which init loads them. A kernel that has one built in has no file of it.
-for module in virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd drivers/virtio/virtio_ring drivers/virtio/virtio \
+add_modules() { # LIST MODULE...
+  local list="$1" module file
+  shift
+  for module in "$@"; do
+    file="$(echo kernel/lib/modules/*/kernel/$module.ko*)"
+    case "$file" in
+      *.xz) /bin/busybox xz -dc "$file" >"root/lib/modules/$(basename "$module").ko" ;;
+      *.ko) cp "$file" root/lib/modules/ ;;
+      *) continue ;;
+    esac
+    basename "$module" >>"root/lib/modules/$list"
+  done
+}
+add_modules order virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd drivers/virtio/virtio_ring drivers/virtio/virtio \
   drivers/virtio/virtio_pci_legacy_dev drivers/virtio/virtio_pci_modern_dev drivers/virtio/virtio_pci \
   drivers/block/virtio_blk drivers/net/tun drivers/net/tap drivers/vhost/vhost_iotlb drivers/vhost/vhost drivers/vhost/vhost_net \
   drivers/block/loop lib/libcrc32c drivers/md/dm-mod drivers/md/dm-bufio drivers/md/dm-snapshot \
-  drivers/md/persistent-data/dm-persistent-data drivers/md/dm-bio-prison drivers/md/dm-thin-pool; do
-  file="$(echo kernel/lib/modules/*/kernel/$module.ko*)"
-  case "$file" in
-    *.xz) /bin/busybox xz -dc "$file" >"root/lib/modules/$(basename "$module").ko" ;;
-    *.ko) cp "$file" root/lib/modules/ ;;
-    *) continue ;;
-  esac
-  basename "$module" >>root/lib/modules/order
-done
+  drivers/md/persistent-data/dm-persistent-data drivers/md/dm-bio-prison drivers/md/dm-thin-pool
+# Loaded by the test of NFS.
+add_modules order-nfs drivers/net/veth net/sunrpc/sunrpc net/sunrpc/auth_gss/auth_rpcgss net/dns_resolver/dns_resolver fs/nfs_common/grace \
+  fs/lockd/lockd fs/nfs_common/nfs_acl fs/netfs/netfs fs/fscache/fscache fs/nfs/nfs fs/nfs/nfsv3 fs/nfs/nfsv4 fs/nfsd/nfsd
 cp "$cache/guest/vmlinuz" "$cache/guest/initrd.gz" "$cache/guest/.built-from" root/cache/lab/guest/
 mkdir -p root/cache/lab/qemu-10
 if [ "$suite" = bookworm-backports ]; then
