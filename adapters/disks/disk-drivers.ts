@@ -27,8 +27,10 @@ import { lvmDriver } from './lvm/lvm-driver.js';
 import { externalDriver } from './qcow2/external-driver.js';
 import { internalDriver } from './qcow2/internal-driver.js';
 import { storedImages } from './qcow2/stored-images.js';
+import type { ImageSnapshots } from './qcow2/snapshot-takers.js';
 import { rbdDriver } from './rbd/rbd-driver.js';
 import { reflinkDriver } from './reflink/reflink-driver.js';
+import { RolledBack, type Share } from './rolled-back.js';
 import { zfsDriver } from './zfs/zfs-driver.js';
 
 /** The drivers, in the order in which a plan prefers them and disks are offered to them. */
@@ -40,12 +42,6 @@ export const DISK_DRIVERS: readonly DiskDriverKind[] = [
   reflinkDriver,
   zfsDriver,
 ];
-
-/** The snapshots that one driver took. */
-interface Share {
-  readonly driver: DiskDriver;
-  readonly snapshots: readonly DiskSnapshot[];
-}
 
 export class DiskDrivers implements RecordedDisks {
   readonly #drivers: readonly DiskDriver[];
@@ -134,15 +130,24 @@ export class DiskDrivers implements RecordedDisks {
     if (unknown !== undefined) throw this.#unknown('VM_UNSUPPORTED', unknown.driver);
   }
 
-  /** See `DiskDriver.check`. @throws VM_UNSUPPORTED for snapshots of a driver that is not there */
+  /**
+   * See `DiskDriver.check`. What a rollback changes besides the disks is a warning, since nothing is touched yet.
+   * @throws VM_UNSUPPORTED for snapshots of a driver that is not there
+   */
   async check(snapshots: readonly DiskSnapshot[]): Promise<void> {
     this.refuseUnknown(snapshots);
-    for (const { driver, snapshots: own } of this.#shares(snapshots, this.#drivers)) await driver.check(own);
+    const shares = this.#shares(snapshots, this.#drivers);
+    for (const { driver, snapshots: own } of shares) await driver.check(own);
+    for (const { driver, snapshots: own } of shares)
+      for (const text of (await driver.consequences?.(own)) ?? []) process.emitWarning(text);
   }
 
-  /** Rolls back first the disks that may still be refused for want of room. See `DiskDriver.rollBack`. */
-  async rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    for (const { driver, snapshots: own } of this.#storageFirst(snapshots)) await driver.rollBack(own);
+  /**
+   * Puts all disks back, or none. The caller ends it by `settle` or `putBack`.
+   * @throws RESTORE_FAILED, which says what is not as it was before, if anything
+   */
+  rollBack(snapshots: readonly DiskSnapshot[]): Promise<RolledBack> {
+    return RolledBack.of(this.#storageFirst(snapshots));
   }
 
   /**
@@ -225,9 +230,10 @@ export class DriverDisks extends DiskDrivers implements VmDisks {
 /**
  * Snapshots in images of a QEMU that does not run: qemu-img works on them.
  * @param machine `Vm.machine` as it was recorded
+ * @param images of a VM that is restored: see `RestoredImages`
  */
-export function disksOfStoppedQemu(machine: JsonObject): DiskDrivers {
-  return new DiskDrivers({ cwd: folderOf(machine), images: storedImages });
+export function disksOfStoppedQemu(machine: JsonObject, images: ImageSnapshots = storedImages): DiskDrivers {
+  return new DiskDrivers({ cwd: folderOf(machine), images });
 }
 
 /** The folder of the recorded process, from which its relative paths start. */

@@ -49,6 +49,20 @@ export function disksOf(reply: Json): readonly VmDisk[] {
   });
 }
 
+/**
+ * Persistent dirty bitmaps in a reply of query-block, a text for each image that has some. Those that go with the QEMU are
+ * no matter of a restore.
+ */
+export function bitmapsIn(reply: Json): readonly string[] {
+  return asArray(reply).flatMap((device) => {
+    const inserted = asObject(device.inserted);
+    const names = asArray(inserted['dirty-bitmaps'] ?? null)
+      .filter(({ persistent }) => persistent === true)
+      .map(({ name }) => asText(name));
+    return names.length === 0 ? [] : [`${names.join(', ')} of ${asText(inserted.file)}`];
+  });
+}
+
 /** ImageInfo of qapi/block-core.json: each image holds the one below it. */
 export function backingPathsOf(image: JsonObject): readonly string[] {
   const paths: string[] = [];

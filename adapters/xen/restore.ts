@@ -15,6 +15,7 @@ import type { CheckpointSource, RestoreRequest, RestoreResult } from '../../src/
 import type { Json, JsonObject } from '../../src/types.js';
 import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import { pushStream } from '../qemu/stream/push.js';
+import { storedImages } from '../disks/qcow2/stored-images.js';
 import { disksOfStoppedDomain } from './devices/recorded-disks.js';
 import { saveContentOf } from './stream/save-file.js';
 import { lastAfter } from './stream/last-after.js';
@@ -37,7 +38,7 @@ export async function restoreCheckpoint(
   request: XenRestoreRequest,
 ): Promise<RestoreResult> {
   const disks = request.keepDisks ? [] : recordedDisks(source, request.diskPaths);
-  const drivers = disksOfStoppedDomain();
+  const drivers = disksOfStoppedDomain(storedImages);
   drivers.refuseUnknown(disks);
   const content = await saveContentOf(source, (config) => edited(config, request), request.signal);
   const name = textOf(objectOf((JSON.parse(content.config) as JsonObject).c_info).name);
@@ -55,7 +56,8 @@ export async function restoreCheckpoint(
   const streamBytes = await feedXl(
     { ...content, onProgress: (done) => onProgress?.(done * 4096, totalPages * 4096) },
     request,
-    () => drivers.rollBack(disks),
+    // Once the QEMU of the domain has the images open, nothing in them can be let go of any more.
+    async () => (await drivers.rollBack(disks)).settle(),
   );
   return { vmAddress: `xen:${name}`, pid: 0, running: !request.paused, streamBytes };
 }

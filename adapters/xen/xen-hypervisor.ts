@@ -13,7 +13,7 @@ export const xenHypervisor: Hypervisor = {
   importFormats: IMPORT_FORMATS,
   importFrom: async (request) => (await import('./import.js')).importSaveFile(request),
   receive: async (request) => (await import('./remus/receive-remus.js')).receiveRemus(request),
-  recordedDisks: disksOfStoppedDomain,
+  recordedDisks: () => disksOfStoppedDomain(),
   attach: async (...request) => (await import('./attach.js')).attachXen(...request),
   restoreOptions: XEN_RESTORE_OPTIONS,
   planRestore: async (source, request) => (await import('./restore-plan.js')).planRestore(source, request),

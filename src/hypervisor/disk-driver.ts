@@ -9,7 +9,8 @@
  *     before the commit  makeDurable
  *     later              drop | remedy                   the checkpoint has failed, or is forgotten
  *     restore            check -> (standIn, new VM)      nothing is written before all memory has been read
- *                        -> rollBack
+ *                        -> keep -> rollBack             of each disk; rollBack of what was kept when one fails
+ *                        -> drop of what was kept
  *
  * A driver reads a record (`DiskSnapshot.data`) only through a reader of its own that checks every field: it
  * comes out of a repository. Wrong fields are REPO_DAMAGED; names that would become arguments of a program
@@ -53,8 +54,19 @@ export interface DiskDriver extends DiskDriverTraits {
    *   RESTORE_TARGET_BUSY while the disk is in use
    */
   check(snapshots: readonly DiskSnapshot[]): Promise<void>;
+  /** What `rollBack` changes besides, in words for the operator. Absent: nothing. */
+  consequences?(snapshots: readonly DiskSnapshot[]): Promise<readonly string[]>;
   /**
-   * Puts the disks back in place; the snapshots stay. Does nothing where there is a stand-in.
+   * Snapshots disks that no VM runs on, as they are before `rollBack`: a `rollBack` of what it returns is the way
+   * back, and `drop` lets go of it. Changes nothing that a VM would see. Absent: there is no way back, and the disks
+   * go last.
+   * @param name as in `snapshot`
+   * @returns in the order of `snapshots`; undefined for a disk without a way back
+   * @throws RESTORE_FAILED with nothing left behind
+   */
+  keep?(name: string, snapshots: readonly DiskSnapshot[]): Promise<readonly (DiskSnapshot | undefined)[]>;
+  /**
+   * Puts the disks back in place; the snapshots stay. Does nothing where there is a stand-in. May fail in the middle.
    * @throws RESTORE_FAILED
    */
   rollBack(snapshots: readonly DiskSnapshot[]): Promise<void>;

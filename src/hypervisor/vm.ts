@@ -58,6 +58,8 @@ export interface VmHazard {
    * taken.
    */
   readonly effect: 'compare' | 'refuse' | 'note';
+  /** A note that whoever takes checkpoints has to know of, and not only who asks `cairn doctor`. */
+  readonly warns?: true;
   /** What an operator would change, where that is known. */
   readonly remedy?: string;
 }

@@ -48,6 +48,7 @@ function qemu(kind: typeof internalDriver): DiskDriverUnderTest {
     disks,
     snapshots: () => [...there],
     refuseLast: () => (refused = 'hd1'),
+    wayBack: kind === internalDriver ? 'lab' : 'none',
   };
 }
 
@@ -79,6 +80,7 @@ function lvm(): DiskDriverUnderTest {
     disks: Object.keys(devices).map((path, i) => disk(`hd${i}`, path, 'raw')),
     snapshots: () => [...there],
     refuseLast: () => (refused = 'vg0/b'),
+    wayBack: 'lab',
   };
 }
 
@@ -90,8 +92,9 @@ function rbd(): DiskDriverUnderTest {
     if (args.includes('info')) return Promise.resolve(reply({ id: image }));
     if (args.includes('status')) return Promise.resolve(reply({ watchers: [{ address: '10.0.0.5:0/1' }] }));
     if (image === refused) return Promise.resolve({ kind: 'failed', text: '(2) No such file or directory' });
-    if (args.includes('create')) there.add(image);
-    if (args.includes('rm')) there.delete(image);
+    const snapshot = `${image} ${args.find((arg) => arg.startsWith('--snap=')) ?? ''}`;
+    if (args.includes('create')) there.add(snapshot);
+    if (args.includes('rm')) there.delete(snapshot);
     return Promise.resolve(DONE);
   };
   const path = (image: string): string =>
@@ -101,6 +104,7 @@ function rbd(): DiskDriverUnderTest {
     disks: ['a', 'b'].map((image) => disk(image, path(image), 'raw')),
     snapshots: () => [...there],
     refuseLast: () => (refused = '--image=b'),
+    wayBack: 'here',
   };
 }
 
@@ -128,6 +132,7 @@ function zfs(): DiskDriverUnderTest {
     disks: Object.keys(volumes).map((path, i) => disk(`hd${i}`, path, 'raw')),
     snapshots: () => [...there],
     refuseLast: () => (refused = 'tank/b'),
+    wayBack: 'none',
   };
 }
 

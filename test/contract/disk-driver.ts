@@ -17,6 +17,8 @@ export interface DiskDriverUnderTest {
   snapshots(): readonly string[];
   /** From now on the last of the disks cannot be snapshotted. */
   refuseLast(): void;
+  /** Whether it keeps what a disk is before it is put back: tried here, or on the real storage alone. */
+  readonly wayBack: 'here' | 'lab' | 'none';
   /** Files that a restore of the first disk needs as they are, when it was snapshotted as `c1`. Default: none. */
   readonly neededFiles?: readonly string[];
 }
@@ -92,6 +94,19 @@ export function describeDiskDriver(kind: DiskDriverKind, open: () => DiskDriverU
       if (standIn === undefined) expect(needs).toEqual(subject.neededFiles ?? []);
       else expect(needs).toContain(standIn.path);
       if (standIn !== undefined) expect(driver.overwrites?.(snapshot!)).toBeUndefined();
+    });
+
+    it('keeps what a disk is before it is put back by a snapshot of its own, or has no way back', async () => {
+      expect(driver.keep !== undefined).toBe(subject.wayBack !== 'none');
+      if (subject.wayBack !== 'here') return;
+      const taken = await driver.snapshot('c1', disks);
+      const before = subject.snapshots();
+      const kept = await driver.keep!('before-01234567', taken);
+      expect(kept.map((one) => one?.diskId)).toEqual(disks.map(({ id }) => id));
+      expect(subject.snapshots()).toHaveLength(before.length + disks.length);
+      await driver.rollBack(kept.map((one) => readBack(one!)));
+      await driver.drop(kept.map((one) => one!));
+      expect(subject.snapshots()).toEqual(before);
     });
 
     it('says which manifest is damaged', async () => {

@@ -120,6 +120,7 @@ const IMAGE_BYTES = 4 << 20;
       snapshots: () => names().filter((name) => name.includes('.cairn-')),
       // The VM writes to another file by then.
       refuseLast: () => closeSync(open.pop()!),
+      wayBack: 'here',
       neededFiles: [at('a.img.cairn-c1')],
     };
   });

@@ -8,7 +8,7 @@ import { DifferingRuns } from '../../adapters/disks/lvm/differing-runs.js';
 import { isVolumeName } from '../../adapters/disks/lvm/logical-volumes.js';
 import { runTool, type RunTool, type ToolResult } from '../../adapters/disks/run-tool.js';
 import { LvmDriver, snapshotSizeArguments } from '../../adapters/disks/lvm/lvm-driver.js';
-import type { VolumeSnapshot } from '../../adapters/disks/lvm/lvm-record.js';
+import { volumeRecord, type VolumeSnapshot } from '../../adapters/disks/lvm/lvm-record.js';
 import { checkVolumes } from '../../adapters/disks/lvm/lvm-restore.js';
 import { resumeSuspended } from '../../adapters/disks/lvm/suspended-devices.js';
 import type { VmDisk } from '../../src/hypervisor/disks.js';
@@ -257,6 +257,36 @@ describe('a restore of a logical volume', () => {
         code: 'RESTORE_FAILED',
       });
     }
+  });
+
+  it('keeps what a thin volume was by a snapshot of its own; a thick one has no way back', async () => {
+    const tools = new FakeTools();
+    const thin = { ...wanted, diskId: 'thin', path: '/dev/vg0/thin', snapshotName: 'thin-cairn-c1' };
+    const records = [wanted, { ...thin, volume: { vgName: 'vg0', name: 'thin', uuid: 'B' } }].map(
+      volumeRecord,
+    );
+    const ofThin = {
+      ...SNAPSHOT,
+      lv_name: 'thin-cairn-c1',
+      segtype: 'thin',
+      origin: 'thin',
+      lv_size: THIN.lv_size!,
+    };
+    tools.rows = [THICK, SNAPSHOT, THIN, POOL, ofThin];
+    const [ofThick, kept] = await driver(tools).keep('before-01234567', records);
+    expect(ofThick).toBeUndefined();
+    expect(kept).toMatchObject({ diskId: 'thin', data: { snapshotName: 'thin-cairn-before-01234567' } });
+    expect(tools.commands).toEqual([
+      expect.stringMatching(
+        /lvcreate .*--snapshot --permission r .*--name thin-cairn-before-01234567 vg0\/thin$/,
+      ),
+    ]);
+    tools.outcome = (command) => (command.includes('lvcreate') ? { kind: 'failed', text: 'no room' } : DONE);
+    await expect(driver(tools).keep('before-01234567', records)).rejects.toMatchObject({
+      code: 'RESTORE_FAILED',
+      message: expect.stringContaining('no room'),
+    });
+    expect(tools.commands.at(-1)).toContain('lvremove');
   });
 
   it('asks for nothing when there is no volume', async () => {

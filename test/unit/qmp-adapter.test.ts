@@ -112,6 +112,7 @@ describe('hazards', () => {
     status: 'running',
     migration: 'completed',
     blockers: [],
+    bitmaps: [],
   };
   const shared = { ...plain.blocks[0]!, backing: 'shared-memory' as const };
 
@@ -136,6 +137,7 @@ describe('hazards', () => {
     ],
     ['BALLOON_ON_FILE', 'compare', { blocks: [shared] }],
     ['MIGRATION_BLOCKED', 'refuse', { blockers: ['because'] }],
+    ['DIRTY_BITMAPS', 'note', { bitmaps: ['backup.0 of /srv/a.qcow2'] }],
     [
       'HUGE_PAGES',
       'note',

@@ -13,10 +13,10 @@ import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/disks.js';
 import { optionsFor, type DiskDriverKind } from '../disk-means.js';
 import { failureOf, runTool, type RunTool } from '../run-tool.js';
 import { quoted } from '../shell-quote.js';
-import { snapshotFailed } from '../snapshot-errors.js';
+import { diskLost, snapshotFailed } from '../snapshot-errors.js';
 import { deviceNumber, isVolumeName, listVolumes, type LogicalVolume } from './logical-volumes.js';
 import { LVM, volumeRecord, volumeSnapshot, type VolumeSnapshot } from './lvm-record.js';
-import { checkVolumes, writeBackVolumes } from './lvm-restore.js';
+import { checkVolumes, pairsOf, writeBackVolumes } from './lvm-restore.js';
 import { resumeSuspended } from './suspended-devices.js';
 
 /** Kinds that this was tested with on a real device-mapper. */
@@ -147,6 +147,35 @@ export class LvmDriver implements DiskDriver {
 
   async check(snapshots: readonly DiskSnapshot[]): Promise<void> {
     await checkVolumes(snapshots.map(volumeSnapshot), this.#run);
+  }
+
+  /**
+   * A thin volume gets another snapshot, which takes no room at first. A snapshot of a thick one would need room for all
+   * that is overwritten: it has no way back.
+   */
+  async keep(
+    name: string,
+    snapshots: readonly DiskSnapshot[],
+  ): Promise<readonly (DiskSnapshot | undefined)[]> {
+    const kept: (VolumeSnapshot | undefined)[] = [];
+    for (const { disk, origin } of await pairsOf(snapshots.map(volumeSnapshot), this.#run)) {
+      const before = { ...disk, snapshotName: snapshotNameOf(origin, name) };
+      if (origin.kind !== 'thin' || !isVolumeName(before.snapshotName)) {
+        kept.push(undefined);
+        continue;
+      }
+      const result = await this.#run('lvm', createArguments(before, origin, []), SNAPSHOT_LIMIT_MS);
+      kept.push(before);
+      if (result.kind === 'done') continue;
+      const why = failureOf('lvm lvcreate', result);
+      const left = await this.#remove(kept.filter((one) => one !== undefined));
+      const stays = left.length === 0 ? '' : `; left behind: ${left.join(', ')}`;
+      throw diskLost(
+        `keeping what ${origin.vgName}/${origin.name} is before it is put back: ${why}${stays}`,
+        'nothing was touched: is there room in its pool (lvs)?',
+      );
+    }
+    return kept.map((one) => (one === undefined ? undefined : volumeRecord(one)));
   }
 
   async rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {

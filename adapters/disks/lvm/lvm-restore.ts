@@ -84,15 +84,13 @@ export async function writeBackVolumes(
       await copy(paths, runs);
     } catch (cause) {
       const step = `putting ${nameOf(pair.origin)} back to ${pair.snapshot.name}: ${describeError(cause)}`;
-      throw new CheckpointError('RESTORE_FAILED', step, {
-        cause,
-        hint: 'the volume is half way between: restore again',
-      });
+      throw new CheckpointError('RESTORE_FAILED', step, { cause });
     }
   }
 }
 
-async function pairsOf(disks: readonly VolumeSnapshot[], run: RunTool): Promise<readonly Pair[]> {
+/** @throws RESTORE_FAILED when a volume or its snapshot is not there any more */
+export async function pairsOf(disks: readonly VolumeSnapshot[], run: RunTool): Promise<readonly Pair[]> {
   if (disks.length === 0) return [];
   const list = await listVolumes(run);
   if ('whyNot' in list) throw diskLost(`cannot ask for logical volumes: ${list.whyNot}`);

@@ -5,15 +5,20 @@
  * that, and reads the metadata anew when the stream ends.
  */
 
+import { constants } from 'node:fs';
+import { access, stat, statfs } from 'node:fs/promises';
 import { resolve } from 'node:path';
 
-import { CheckpointError } from '../../../src/errors.js';
+import { CheckpointError, describeError } from '../../../src/errors.js';
 import type { DiskDriver } from '../../../src/hypervisor/disk-driver.js';
 import type { DiskSnapshot, OverwrittenFile, VmDisk } from '../../../src/hypervisor/disks.js';
 import type { DiskDriverKind, DiskMeans } from '../disk-means.js';
+import { BEFORE } from '../rolled-back.js';
 import { quoted } from '../shell-quote.js';
+import { diskLost } from '../snapshot-errors.js';
+import { bitmapsText, keepBitmaps, withBitmapsAside, type KeptBitmaps } from './bitmaps.js';
 import { nobodyTakes, refuseOpenForWriting, withMode } from './images.js';
-import { applySnapshot, imageInfo } from './qemu-img.js';
+import { applySnapshot, deleteSnapshot, imageInfo, takeSnapshot, type ImageInfo } from './qemu-img.js';
 import { INTERNAL, internalRecord, internalSnapshot, type InternalSnapshot } from './qcow2-records.js';
 
 /**
@@ -23,6 +28,9 @@ import { INTERNAL, internalRecord, internalSnapshot, type InternalSnapshot } fro
  * but leaves a chain of files to look after.
  */
 export const INTERNAL_LIMIT_BYTES = 16 * 2 ** 30;
+
+/** Of a snapshot's tables: refcounts, the list of snapshots, what is written anew beside what is there. */
+const SPARE_CLUSTERS = 16;
 
 const TRAITS = {
   name: INTERNAL,
@@ -41,6 +49,8 @@ class InternalDriver implements DiskDriver {
   readonly autoLimitBytes = TRAITS.autoLimitBytes;
   readonly isRemovable = TRAITS.isRemovable;
   readonly #means: DiskMeans;
+  /** Of images as they were before they were put back, by the name of the snapshot and the path. */
+  readonly #keptBitmaps = new Map<string, KeptBitmaps>();
 
   constructor(means: DiskMeans) {
     this.#means = means;
@@ -66,7 +76,12 @@ class InternalDriver implements DiskDriver {
   async drop(snapshots: readonly DiskSnapshot[]): Promise<void> {
     const { images } = this.#means;
     if (images === undefined) throw nobodyTakes(INTERNAL);
-    await images.drop(snapshots.map((record) => this.#absolute(record)));
+    const dropped = snapshots.map((record) => this.#absolute(record));
+    for (const one of dropped) {
+      await this.#keptBitmaps.get(keyOf(one))?.remove();
+      this.#keptBitmaps.delete(keyOf(one));
+    }
+    await images.drop(dropped);
   }
 
   remedy(record: DiskSnapshot): string {
@@ -80,25 +95,79 @@ class InternalDriver implements DiskDriver {
   }
 
   async check(snapshots: readonly DiskSnapshot[]): Promise<void> {
+    const found: Found[] = [];
     for (const { path, snapshotName } of snapshots.map((record) => this.#absolute(record))) {
-      const { snapshotNames } = await imageInfo(path, 'qcow2');
-      if (!snapshotNames.includes(snapshotName)) {
-        throw new CheckpointError(
-          'RESTORE_FAILED',
-          `the disk ${path} has no snapshot ${snapshotName} any more`,
-          {
-            hint: '--keep-disks restores memory and devices alone, which is only right with disks of the same instant',
-          },
+      const info = await imageInfo(path, 'qcow2');
+      found.push({ path, info });
+      if (!info.snapshotNames.includes(snapshotName))
+        throw diskLost(`the disk ${path} has no snapshot ${snapshotName} any more`);
+      if (info.isCorrupt)
+        throw diskLost(
+          `QEMU has found the image ${path} damaged`,
+          'qemu-img check -r all repairs what can be repaired',
         );
-      }
       await refuseOpenForWriting(path, true);
       await this.#means.refuseInUse?.(path);
+      await refuseReadOnly(path);
+    }
+    await refuseFull(found);
+  }
+
+  async consequences(snapshots: readonly DiskSnapshot[]): Promise<readonly string[]> {
+    const texts: string[] = [];
+    for (const { path } of snapshots.map((record) => this.#absolute(record))) {
+      const { bitmaps, snapshotNames } = await imageInfo(path, 'qcow2');
+      if (bitmaps.length > 0) texts.push(bitmapsText(path, bitmaps));
+      const left = snapshotNames.filter((name) => name.startsWith(`cairn-${BEFORE}`));
+      if (left.length > 0)
+        texts.push(
+          `a restore that was cut off has left what ${path} was before it (${left.join(', ')}): qemu-img snapshot -a puts it back, -d removes it`,
+        );
+    }
+    return texts;
+  }
+
+  /** Another snapshot inside of the image, which costs no room to speak of. */
+  async keep(name: string, snapshots: readonly DiskSnapshot[]): Promise<readonly DiskSnapshot[]> {
+    const kept: DiskSnapshot[] = [];
+    try {
+      for (const record of snapshots) {
+        const { diskId, path } = this.#absolute(record);
+        const before = { diskId, path, snapshotName: `cairn-${name}` };
+        const info = await imageInfo(path, 'qcow2');
+        if (info.bitmaps.length > 0) this.#keptBitmaps.set(keyOf(before), await keepBitmaps(path, info));
+        kept.push(internalRecord(before));
+        await takeSnapshot(path, before.snapshotName);
+      }
+      return kept;
+    } catch (error) {
+      await this.#forget(kept);
+      throw error;
     }
   }
 
   async rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {
-    for (const { path, snapshotName } of snapshots.map((record) => this.#absolute(record)))
-      await applySnapshot(path, snapshotName);
+    for (const snapshot of snapshots.map((record) => this.#absolute(record))) {
+      const { path, snapshotName } = snapshot;
+      const info = await imageInfo(path, 'qcow2');
+      const kept = this.#keptBitmaps.get(keyOf(snapshot));
+      await withBitmapsAside(path, info, () => applySnapshot(path, snapshotName), kept);
+    }
+  }
+
+  /** The last of them may not be there. */
+  async #forget(kept: readonly DiskSnapshot[]): Promise<void> {
+    for (const before of kept.map(internalSnapshot)) {
+      await this.#keptBitmaps.get(keyOf(before))?.remove();
+      this.#keptBitmaps.delete(keyOf(before));
+      const isThere = await imageInfo(before.path, 'qcow2')
+        .then(({ snapshotNames }) => snapshotNames.includes(before.snapshotName))
+        .catch(() => false);
+      if (isThere)
+        await deleteSnapshot(before.path, before.snapshotName).catch((error: unknown) =>
+          process.emitWarning(describeError(error)),
+        );
+    }
   }
 
   /** What the operator puts in the place of an image is taken for the same. */
@@ -108,6 +177,49 @@ class InternalDriver implements DiskDriver {
 
   #absolute(record: DiskSnapshot): InternalSnapshot {
     return { ...internalSnapshot(record), path: resolve(this.#means.cwd, record.path) };
+  }
+}
+
+interface Found {
+  readonly path: string;
+  readonly info: ImageInfo;
+}
+
+function keyOf({ snapshotName, path }: Pick<InternalSnapshot, 'snapshotName' | 'path'>): string {
+  return `${snapshotName}\0${path}`;
+}
+
+/** Also a file that nobody may write to (chattr +i), and a file system that is mounted for reading alone. */
+async function refuseReadOnly(path: string): Promise<void> {
+  try {
+    await access(path, constants.W_OK);
+  } catch (cause) {
+    throw new CheckpointError(
+      'RESTORE_FAILED',
+      `the image ${path} cannot be written: ${describeError(cause)}`,
+      {
+        cause,
+        hint: 'a rollback writes to it: give it back its rights (lsattr, mount), or restore with --keep-disks',
+      },
+    );
+  }
+}
+
+/** Keeping the state before and going back take two tables of clusters, and some clusters of other metadata. */
+async function refuseFull(images: readonly Found[]): Promise<void> {
+  const needed = new Map<number, number>();
+  for (const { path, info } of images) {
+    const { dev, isFile } = await stat(path).then((found) => ({ dev: found.dev, isFile: found.isFile() }));
+    if (!isFile) continue;
+    const entries = Math.ceil(info.virtualSizeBytes / (info.clusterBytes * (info.clusterBytes / 8)));
+    const sum = (needed.get(dev) ?? 0) + 2 * entries * 8 + SPARE_CLUSTERS * info.clusterBytes;
+    needed.set(dev, sum);
+    const { bavail, bsize } = await statfs(path);
+    if (bavail * bsize >= sum) continue;
+    throw diskLost(
+      `the file system of ${path} has no room for a rollback: ${Math.ceil(sum / 1024)} KiB`,
+      'free space there, and restore again',
+    );
   }
 }
 

@@ -8,6 +8,22 @@ export interface ImageInfo {
   readonly snapshotNames: readonly string[];
   /** Absolute; undefined for an image that stands alone. */
   readonly backingPath: string | undefined;
+  readonly virtualSizeBytes: number;
+  /** 0 for a format without clusters. */
+  readonly clusterBytes: number;
+  /** QEMU has found the image damaged, and opens it for reading alone. */
+  readonly isCorrupt: boolean;
+  /** Persistent dirty bitmaps, of whatever backup tool. */
+  readonly bitmaps: readonly ImageBitmap[];
+}
+
+export interface ImageBitmap {
+  readonly name: string;
+  readonly granularityBytes: number;
+  /** It goes on to record as soon as the image is opened. */
+  readonly isRecording: boolean;
+  /** Whoever had it open did not end well, so that what it says is not to be relied on. */
+  readonly isInconsistent: boolean;
 }
 
 /** Metadata of a few MiB are read or written in less; storage that does not answer is found out. */
@@ -17,6 +33,7 @@ const LIMIT_MS = 60_000;
  * leaves the image to be repaired.
  */
 const SNAPSHOT_LIMIT_MS = 30 * 60_000;
+const SLOW_COMMANDS = ['snapshot', 'bitmap'];
 /** What qemu-img says in English, which the runner of programs sees to. */
 const LOCKED = /Failed to get ".*" lock|another process using the image/i;
 
@@ -32,12 +49,32 @@ export async function imageInfo(path: string, format?: string): Promise<ImageInf
     snapshots?: readonly { name?: string }[];
     'full-backing-filename'?: string;
     'backing-filename'?: string;
+    'virtual-size'?: number;
+    'cluster-size'?: number;
+    'format-specific'?: { data?: { corrupt?: boolean; bitmaps?: readonly ReportedBitmap[] } };
   };
+  const { corrupt, bitmaps = [] } = info['format-specific']?.data ?? {};
   return {
     format: info.format ?? 'raw',
     snapshotNames: (info.snapshots ?? []).map(({ name }) => name ?? ''),
     backingPath: info['full-backing-filename'] ?? info['backing-filename'],
+    virtualSizeBytes: info['virtual-size'] ?? 0,
+    clusterBytes: info['cluster-size'] ?? 0,
+    isCorrupt: corrupt === true,
+    bitmaps: bitmaps.map(({ name, granularity, flags }) => ({
+      name,
+      granularityBytes: granularity,
+      isRecording: flags.includes('auto'),
+      isInconsistent: flags.includes('in-use'),
+    })),
   };
+}
+
+/** Qcow2BitmapInfo of qapi/block-core.json. */
+interface ReportedBitmap {
+  readonly name: string;
+  readonly granularity: number;
+  readonly flags: readonly string[];
 }
 
 /**
@@ -56,6 +93,45 @@ export async function deleteSnapshot(path: string, name: string): Promise<void> 
   await qemuImg(['snapshot', '-d', name, path], `deleting the snapshot ${name} of ${path}`);
 }
 
+/** @throws RESTORE_TARGET_BUSY, RESTORE_FAILED */
+export async function takeSnapshot(path: string, name: string): Promise<void> {
+  await qemuImg(['snapshot', '-c', name, path], `taking the snapshot ${name} of ${path}`);
+}
+
+/** @throws RESTORE_TARGET_BUSY, RESTORE_FAILED */
+export async function removeBitmap(path: string, name: string): Promise<void> {
+  await qemuImg(
+    ['bitmap', '--remove', '-f', 'qcow2', '--', path, name],
+    `removing the bitmap ${name} of ${path}`,
+  );
+}
+
+/**
+ * Adds a bitmap to an image, with nothing marked in it.
+ * @param from a qcow2 image of the same virtual size with a bitmap of that name, whose marks it gets
+ * @throws RESTORE_TARGET_BUSY, RESTORE_FAILED
+ */
+export async function addBitmap(
+  path: string,
+  { name, granularityBytes, isRecording }: ImageBitmap,
+  from?: string,
+): Promise<void> {
+  await qemuImg(
+    [
+      ...['bitmap', '--add', '-g', `${granularityBytes}`, ...(isRecording ? [] : ['--disable'])],
+      ...(from === undefined ? [] : ['--merge', name, '-b', from, '-F', 'qcow2']),
+      ...['-f', 'qcow2', '--', path, name],
+    ],
+    `adding the bitmap ${name} to ${path}`,
+  );
+}
+
+/** An empty image with large clusters: its metadata take no room to speak of. @throws RESTORE_FAILED */
+export async function createScratchImage(path: string, virtualSizeBytes: number): Promise<void> {
+  const options = ['-q', '-f', 'qcow2', '-o', 'cluster_size=2M'];
+  await qemuImg(['create', ...options, path, `${virtualSizeBytes}`], `creating ${path}`);
+}
+
 /** Makes `overlay`, over what stands there. @throws RESTORE_FAILED */
 export async function createOverlay(overlay: string, base: string, baseFormat: string): Promise<void> {
   await qemuImg(
@@ -65,7 +141,7 @@ export async function createOverlay(overlay: string, base: string, baseFormat: s
 }
 
 async function qemuImg(args: readonly string[], step: string): Promise<string> {
-  const limitMs = args[0] === 'snapshot' ? SNAPSHOT_LIMIT_MS : LIMIT_MS;
+  const limitMs = SLOW_COMMANDS.includes(args[0]!) ? SNAPSHOT_LIMIT_MS : LIMIT_MS;
   const result = await runProgram('qemu-img', args, { limitMs });
   if (result.kind === 'done') return result.stdout;
   const why = failureOf('qemu-img', result, 'qemu-utils');

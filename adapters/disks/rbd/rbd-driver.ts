@@ -25,7 +25,7 @@ import { snapshotFailed } from '../snapshot-errors.js';
 import { locationIn, nameOfImage, type RbdLocation } from './image-names.js';
 import { imageFacts, rbd, rbdFailure, watchers } from './rbd-command.js';
 import { imageRecord, imageSnapshot, RBD, type ImageSnapshot, type SnapshotImage } from './rbd-record.js';
-import { checkImages, rollBackImages } from './rbd-restore.js';
+import { checkImages, keepImages, rollBackImages } from './rbd-restore.js';
 
 /**
  * The guest stands still. With the grace of `runTool` for a program that does not end at once, the two come
@@ -189,6 +189,12 @@ export class RbdDriver implements DiskDriver {
 
   async check(snapshots: readonly DiskSnapshot[]): Promise<void> {
     await checkImages(snapshots.map(imageSnapshot), this.#run);
+  }
+
+  async keep(name: string, snapshots: readonly DiskSnapshot[]): Promise<readonly DiskSnapshot[]> {
+    const kept = snapshots.map((record) => ({ ...imageSnapshot(record), snapshotName: `cairn-${name}` }));
+    await keepImages(kept, this.#run);
+    return kept.map(imageRecord);
   }
 
   async rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {

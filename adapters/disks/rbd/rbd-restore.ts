@@ -16,6 +16,7 @@ import { imageFacts, rbd, rbdFailure, snapshotNames, watchers, type Answer } fro
  * open.
  */
 const CLOSING_WAIT_MS = 35_000;
+const KEEP_LIMIT_MS = 60_000;
 /** A rollback goes through all objects of the image. */
 const ROLLBACK_LIMIT_MS = 12 * 3_600_000;
 
@@ -51,17 +52,32 @@ export async function checkImages(
   });
 }
 
+/** Snapshots images that nobody has open. @throws RESTORE_FAILED with none left behind that is known of */
+export async function keepImages(disks: readonly ImageSnapshot[], run: RunTool = runTool): Promise<void> {
+  disks.forEach(refuseNames);
+  for (const [i, { image, snapshotName }] of disks.entries()) {
+    const command = ['snap', 'create', '--no-progress', `--snap=${snapshotName}`];
+    const failure = rbdFailure(image, 'snap create', await rbd(run, image, command, KEEP_LIMIT_MS));
+    if (failure === '') continue;
+    for (const taken of disks.slice(0, i + 1)) {
+      const remove = ['snap', 'rm', '--no-progress', `--snap=${taken.snapshotName}`];
+      await rbd(run, taken.image, remove, KEEP_LIMIT_MS);
+    }
+    throw diskLost(
+      `keeping what it is before it is put back, ${failure}`,
+      'nothing was touched; `ceph -s` tells more',
+    );
+  }
+}
+
 /** @throws RESTORE_FAILED, possibly in the middle */
 export async function rollBackImages(disks: readonly ImageSnapshot[], run: RunTool = runTool): Promise<void> {
   disks.forEach(refuseNames);
   for (const { image, snapshotName } of disks) {
     const command = ['snap', 'rollback', '--no-progress', `--snap=${snapshotName}`];
     const failure = rbdFailure(image, 'snap rollback', await rbd(run, image, command, ROLLBACK_LIMIT_MS));
-    if (failure === '') continue;
-    throw diskLost(
-      `putting it back to ${snapshotName}, ${failure}`,
-      'it may be half way between: restore again',
-    );
+    if (failure !== '')
+      throw new CheckpointError('RESTORE_FAILED', `putting it back to ${snapshotName}, ${failure}`);
   }
 }
 

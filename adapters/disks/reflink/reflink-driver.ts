@@ -34,7 +34,7 @@ import { snapshotFailed } from '../snapshot-errors.js';
 import { cloneExtents, copyNoCow, giveName, isOpenForWriting, openUnnamed } from './file-calls.js';
 import { imageFileOf, type ImageFile } from './image-file.js';
 import { clonePathFor, cloneRecord, cloneSnapshot, REFLINK, type CloneSnapshot } from './reflink-record.js';
-import { checkClones, rollBackClones } from './reflink-restore.js';
+import { bitmapsOfClones, checkClones, keepClones, rollBackClones } from './reflink-restore.js';
 
 /** How long cloning one image may be expected to take. */
 const DEFAULT_PAUSE_S = 2;
@@ -179,6 +179,20 @@ export class ReflinkDriver implements DiskDriver {
 
   async check(snapshots: readonly DiskSnapshot[]): Promise<void> {
     await checkClones(snapshots.map(cloneSnapshot));
+  }
+
+  consequences(snapshots: readonly DiskSnapshot[]): Promise<readonly string[]> {
+    return bitmapsOfClones(snapshots.map(cloneSnapshot));
+  }
+
+  /** Another clone beside the image. */
+  async keep(name: string, snapshots: readonly DiskSnapshot[]): Promise<readonly DiskSnapshot[]> {
+    const kept = snapshots.map(cloneSnapshot).map(({ diskId, path, imagePath, format }) => ({
+      ...{ diskId, path, imagePath, format },
+      clonePath: clonePathFor(imagePath, name),
+    }));
+    await keepClones(kept);
+    return kept.map(cloneRecord);
   }
 
   async rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {

@@ -2,19 +2,23 @@
  * Putting images back to the clones of a checkpoint.
  *
  * The clone is cloned into the image, which stays the same file: QEMU has it open already when all memory has
- * been read, owner, mode and labels are kept, and so are hard links. The clone stays. A restore that is
- * killed in the middle leaves the image half way; the same restore, taken again, finishes it.
+ * been read, owner, mode and labels are kept, and so are hard links. The clone stays. What the image was before
+ * is cloned first. A restore that is killed in the middle leaves that clone, and the image half way; the same
+ * restore, taken again, finishes it.
  */
 
-import { open, stat } from 'node:fs/promises';
+import { open, rm, stat } from 'node:fs/promises';
+import { dirname } from 'node:path';
 
 import { CheckpointError, describeError, systemErrorCode } from '../../../src/errors.js';
 import { checkFrozenLayers } from '../qcow2/frozen-layers.js';
+import { bitmapsText, withBitmapsAside } from '../qcow2/bitmaps.js';
 import { imageInfo } from '../qcow2/qemu-img.js';
+import { BEFORE } from '../rolled-back.js';
 import { quoted } from '../shell-quote.js';
 import { diskLost } from '../snapshot-errors.js';
 import { stillOpen } from '../still-open.js';
-import { cloneExtents, isOpenForWriting } from './file-calls.js';
+import { cloneExtents, copyNoCow, giveName, isOpenForWriting, openUnnamed } from './file-calls.js';
 import type { CloneSnapshot } from './reflink-record.js';
 
 /** A QEMU that was killed keeps its images until the last of its threads has ended. */
@@ -50,19 +54,63 @@ export async function checkClones(
   for (const snapshot of snapshots) await refuseLaterSnapshots(snapshot);
 }
 
-/** @throws RESTORE_FAILED, possibly in the middle */
-export async function rollBackClones(snapshots: readonly CloneSnapshot[]): Promise<void> {
+/** Clones images as they are now to `clonePath`. @throws RESTORE_FAILED with none left behind */
+export async function keepClones(snapshots: readonly CloneSnapshot[]): Promise<void> {
+  const named: string[] = [];
   for (const { imagePath, clonePath } of snapshots) {
     try {
+      await cloneTo(imagePath, clonePath);
+      named.push(clonePath);
+    } catch (cause) {
+      for (const path of named) await rm(path, { force: true });
+      throw new CheckpointError(
+        'RESTORE_FAILED',
+        `keeping what ${imagePath} is before it is put back: ${describeError(cause)}`,
+        { cause, hint: 'nothing was touched: is there room on its file system?' },
+      );
+    }
+  }
+}
+
+async function cloneTo(imagePath: string, clonePath: string): Promise<void> {
+  const image = await open(imagePath, 'r');
+  try {
+    const clone = await openUnnamed(dirname(clonePath));
+    try {
+      copyNoCow(image, clone);
+      await cloneExtents(image, clone);
+      await giveName(clone, clonePath);
+    } finally {
+      await clone.close();
+    }
+  } finally {
+    await image.close();
+  }
+}
+
+/** What a rollback does to the dirty bitmaps that the clones hold. */
+export async function bitmapsOfClones(snapshots: readonly CloneSnapshot[]): Promise<readonly string[]> {
+  const texts: string[] = [];
+  for (const { imagePath, clonePath, format } of snapshots) {
+    if (format !== 'qcow2') continue;
+    const { bitmaps } = await imageInfo(clonePath, format);
+    if (bitmaps.length > 0) texts.push(bitmapsText(imagePath, bitmaps));
+  }
+  return texts;
+}
+
+/** @throws RESTORE_FAILED, possibly in the middle */
+export async function rollBackClones(snapshots: readonly CloneSnapshot[]): Promise<void> {
+  for (const snapshot of snapshots) {
+    const { imagePath, clonePath } = snapshot;
+    try {
       await rollBack(imagePath, clonePath);
+      await markChanged(snapshot);
     } catch (cause) {
       throw new CheckpointError(
         'RESTORE_FAILED',
         `putting ${imagePath} back to ${clonePath}: ${describeError(cause)}`,
-        {
-          cause,
-          hint: 'the image may be half way between: restore again',
-        },
+        { cause },
       );
     }
   }
@@ -83,6 +131,15 @@ async function rollBack(imagePath: string, clonePath: string): Promise<void> {
   } finally {
     await clone.close();
   }
+}
+
+/**
+ * Dirty bitmaps came with the clone, and a backup may have been taken since: everything counts as changed. In what an
+ * image was before a restore they are right as they are.
+ */
+async function markChanged({ imagePath, clonePath, format }: CloneSnapshot): Promise<void> {
+  if (format !== 'qcow2' || clonePath.startsWith(`${imagePath}.cairn-${BEFORE}`)) return;
+  await withBitmapsAside(imagePath, await imageInfo(imagePath, format), () => Promise.resolve());
 }
 
 /** Snapshots inside of the image would be gone with it; other checkpoints may need them. */

@@ -61,7 +61,8 @@ export async function rollBackZvols(
   for (const snapshot of snapshots) {
     const name = fullNameOf(snapshot);
     const failure = zfsFailure('rollback', await run('zfs', ['rollback', name], ROLLBACK_LIMIT_MS));
-    if (failure !== '') throw diskLost(`putting the volume back to ${name}: ${failure}`, 'restore again');
+    if (failure !== '')
+      throw new CheckpointError('RESTORE_FAILED', `putting the volume back to ${name}: ${failure}`);
     await devices.forgetCachedPages(snapshot.path).catch((cause: unknown) => {
       throw new CheckpointError('RESTORE_FAILED', `reading ${snapshot.path} anew: ${describeError(cause)}`, {
         cause,

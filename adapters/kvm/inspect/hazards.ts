@@ -13,6 +13,7 @@ import { findDirectIo } from './direct-io.js';
 import { listAddedDevices } from '../../qemu/added-devices.js';
 import { blockedText, MIGRATION_BLOCKED, remedyFor } from '../../qemu/migration-blockers.js';
 import type { Monitor } from '../../qemu/monitor.js';
+import { bitmapsIn } from '../../qemu/block-devices.js';
 import { asObject, asText } from '../../qemu/qmp-json.js';
 import { refusedState, statusOf } from '../run/run-states.js';
 import type { RamBlock } from '../memory/ram-blocks.js';
@@ -35,6 +36,8 @@ export interface VmInventory {
   readonly migration: string;
   /** Why its device state is not asked for; see `findBlockers`. */
   readonly blockers: readonly string[];
+  /** Images with persistent dirty bitmaps: path and names. */
+  readonly bitmaps: readonly string[];
 }
 
 const MIGRATION_RUNS = new Set([
@@ -57,10 +60,11 @@ export async function takeInventory(
   pid: number,
   blocks: readonly RamBlock[],
 ): Promise<VmInventory> {
-  const [devices, status, migration, openFiles, commandLine, sharedWith] = await Promise.all([
+  const [devices, status, migration, blockDevices, openFiles, commandLine, sharedWith] = await Promise.all([
     listAddedDevices(monitor),
     monitor.execute('query-status'),
     monitor.execute('query-migrate'),
+    monitor.execute('query-block'),
     listOpenFiles(pid),
     readProcessText(`/proc/${pid}/cmdline`).catch(() => ''),
     findSharers(pid, blocks),
@@ -75,6 +79,7 @@ export async function takeInventory(
     status: statusOf(status),
     migration: asText(asObject(migration).status),
     blockers: await allBlockers(monitor, migration, devices),
+    bitmaps: bitmapsIn(blockDevices),
   };
 }
 
@@ -177,6 +182,15 @@ const RULES: readonly Rule[] = [
           text: `the balloon takes pages out of ${backed.id}, which lies in a file or shared memory, without the tracker seeing it`,
         };
   },
+  ({ bitmaps }) =>
+    bitmaps.length === 0
+      ? undefined
+      : {
+          code: 'DIRTY_BITMAPS',
+          effect: 'note',
+          warns: true,
+          text: `a backup tool keeps dirty bitmaps (${bitmaps.join('; ')}): a restore marks everything as changed in them; with external snapshots they stay in the frozen image, and record nothing from then on`,
+        },
   ({ directFile }) =>
     directFile === undefined
       ? undefined

@@ -6,7 +6,7 @@
  *     pages, verified as they are read --> stream ----------------------------------------------^
  *
  * Invariant: a VM runs only when the whole checkpoint has been read, verified and loaded. On any failure
- * before that the new QEMU is killed; a QEMU that loses its stream (Cairn killed in the middle) ends by
+ * before that the new QEMU is killed, and the disks are put back to what they were; a QEMU that loses its stream (Cairn killed in the middle) ends by
  * itself.
  */
 
@@ -21,8 +21,10 @@ import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
 import type { QmpClient } from '../../qemu/qmp-client.js';
 import { listPresentDisks, strayDisks } from '../inspect/present-disks.js';
 import { rightsOf } from '../inspect/process-rights.js';
-import { disksOfStoppedQemu, removeStandIns, type DiskDrivers } from '../../disks/disk-drivers.js';
+import { disksOfStoppedQemu, folderOf, removeStandIns, type DiskDrivers } from '../../disks/disk-drivers.js';
 import { formatCommandLine, type QemuOption } from '../../disks/qcow2/command-line.js';
+import { RestoredImages } from '../../disks/qcow2/restored-images.js';
+import { withDisksPutBack, type RolledBack } from '../../disks/rolled-back.js';
 import { incomingCompleted } from './follow.js';
 import { openLog } from './log-file.js';
 import { refuseNeighbours } from './neighbours.js';
@@ -81,7 +83,8 @@ async function restoreIntoNewQemu(
   const start = await planStart(source.machine, request);
   const rights = await allowStart(start, request.asRoot === true);
   const disks = request.keepDisks ? [] : source.disks;
-  const drivers = disksOfStoppedQemu(source.machine);
+  const images = new RestoredImages(folderOf(source.machine));
+  const drivers = disksOfStoppedQemu(source.machine, images);
   await checkSocketsFree(start.options, start.cwd, start.qmpPath);
   await drivers.check(disks);
   const standIns = drivers.standIns(disks, source.checkpointId);
@@ -96,7 +99,7 @@ async function restoreIntoNewQemu(
       qmpPath: start.qmpPath,
       log: log.file,
     });
-    const load = { source, sections, request, rights, drivers, start, stoodIn };
+    const load: Load = { source, sections, request, rights, drivers, images, start, stoodIn };
     try {
       const { streamBytes, running } = await loadInto(qemu, load);
       await log.belongsTo(qemu.pid);
@@ -106,8 +109,9 @@ async function restoreIntoNewQemu(
       return { vmAddress: `qmp:${start.qmpPath}`, pid: qemu.pid, running, streamBytes, ...frozen, ...notes };
     } catch (error) {
       const failure = await afterFailure(qemu, error, stoodIn.options, request.signal?.aborted === true);
+      images.monitor = undefined;
       await log.drop();
-      throw failure;
+      throw await withDisksPutBack(failure, load.rolledBack, request.signal?.aborted === true);
     } finally {
       await qemu.release();
     }
@@ -123,8 +127,11 @@ interface Load {
   readonly request: KvmRestoreRequest;
   readonly rights: StartRights;
   readonly drivers: DiskDrivers;
+  readonly images: RestoredImages;
   readonly start: PlannedStart;
   readonly stoodIn: StoodIn;
+  /** Set once the disks are those of the checkpoint. */
+  rolledBack?: RolledBack;
 }
 
 async function loadInto(
@@ -145,6 +152,8 @@ async function loadInto(
         `QEMU loaded the whole checkpoint but is ${state} instead of running`,
       );
     }
+    load.images.monitor = monitor;
+    await load.rolledBack?.settle();
     return { streamBytes, running: state === 'running' };
   } finally {
     await monitor?.close();
@@ -207,7 +216,9 @@ async function sendStream(socket: Socket, load: Load): Promise<number> {
       },
       {
         omitZeroPagesOf: freshMemory(stoodIn.options),
-        beforeDeviceState: () => ownStep(drivers.rollBack(request.keepDisks ? [] : source.disks)),
+        beforeDeviceState: async () => {
+          load.rolledBack = await ownStep(drivers.rollBack(request.keepDisks ? [] : source.disks));
+        },
         onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
         ...(request.signal === undefined ? {} : { signal: request.signal }),
       },
@@ -250,8 +261,8 @@ async function* ownPages(
   }
 }
 
-async function ownStep(step: Promise<void>): Promise<void> {
-  await step.catch((error: unknown) => {
+async function ownStep<Value>(step: Promise<Value>): Promise<Value> {
+  return step.catch((error: unknown) => {
     throw new OwnFailure(error);
   });
 }

@@ -11,7 +11,9 @@ import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
 import { peerPid } from '../../qemu/peer-process.js';
 import { descriptorOf } from '../../../src/host/socket-descriptor.js';
 import { QmpClient } from '../../qemu/qmp-client.js';
-import { disksOfStoppedQemu } from '../../disks/disk-drivers.js';
+import { disksOfStoppedQemu, folderOf } from '../../disks/disk-drivers.js';
+import { RestoredImages } from '../../disks/qcow2/restored-images.js';
+import { withDisksPutBack, type RolledBack } from '../../disks/rolled-back.js';
 import { incomingCompleted } from './follow.js';
 import type { KvmRestoreRequest } from './options.js';
 import { withRunState } from '../../qemu/stream/device-state.js';
@@ -38,7 +40,9 @@ export async function restoreIntoTarget(
 ): Promise<RestoreResult> {
   const address = parseAddress(target);
   const disks = request.keepDisks ? [] : source.disks;
-  const drivers = disksOfStoppedQemu(source.machine);
+  const images = new RestoredImages(folderOf(source.machine));
+  const drivers = disksOfStoppedQemu(source.machine, images);
+  let rolledBack: RolledBack | undefined;
   refuseStandIns(drivers.standIns(disks, source.checkpointId));
   await drivers.check(disks);
   const monitor =
@@ -60,7 +64,11 @@ export async function restoreIntoTarget(
             pages: (signal) => source.pages(signal),
           },
           {
-            beforeDeviceState: () => drivers.rollBack(disks),
+            beforeDeviceState: async () => {
+              rolledBack = await drivers.rollBack(disks);
+              // From here on nobody could ask the QEMU to let go of what was kept.
+              if (monitor === undefined) await rolledBack.settle();
+            },
             onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
             ...(request.signal === undefined ? {} : { signal: request.signal }),
           },
@@ -74,6 +82,8 @@ export async function restoreIntoTarget(
       socket.end();
       if (monitor !== undefined) {
         const state = await incomingCompleted(monitor, () => undefined, request.signal);
+        images.monitor = monitor;
+        await rolledBack?.settle();
         const vmAddress = `qmp:${request.socketPath ?? ''}`;
         const running = state === 'running';
         const frozen = await thawBySocket(source, running, request.guestAgent);
@@ -86,6 +96,10 @@ export async function restoreIntoTarget(
     } finally {
       socket.destroy();
     }
+  } catch (error) {
+    // A QEMU that runs all the same has its disks locked, and they stay.
+    images.monitor = undefined;
+    throw await withDisksPutBack(error, rolledBack, request.signal?.aborted === true);
   } finally {
     await monitor?.close();
   }

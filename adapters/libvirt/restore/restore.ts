@@ -16,7 +16,9 @@ import { ownIdentity } from '../../../src/host/process-identity.js';
 import { defaultRuntimeDir, openRuntimeDir } from '../../../src/host/runtime-dir.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
 import type { CheckpointSource, RestoreResult } from '../../../src/hypervisor/restore.js';
-import { disksOfStoppedQemu, removeStandIns, type DiskDrivers } from '../../disks/disk-drivers.js';
+import { disksOfStoppedQemu, folderOf, removeStandIns, type DiskDrivers } from '../../disks/disk-drivers.js';
+import { RestoredImages } from '../../disks/qcow2/restored-images.js';
+import { withDisksPutBack, type RolledBack } from '../../disks/rolled-back.js';
 import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import { asResult, thawRestored } from '../../kvm/run/guest-agent/thaw-restored.js';
 import { restoreCheckpoint as restoreOfKvm } from '../../kvm/restore/restore.js';
@@ -26,6 +28,7 @@ import { writeMigrationStream } from '../../qemu/stream/writer.js';
 import { formatDomainAddress, localUri, parseRestoreTarget, SYSTEM_URI } from '../address.js';
 import { LibvirtConnection } from '../native/connection.js';
 import { DomainAgent } from '../qemu/domain-agent.js';
+import { LibvirtMonitor } from '../qemu/monitor.js';
 import { domainProcess } from '../domain-process.js';
 import { editDomain } from '../xml/description-edits.js';
 import { hasFileMemory, identityIn, type DomainIdentity } from '../xml/domain-xml.js';
@@ -54,7 +57,8 @@ export async function restoreDomain(
   const uri = request.target === undefined ? recordedUri(source) : parseRestoreTarget(request.target);
   if (uri === undefined) return intoWaitingQemu(source, request);
   refuseOptionsOfQemu(request);
-  const drivers = disksOfStoppedQemu(source.machine);
+  const images = new RestoredImages(folderOf(source.machine));
+  const drivers = disksOfStoppedQemu(source.machine, images);
   const { xml: edited, disks } = await editDomain(source, request, drivers);
   const identity = identityIn(edited);
   const sections = deviceSections(await source.deviceState());
@@ -63,14 +67,18 @@ export async function restoreDomain(
     await refuseActive(connection, identity);
     await drivers.check(disks);
     const { xml, overlays } = await overlayDisks(edited, drivers.standIns(disks, source.checkpointId));
+    const work: Load = { source, disks, drivers, request, connection, xml, sections };
     let streamBytes: number;
     try {
-      streamBytes = await load({ source, disks, drivers, request, connection, xml, sections });
+      streamBytes = await load(work);
     } catch (error) {
       await removeStandIns(overlays.values());
-      throw error;
+      // libvirt has ended its QEMU before it says that it failed.
+      throw await withDisksPutBack(error, work.rolledBack, request.signal?.aborted === true);
     }
     const domain = await LibvirtDomain.find(connection, identity.uuid);
+    images.monitor = new LibvirtMonitor(domain);
+    await work.rolledBack?.settle();
     await followInDefinition(domain, overlays);
     const { pid } = await domainProcess(domain);
     const vmAddress = formatDomainAddress({ uri, domain: domain.name });
@@ -94,6 +102,8 @@ interface Load {
   readonly connection: LibvirtConnection;
   readonly xml: string;
   readonly sections: Uint8Array;
+  /** Set once the disks are those of the checkpoint. */
+  rolledBack?: RolledBack;
 }
 
 /** @returns bytes written */
@@ -149,7 +159,9 @@ async function send(path: string, work: Load, isOver: () => boolean): Promise<nu
       {
         // Main memory of a new QEMU is all zero, unless it lies in a file that held something.
         omitZeroPagesOf: (regionId) => regionId === 'pc.ram' && !isInFile,
-        beforeDeviceState: () => drivers.rollBack(disks),
+        beforeDeviceState: async () => {
+          work.rolledBack = await drivers.rollBack(disks);
+        },
         onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
         ...(request.signal === undefined ? {} : { signal: request.signal }),
       },

@@ -18,9 +18,12 @@ const imagesOfDomains: ImageSnapshots = {
     ),
 };
 
-/** libxl records absolute paths. */
-export function disksOfStoppedDomain(): DiskDrivers {
-  return new DiskDrivers({ cwd: '/', images: imagesOfDomains, refuseInUse, untried: UNTRIED_DRIVERS });
+/**
+ * libxl records absolute paths.
+ * @param images for a restore, which has seen that nobody has them open
+ */
+export function disksOfStoppedDomain(images: ImageSnapshots = imagesOfDomains): DiskDrivers {
+  return new DiskDrivers({ cwd: '/', images, refuseInUse, untried: UNTRIED_DRIVERS });
 }
 
 /** @throws RESTORE_TARGET_BUSY */

@@ -20,7 +20,9 @@ export interface TrackerChoice {
  * @throws VM_UNSUPPORTED for a hazard that allows no checkpoint at all, TRACKER_UNAVAILABLE
  */
 export async function chooseTracker(vm: Vm, wanted: string): Promise<TrackerChoice> {
-  const { kind, reason } = decideTracker(vm.address, await vm.inspect(), wanted);
+  const report = await vm.inspect();
+  const { kind, reason } = decideTracker(vm.address, report, wanted);
+  for (const { warns, text } of report.hazards) if (warns === true) process.emitWarning(text);
   const tracker = vm.memory.tracker(kind);
   await tracker.start();
   return { tracker, reason };
