@@ -5,8 +5,8 @@
  *     Vm.disks, Hypervisor.recordedDisks, restores of the adapters
  *                             |
  *                        DiskDrivers                 by name
- *            +-----------+--------+-------+--------+--------+
- *        internal    external    lvm     rbd    reflink    zfs
+ *            +-----------+--------+-------+--------+--------+-------+
+ *        internal    external    lvm     rbd    reflink    zfs    copy
  */
 
 import { rm } from 'node:fs/promises';
@@ -23,6 +23,7 @@ import type {
 } from '../../src/hypervisor/disks.js';
 import type { JsonObject } from '../../src/types.js';
 import type { DiskDriverKind, DiskMeans } from './disk-means.js';
+import { copyDriver } from './copy/copy-driver.js';
 import { lvmDriver } from './lvm/lvm-driver.js';
 import { externalDriver } from './qcow2/external-driver.js';
 import { internalDriver } from './qcow2/internal-driver.js';
@@ -37,6 +38,7 @@ import { zfsDriver } from './zfs/zfs-driver.js';
 export const DISK_DRIVERS: readonly DiskDriverKind[] = [
   internalDriver,
   externalDriver,
+  copyDriver,
   lvmDriver,
   rbdDriver,
   reflinkDriver,

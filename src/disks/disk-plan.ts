@@ -27,7 +27,7 @@ export interface DiskOptions {
   readonly memoryOnly: boolean;
   /**
    * The driver of this name takes every disk that it can. It is then the only driver of a hypervisor; those
-   * of a storage are used besides, unless a hook sees to their disks.
+   * of a storage are used besides, unless a hook sees to their disks, and those of a manifest always.
    */
   readonly mode: DiskMode;
   /** A hook command takes care of the disks. */
@@ -73,10 +73,12 @@ function driversInPlay(
     named?.takenBy === 'hypervisor'
       ? named
       : drivers.find((driver) => driver.takenBy === 'hypervisor' && isWithinLimit(driver, disks));
-  const ofStorage = drivers.filter(
-    (driver) => driver.takenBy === 'storage' && driver !== named && !hookCoversDisks,
+  const beside = drivers.filter(
+    (driver) =>
+      driver !== named &&
+      (driver.takenBy === 'manifest' || (driver.takenBy === 'storage' && !hookCoversDisks)),
   );
-  return [named, ofHypervisor, ...ofStorage].filter((driver) => driver !== undefined);
+  return [named, ofHypervisor, ...beside].filter((driver) => driver !== undefined);
 }
 
 /** Whether all disks that the driver would take are within its limit. */

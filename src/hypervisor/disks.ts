@@ -32,9 +32,10 @@ export interface DiskDriverTraits {
   /**
    * `hypervisor`: whoever runs the VM takes the snapshots, and one such driver is used for all disks of a
    * checkpoint. `storage`: something beside the VM does, and may do so even after this process has died; left
-   * to the hook of the operator when there is one.
+   * to the hook of the operator when there is one. `manifest`: the driver itself does, and the manifest holds all
+   * of it; used beside a hook as well, since it is in nobody's way.
    */
-  readonly takenBy: 'hypervisor' | 'storage';
+  readonly takenBy: 'hypervisor' | 'storage' | 'manifest';
   /** Largest virtual size of a disk up to which the driver is chosen by itself; undefined: any. */
   readonly autoLimitBytes?: number;
   /**

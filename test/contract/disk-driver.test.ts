@@ -1,10 +1,11 @@
 /** Every registered disk driver, over fakes of what takes its snapshots; the lab has the real ones. */
 
 import { afterAll, describe, expect, it } from '@jest/globals';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
+import { copyDriver } from '../../adapters/disks/copy/copy-driver.js';
 import { DISK_DRIVERS } from '../../adapters/disks/disk-drivers.js';
 import { LvmDriver, lvmDriver } from '../../adapters/disks/lvm/lvm-driver.js';
 import { externalDriver } from '../../adapters/disks/qcow2/external-driver.js';
@@ -136,7 +137,21 @@ function zfs(): DiskDriverUnderTest {
   };
 }
 
+function copy(): DiskDriverUnderTest {
+  const folder = mkdtempSync(join(dir, 'copy-'));
+  const paths = ['a', 'b'].map((name) => join(folder, name));
+  for (const path of paths) writeFileSync(path, 'variables');
+  return {
+    driver: copyDriver.open({ cwd: '/' }),
+    disks: paths.map((path, i) => disk(`pflash${i}`, path, 'raw')),
+    snapshots: () => readdirSync(folder).filter((name) => name.includes('.cairn-')),
+    refuseLast: () => rmSync(paths[1]!),
+    wayBack: 'here',
+  };
+}
+
 const SUBJECTS = [
+  [copyDriver, copy],
   [internalDriver, () => qemu(internalDriver)],
   [externalDriver, () => qemu(externalDriver)],
   [lvmDriver, lvm],

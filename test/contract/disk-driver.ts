@@ -36,6 +36,9 @@ export function describeDiskDriver(kind: DiskDriverKind, open: () => DiskDriverU
       disks = await driver.describe(subject.disks);
     });
 
+    /** Snapshots of all disks; what a manifest holds is nowhere else. */
+    const onStorage = (): number => (driver.takenBy === 'manifest' ? 0 : disks.length);
+
     it('is what its registration says', () => {
       expect(driver.name).toMatch(/^[a-z0-9][a-z0-9-]{0,30}$/);
       const { name, medium, takenBy, autoLimitBytes, isRemovable } = driver;
@@ -64,7 +67,7 @@ export function describeDiskDriver(kind: DiskDriverKind, open: () => DiskDriverU
         expect(snapshot).toMatchObject(JSON.parse(JSON.stringify(plan[i])) as object);
         expect(snapshot.driver).toBe(driver.name);
       });
-      expect(subject.snapshots()).toHaveLength(disks.length);
+      expect(subject.snapshots()).toHaveLength(onStorage());
     });
 
     it('takes none when one is refused', async () => {

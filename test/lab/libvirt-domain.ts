@@ -86,6 +86,8 @@ export interface LabDomainOptions {
   readonly devicesXml?: string;
   /** For QEMU's command line, past libvirt. */
   readonly qemuArgs?: readonly string[];
+  /** Below <os>. @param dir folder of the domain */
+  readonly osXml?: (dir: string) => string;
   /** qemu-ga in the guest, started by its command start-agent. */
   readonly withAgent?: boolean;
   /** Default: the system's. */
@@ -306,6 +308,7 @@ function domainXml(name: string, dir: string, emulator: string, options: LabDoma
     <kernel>${dir}/vmlinuz</kernel>
     <initrd>${dir}/initrd.gz</initrd>
     <cmdline>console=ttyS0 quiet panic=1 mitigations=off</cmdline>
+    ${options.osXml?.(dir) ?? ''}
   </os>
   <features><acpi/></features>
   <on_crash>preserve</on_crash>

@@ -1,6 +1,7 @@
 import { describe, expect, it } from '@jest/globals';
 
-import { disksIn, withDisk } from '../../adapters/libvirt/xml/domain-disks.js';
+import { editDomain } from '../../adapters/libvirt/xml/description-edits.js';
+import { disksIn, nvramIn, withDisk } from '../../adapters/libvirt/xml/domain-disks.js';
 import {
   hasFileMemory,
   identityIn,
@@ -8,6 +9,7 @@ import {
   withNewMacs,
 } from '../../adapters/libvirt/xml/domain-xml.js';
 import { parseXml } from '../../adapters/libvirt/xml/xml-document.js';
+import type { CheckpointSource } from '../../src/hypervisor/restore.js';
 
 const domain = (inside: string): string => `<domain><name>a</name><uuid>u</uuid>${inside}</domain>`;
 const laughs = Array.from({ length: 20 }, (_, i) => `<!ENTITY l${i + 1} "&l${i};&l${i};&l${i};">`).join('');
@@ -79,6 +81,29 @@ describe('a disk of a domain', () => {
   it('without a medium gets one', () => {
     const xml = domain("<devices><disk type='file' device='cdrom'><target dev='sda'/></disk></devices>");
     expect(disksIn(withDisk(xml, 'sda', '/x.iso'))[0]).toMatchObject({ target: 'sda', path: '/x.iso' });
+  });
+});
+
+describe('the file with the variables of UEFI firmware', () => {
+  it.each([
+    ['as text', "<os><nvram template='/t.fd'>/var/a&amp;b.fd</nvram></os>", '/var/a&b.fd'],
+    ['in a source', "<os><nvram type='file'><source file='/var/c.fd'/></nvram></os>", '/var/c.fd'],
+    ['nowhere', '<os><!-- <nvram>/x</nvram> --></os><metadata><os><nvram>/y</nvram></os></metadata>', ''],
+  ])('stands %s', (_, inside, path) => {
+    expect(nvramIn(domain(inside))).toBe(path);
+  });
+
+  it('gets the bytes of the checkpoint where the command of the operator has put it', async () => {
+    const domainXml = domain('<os><nvram>/var/old.fd</nvram></os>');
+    const copied = { diskId: 'pflash1', path: '/var/old.fd', driver: 'copy', data: {} };
+    const other = { ...copied, diskId: 'vda', path: '/var/web.qcow2', driver: 'internal' };
+    const source = { checkpointId: 'c1', machine: { domainXml }, disks: [copied, other] };
+    const { disks } = await editDomain(
+      source as unknown as CheckpointSource,
+      { paused: false, keepDisks: false, xmlCommand: 'sed s/old/new/' },
+      { movedTo: (disk, path) => ({ ...disk, path }) },
+    );
+    expect(disks).toEqual([{ ...copied, path: '/var/new.fd' }, other]);
   });
 });
 

@@ -11,7 +11,7 @@ import type { CheckpointSource } from '../../../src/hypervisor/restore.js';
 import type { LibvirtRestoreRequest } from '../restore/options.js';
 import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
 import type { DiskDrivers } from '../../disks/disk-drivers.js';
-import { disksIn, withDisk } from './domain-disks.js';
+import { disksIn, nvramIn, withDisk } from './domain-disks.js';
 import { checkedDomain, editedXml, recordedXml, renamed, withNewMacs } from './domain-xml.js';
 import { MAX_XML_CHARS } from './xml-document.js';
 
@@ -41,7 +41,19 @@ export async function editDomain(
     xml = withDisk(xml, target, path);
     disks = disks.flatMap((disk) => (disk.path === before ? (drivers.movedTo(disk, path) ?? []) : [disk]));
   }
-  return { xml: await throughCommand(xml, request), disks };
+  const edited = await throughCommand(xml, request);
+  return { xml: edited, disks: withVariablesAt(disks, nvramIn(xml), nvramIn(edited), drivers) };
+}
+
+/** UEFI variables that the operator's command has put elsewhere. */
+function withVariablesAt(
+  disks: readonly DiskSnapshot[],
+  before: string,
+  now: string,
+  drivers: Pick<DiskDrivers, 'movedTo'>,
+): readonly DiskSnapshot[] {
+  if (now === before || before === '' || now === '') return disks;
+  return disks.flatMap((disk) => (disk.path === before ? (drivers.movedTo(disk, now) ?? []) : [disk]));
 }
 
 function parseDiskPath(argument: string): readonly [target: string, path: string] {

@@ -26,6 +26,14 @@ export interface DomainDisk {
   readonly isWritable: boolean;
 }
 
+/** Path of the file with the variables of UEFI firmware; empty where there is none. @throws VM_UNSUPPORTED */
+export function nvramIn(domainXml: string): string {
+  const [nvram] = below(parseXml(domainXml, 'the XML of the domain'), 'os', 'nvram');
+  if (nvram === undefined) return '';
+  // Since libvirt 8.5 the file may also stand in a source of its own.
+  return below(nvram, 'source')[0]?.attribute('file') ?? nvram.text().trim();
+}
+
 /** Finds the disks in the order of the XML. @throws VM_UNSUPPORTED */
 export function disksIn(domainXml: string): readonly DomainDisk[] {
   return diskElements(domainXml).map(diskOf);
