@@ -99,11 +99,8 @@ describe('a QEMU that became a daemon, with a relative path of its disk', () => 
 
 describe('a QEMU that has given up rights or its view of the files', () => {
   const CASES: readonly (readonly [string, QemuVersion, (jail: string) => readonly string[]])[] = [
-    ['-chroot', '7.2', (jail) => ['-chroot', jail]],
-    ['-runas', '7.2', () => ['-runas', 'nobody']],
     ['-chroot and -runas', '7.2', (jail) => ['-chroot', jail, '-runas', 'nobody']],
-    ['-run-with user', '10.0', () => ['-run-with', 'user=nobody']],
-    ['-run-with chroot', '10.0', (jail) => ['-run-with', `chroot=${jail}`]],
+    ['-run-with', '10.0', (jail) => ['-run-with', `chroot=${jail},user=nobody`]],
     [
       '-sandbox',
       '7.2',

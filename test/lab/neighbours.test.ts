@@ -152,111 +152,106 @@ describe('a copy under another name', () => {
   });
 });
 
-/** Arguments by which a machine takes something, what a refusal names, and arguments for a copy. */
-type Case = readonly [
-  string,
-  (dir: string) => {
-    readonly args: readonly string[];
-    readonly names: string;
-    readonly copy: readonly string[];
-  },
-];
+/** What a machine takes, in words; its arguments, what a refusal names, and the argument by which a copy takes another. */
+interface Taken {
+  readonly args: readonly string[];
+  readonly names: string;
+  readonly copy: string;
+}
 
-const nic = (backend: string): readonly string[] => [
-  '-netdev',
-  backend,
-  '-device',
-  'e1000,netdev=n,romfile=',
-];
-
-const CASES: readonly Case[] = [
-  [
-    'a socket that a network card listens on',
-    (dir) => ({
-      args: nic(`stream,id=n,server=on,addr.type=unix,addr.path=${dir}/net.sock`),
-      names: `${dir}/net.sock`,
-      copy: ['--set-arg', `-netdev=stream,id=n,server=on,addr.type=unix,addr.path=${dir}/other.sock`],
-    }),
-  ],
-  [
-    'a socket that a network card receives at',
-    (dir) => {
-      const backend = (name: string): string =>
-        `dgram,id=n,local.type=unix,local.path=${dir}/${name},remote.type=unix,remote.path=${dir}/r.sock`;
-      return {
-        args: nic(backend('net.sock')),
-        names: `${dir}/net.sock`,
-        copy: ['--set-arg', `-netdev=${backend('o')}`],
-      };
-    },
-  ],
-  [
-    'a port that is forwarded to the guest',
-    () => ({
-      args: nic('user,id=n,hostfwd=tcp:127.0.0.1:40222-:22'),
-      names: 'tcp port 40222',
-      copy: ['--set-arg', '-netdev=user,id=n,hostfwd=tcp:127.0.0.1:40223-:22'],
-    }),
-  ],
-  [
-    'a port that a network card receives at',
-    () => ({
-      args: nic('socket,id=n,udp=127.0.0.1:40224,localaddr=127.0.0.1:40225'),
-      names: 'udp port 40225',
-      copy: ['--set-arg', '-netdev=socket,id=n,udp=127.0.0.1:40224,localaddr=127.0.0.1:40226'],
-    }),
-  ],
-  [
-    'the PID file',
-    (dir) => ({
-      args: ['-pidfile', join(dir, 'pid')],
-      names: join(dir, 'pid'),
-      copy: ['--set-arg', `-pidfile=${dir}/other.pid`],
-    }),
-  ],
-  [
-    'a log that QEMU empties first',
-    (dir) => ({
-      args: ['-chardev', `file,id=log,path=${dir}/own.log`, '-device', 'isa-debugcon,chardev=log'],
-      names: join(dir, 'own.log'),
-      copy: ['--set-arg', `-chardev#2=file,id=log,path=${dir}/other.log`],
-    }),
-  ],
-  [
-    'a disk without locks',
-    (dir) => {
-      const path = join(dir, 'raw.img');
-      execFileSync('truncate', ['-s', '16M', path]);
-      const drive = (file: string): string => `file=${file},if=none,id=d,format=raw,file.locking=off`;
-      execFileSync('cp', [path, `${path}.copy`]);
-      return {
-        args: ['-drive', drive(path), '-device', 'virtio-blk-pci,drive=d'],
-        names: path,
-        copy: ['--set-arg', `-drive=${drive(`${path}.copy`)}`],
-      };
-    },
-  ],
-];
+/** Each with a card of its own. */
+function taken(dir: string): ReadonlyMap<string, Taken> {
+  const card = (id: string, of: (name: string) => string, names: string, nth: number): Taken => ({
+    args: ['-netdev', of(id), '-device', `e1000,netdev=${id},romfile=`],
+    names,
+    copy: `-netdev#${nth}=${of(`other-${id}`).replace(`id=other-${id}`, `id=${id}`)}`,
+  });
+  const raw = join(dir, 'raw.img');
+  execFileSync('truncate', ['-s', '16M', raw]);
+  execFileSync('cp', [raw, `${raw}.copy`]);
+  const drive = (file: string): string => `file=${file},if=none,id=d,format=raw,file.locking=off`;
+  const port = (id: string, own: number): number => (id.startsWith('other') ? own + 10 : own);
+  return new Map([
+    [
+      'a socket that a network card listens on',
+      card(
+        'a',
+        (id) => `stream,id=${id},server=on,addr.type=unix,addr.path=${dir}/${id}.sock`,
+        `${dir}/a.sock`,
+        1,
+      ),
+    ],
+    [
+      'a socket that a network card receives at',
+      card(
+        'b',
+        (id) =>
+          `dgram,id=${id},local.type=unix,local.path=${dir}/${id}.sock,remote.type=unix,remote.path=${dir}/r`,
+        `${dir}/b.sock`,
+        2,
+      ),
+    ],
+    [
+      'a port that is forwarded to the guest',
+      card('c', (id) => `user,id=${id},hostfwd=tcp:127.0.0.1:${port(id, 40222)}-:22`, 'tcp port 40222', 3),
+    ],
+    [
+      'a port that a network card receives at',
+      card(
+        'e',
+        (id) => `socket,id=${id},udp=127.0.0.1:40224,localaddr=127.0.0.1:${port(id, 40225)}`,
+        'udp port 40225',
+        4,
+      ),
+    ],
+    [
+      'the PID file',
+      { args: ['-pidfile', join(dir, 'pid')], names: join(dir, 'pid'), copy: `-pidfile=${dir}/other.pid` },
+    ],
+    [
+      'a log that QEMU empties first',
+      {
+        args: ['-chardev', `file,id=log,path=${dir}/own.log`, '-device', 'isa-debugcon,chardev=log'],
+        names: join(dir, 'own.log'),
+        copy: `-chardev#2=file,id=log,path=${dir}/other.log`,
+      },
+    ],
+    [
+      'a disk without locks',
+      {
+        args: ['-drive', drive(raw), '-device', 'virtio-blk-pci,drive=d'],
+        names: raw,
+        copy: `-drive=${drive(`${raw}.copy`)}`,
+      },
+    ],
+  ]);
+}
 
 describe('a restore beside the living machine', () => {
-  it.each(CASES)('is refused by name for %s, and done with another one', async (_, made) => {
+  it('is refused by name for each thing that it would share, and done with others', async () => {
     const dir = scratchDir('beside');
-    const { args, names, copy } = made(dir);
+    const things = taken(dir);
     machine = await LabMachine.start({
       name: 'web',
       dir,
       memoryMib: MEMORY_MIB,
       devices: [],
-      extraArgs: args,
+      extraArgs: [...things.values()].flatMap(({ args }) => args),
     });
     options = { dir, repo: join(dir, 'repo') };
     await cairn(['init', '--repo', options.repo], options);
     await cairn(['checkpoint', machine.address, '--repo', options.repo, '--memory-only'], options);
 
-    expect(await refusal()).toEqual(busy(names));
-    expect(existsSync(join(dir, 'copy-qmp.sock'))).toBe(false);
+    const others = (except?: string): readonly string[] =>
+      [...things].flatMap(([what, { copy }]) => (what === except ? [] : ['--set-arg', copy]));
+    for (const [what, { names }] of things) {
+      const { exitCode, messages } = await runCairn(restore(...others(what)), options);
+      expect({ what, exitCode, error: messages.at(-1) }).toEqual({ what, exitCode: 22, error: busy(names) });
+      expect(existsSync(join(dir, 'copy-qmp.sock'))).toBe(false);
+    }
+    await machine.waitForProgress();
 
-    const { pid } = await cairn(restore(...copy), options);
+    const { pid } = await cairn(restore(...others()), options);
     process.kill(Number(pid), 'SIGKILL');
     await machine.waitForProgress();
   });

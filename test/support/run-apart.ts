@@ -4,8 +4,8 @@
  *
  *     node run-apart.js READY [fast:PATTERN,PATTERN] [PATTERN...]
  *
- *     fast tiers --> READY exists --+--> file --> file --> ... ----+--> N passed, N failed
- *                                   +--> those of BESIDE --> ... --+
+ *     fast tiers --> READY exists --+--> file --> file --> ... -------------------+--> N passed, N failed
+ *                                   +--> those of FIRST --> files from the end ---+
  *
  * A file that could not be run counts as one failed test.
  */
@@ -20,18 +20,16 @@ import { fileURLToPath } from 'node:url';
 
 const JEST = fileURLToPath(new URL('../../../node_modules/jest/bin/jest.js', import.meta.url));
 const FAST = 'fast:';
-/**
- * Each is one emulated machine from end to end, which waits for nobody and whose limits are wide. The other files of the lab leave half of two
- * processors idle, so these run beside them. Their output appears when they are through.
- */
-const BESIDE = ['xen', 'nested', 'lvm'];
+/** Each is one emulated machine from end to end, and takes longest: the second of the two lanes begins with them. */
+const FIRST = ['xen', 'nested', 'lvm', 'nfs'];
 const READY_POLL_MS = 200;
 const PEAK_POLL_MS = 1000;
 
 interface Job {
   readonly name: string;
   readonly args: readonly string[];
-  readonly isBeside: boolean;
+  /** It is run in the second lane, before anything else. */
+  readonly isFirst: boolean;
 }
 
 interface Outcome {
@@ -55,7 +53,7 @@ interface JestReport {
 
 function fastJob(word: string): Job {
   const patterns = word.slice(FAST.length).split(',');
-  return { name: 'fast tiers', args: ['--maxWorkers=2', ...patterns], isBeside: false };
+  return { name: 'fast tiers', args: ['--maxWorkers=2', ...patterns], isFirst: false };
 }
 
 function jobsOf(patterns: readonly string[]): readonly Job[] {
@@ -67,15 +65,16 @@ function jobsOf(patterns: readonly string[]): readonly Job[] {
     const name = basename(file, '.test.js');
     // A test that fails may leave a guest or a socket behind, which must not keep the run from ending; hence --forceExit.
     const args = ['--runInBand', '--forceExit', '--runTestsByPath', file];
-    return { name, args, isBeside: files.length > 1 && BESIDE.includes(name) };
+    return { name, args, isFirst: files.length > 1 && FIRST.includes(name) };
   });
 }
 
-async function run(job: Job, reports: string): Promise<Outcome> {
+/** @param isShown output appears as it comes; else when the file is through */
+async function run(job: Job, reports: string, isShown: boolean): Promise<Outcome> {
   const report = join(reports, `${job.name.replace(' ', '-')}.json`);
   const started = performance.now();
   const child = spawn(process.execPath, [JEST, ...job.args, '--json', `--outputFile=${report}`], {
-    stdio: job.isBeside ? ['ignore', 'pipe', 'pipe'] : ['ignore', 'inherit', 'inherit'],
+    stdio: isShown ? ['ignore', 'inherit', 'inherit'] : ['ignore', 'pipe', 'pipe'],
   });
   const output: Buffer[] = [];
   for (const stream of [child.stdout, child.stderr]) stream?.on('data', (part: Buffer) => output.push(part));
@@ -108,10 +107,16 @@ function peakMibOf(pid: number | undefined): number {
   }
 }
 
+/** A file leaves half of two processors idle, so two run at a time. Whichever lane is free takes the next one. */
 async function runAll(jobs: readonly Job[], reports: string): Promise<readonly Outcome[]> {
   const outcomes: Outcome[] = [];
-  for (const job of jobs) outcomes.push(await run(job, reports));
-  return outcomes;
+  const first = jobs.filter(({ isFirst }) => isFirst);
+  const others = jobs.filter(({ isFirst }) => !isFirst);
+  const lane = async (next: () => Job | undefined, isShown: boolean): Promise<void> => {
+    for (let job = next(); job !== undefined; job = next()) outcomes.push(await run(job, reports, isShown));
+  };
+  await Promise.all([lane(() => others.shift(), true), lane(() => first.shift() ?? others.pop(), false)]);
+  return outcomes.sort((a, b) => a.name.localeCompare(b.name));
 }
 
 function summary(outcomes: readonly Outcome[]): { readonly text: string; readonly isGood: boolean } {
@@ -137,11 +142,10 @@ const [ready = '', ...words] = process.argv.slice(2);
 const reports = mkdtempSync(join(tmpdir(), 'reports-'));
 try {
   const outcomes: Outcome[] = [];
-  for (const word of words) if (word.startsWith(FAST)) outcomes.push(await run(fastJob(word), reports));
+  for (const word of words) if (word.startsWith(FAST)) outcomes.push(await run(fastJob(word), reports, true));
   const jobs = jobsOf(words.filter((word) => !word.startsWith(FAST)));
   while (jobs.length > 0 && !existsSync(ready)) await sleep(READY_POLL_MS);
-  const lanes = [false, true].map((isBeside) => jobs.filter((job) => job.isBeside === isBeside));
-  for (const lane of await Promise.all(lanes.map((lane) => runAll(lane, reports)))) outcomes.push(...lane);
+  outcomes.push(...(await runAll(jobs, reports)));
   const { text, isGood } = summary(outcomes);
   process.stdout.write(`\n${text}\n`);
   process.exitCode = isGood ? 0 : 1;
