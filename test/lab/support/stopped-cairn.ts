@@ -1,7 +1,7 @@
 /** A Cairn that stands still at a point of a checkpoint (`src/checkpoint/fault-points.ts`), as one does whose storage hangs. */
 
 import { readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { FAULT_POINTS, type FaultPoint } from '../../../src/checkpoint/fault-points.js';
@@ -60,10 +60,13 @@ export class StoppedCairn {
   }
 }
 
-/** All files of a repository: also what a checkpoint leaves behind without a manifest. */
+/**
+ * All files of a repository: also what a checkpoint leaves behind without a manifest. Without locks: that of a Cairn that
+ * was killed goes with the next one.
+ */
 export function storedObjects(repo: string): readonly string[] {
   return readdirSync(repo, { recursive: true, withFileTypes: true })
-    .filter((entry) => entry.isFile())
+    .filter((entry) => entry.isFile() && basename(entry.parentPath) !== 'locks')
     .map(({ parentPath, name }) => join(parentPath, name))
     .sort();
 }
