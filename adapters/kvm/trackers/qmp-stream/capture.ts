@@ -95,10 +95,7 @@ export class StreamCapture {
     let before: number | undefined;
     for (;;) {
       if (migration.stoppedAt !== undefined) {
-        if (!(await this.#isStoppedByMigration())) {
-          this.#isPausedByOther = true;
-          throw pausedByOther();
-        }
+        await this.#mustBeStoppedByMigration();
         this.#endHeartbeat();
         return migration.stoppedAt;
       }
@@ -110,7 +107,8 @@ export class StreamCapture {
       const { remainingPages, transferredBytes } = await migration.progress();
       onRound(passes - 1, remainingPages);
       const bytesPerMs = transferredBytes / Math.max(1, performance.now() - started);
-      if (decide(passes - 1, remainingPages, before, bytesPerMs)) return migration.stoppedAt;
+      // It may have been stopped since, by whomever: that is looked at first.
+      if (decide(passes - 1, remainingPages, before, bytesPerMs) && !isStopped(migration)) return undefined;
       before = remainingPages;
     }
   }
@@ -125,7 +123,10 @@ export class StreamCapture {
     this.#endHeartbeat();
     if (migration.stoppedAt === undefined && !this.#deps.stopFirst) {
       try {
-        if (!(await this.#deps.runState.pause({ duringOwnMigration: true, limitMs }))) throw pausedByOther();
+        if (!(await this.#deps.runState.pause({ duringOwnMigration: true, limitMs }))) {
+          this.#isPausedByOther = true;
+          throw pausedByOther();
+        }
       } catch (error) {
         // QEMU may be stopping the VM in this very moment, which is what was wanted. Its state says so before
         // the vCPUs have come to rest, its STOP event only after that.
@@ -225,6 +226,13 @@ export class StreamCapture {
     this.#deps.receiver.cut();
     await endMigration(this.#deps.monitor);
     await this.#cleanUp();
+  }
+
+  /** @throws VM_STATE when it was somebody else */
+  async #mustBeStoppedByMigration(): Promise<void> {
+    if (await this.#isStoppedByMigration()) return;
+    this.#isPausedByOther = true;
+    throw pausedByOther();
   }
 
   async #isStoppedByMigration(): Promise<boolean> {
@@ -328,6 +336,10 @@ export class StreamCapture {
         process.emitWarning(`migration settings of the VM are not put back yet: ${describeError(error)}`);
     }
   }
+}
+
+function isStopped({ stoppedAt }: Migration): boolean {
+  return stoppedAt !== undefined;
 }
 
 function pausedByOther(): CheckpointError {
