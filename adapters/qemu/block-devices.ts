@@ -4,12 +4,9 @@ import { resolve } from 'node:path';
 
 import type { VmDisk } from '../../src/hypervisor/disks.js';
 import type { Json, JsonObject } from '../../src/types.js';
-import { imagePath } from './image-names.js';
+import { imagePath, isLocalPath } from './image-names.js';
 import type { Monitor } from './monitor.js';
 import { asArray, asNumber, asObject, asText } from './qmp-json.js';
-
-/** Such as `json:{...}` and `nbd://host/disk`. */
-const NO_LOCAL_PATH = /^[a-z][a-z0-9+.-]*:/i;
 
 /**
  * Disks with a medium, in the order in which QEMU lists them, with no snapshot modes yet.
@@ -20,7 +17,7 @@ export async function listDisks(monitor: Monitor, folder?: string): Promise<read
   const disks = disksOf(await monitor.execute('query-block'));
   if (folder === undefined) return disks;
   const absolute = (path: string): string =>
-    path === '' || NO_LOCAL_PATH.test(path) ? path : resolve(folder, path);
+    isLocalPath(path) ? resolve(folder, path.replace(/^file:/, '')) : path;
   return disks.map((disk) => ({
     ...disk,
     path: absolute(disk.path),

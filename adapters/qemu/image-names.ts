@@ -12,10 +12,17 @@ import type { Json, JsonObject } from '../../src/types.js';
 import { asObject, asText } from './qmp-json.js';
 
 const JSON_NAME = 'json:';
+/** Such as `json:{...}` and `nbd://host/disk`. QEMU takes a path with or without `file:`. */
+const NO_LOCAL_PATH = /^(?!file:)[a-z][a-z0-9+.-]*:/i;
 /** Greatest length of a name in QEMU. */
 const MAX_NAME_BYTES = 4096;
 /** A format or filter on a protocol, with a few filters at most. */
 const MAX_LAYERS = 8;
+
+/** Whether the name of an image is a path of the host. */
+export function isLocalPath(name: string): boolean {
+  return name !== '' && !NO_LOCAL_PATH.test(name);
+}
 
 /** The path of the file, as QEMU has it; the name itself when it leads to no single file of the host. */
 export function imagePath(name: string): string {

@@ -21,6 +21,7 @@ import { resolve } from 'node:path';
 import { CheckpointError, describeError, systemErrorCode } from '../../../src/errors.js';
 import type { DiskDriver } from '../../../src/hypervisor/disk-driver.js';
 import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/disks.js';
+import { isLocalPath } from '../../qemu/image-names.js';
 import type { DiskDriverKind, DiskMeans } from '../disk-means.js';
 import { refuseOpenForWriting } from '../qcow2/images.js';
 import { diskLost, snapshotFailed } from '../snapshot-errors.js';
@@ -42,9 +43,6 @@ const TRAITS = {
 } as const;
 
 export const copyDriver: DiskDriverKind = { ...TRAITS, open: (means) => new CopyDriver(means) };
-
-/** `json:{...}`, `nbd://host/export`: what a hypervisor writes for something else than a file. */
-const NO_FILE = /^[A-Za-z][A-Za-z0-9+.-]*:/;
 
 interface FoundFile {
   readonly filePath: string;
@@ -73,7 +71,7 @@ export class CopyDriver implements DiskDriver {
   }
 
   async #describe(disk: VmDisk): Promise<VmDisk> {
-    if (!disk.writable || disk.format !== 'raw' || NO_FILE.test(disk.path)) return disk;
+    if (!disk.writable || disk.format !== 'raw' || !isLocalPath(disk.path)) return disk;
     const filePath = resolve(this.#means.cwd, disk.path);
     const found = await stat(filePath).catch(() => undefined);
     if (found?.isFile() !== true || found.size > MAX_FILE_BYTES) return disk;

@@ -15,13 +15,8 @@ import { resolve } from 'node:path';
 
 import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
 import type { VmDisk } from '../../../src/hypervisor/disks.js';
+import { isLocalPath } from '../../qemu/image-names.js';
 import type { ExternalSnapshot, FrozenLayer } from './qcow2-records.js';
-
-/**
- * Paths as the hypervisor writes them when they name something else than a file: `json:{...}`,
- * `nbd://host/export`.
- */
-const NO_FILE = /^[A-Za-z][A-Za-z0-9+.-]*:/;
 
 /**
  * The same snapshots with their frozen layers. Right after they were taken: what they froze is not written to
@@ -38,7 +33,7 @@ export function withFrozenLayers(
   return Promise.all(
     snapshots.map(async (snapshot) => {
       const below = disks.find(({ id }) => id === snapshot.diskId)?.backingPaths ?? [];
-      const paths = [snapshot.path, ...below].filter((path) => path !== '' && !NO_FILE.test(path));
+      const paths = [snapshot.path, ...below].filter(isLocalPath);
       const layers = await Promise.all(paths.map((path) => layerAt(resolve(cwd, path))));
       return { ...snapshot, frozen: layers.filter((layer) => layer !== undefined) };
     }),

@@ -4,9 +4,7 @@ import { readFile, stat } from 'node:fs/promises';
 
 import { CheckpointError } from '../../../src/errors.js';
 import type { VmDisk } from '../../../src/hypervisor/disks.js';
-
-/** Such as `nbd://host/export`: what is behind it cannot grow, or not be reached by qemu-img later. */
-const NO_LOCAL_PATH = /^(?!file:)[a-z][a-z0-9+.-]*:/i;
+import { isLocalPath } from '../../qemu/image-names.js';
 
 /** The same disk; the mode is added to one that the VM writes to in a qcow2 image of this host. */
 export function withMode(disk: VmDisk, mode: string): VmDisk {
@@ -19,7 +17,8 @@ export function withMode(disk: VmDisk, mode: string): VmDisk {
 function obstacleOf({ path, isEncrypted }: VmDisk): string | undefined {
   // An overlay of QEMU's would hold in the clear what the guest writes, and qemu-img has no key to roll back with.
   if (isEncrypted === true) return 'its image is encrypted (LUKS), and a snapshot of it would not be';
-  return NO_LOCAL_PATH.test(path) ? 'its image is no file of this host' : undefined;
+  // What is behind another name cannot grow, or not be reached by qemu-img later.
+  return isLocalPath(path) ? undefined : 'its image is no file of this host';
 }
 
 export function nobodyTakes(mode: string): CheckpointError {

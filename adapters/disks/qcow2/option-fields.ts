@@ -5,7 +5,7 @@
 
 import { parseJson } from '../../../src/records/json-text.js';
 import type { Json, JsonObject } from '../../../src/types.js';
-import { valueOf, withValueOf } from './command-line.js';
+import { valueOf, withoutValueOf, withValueOf } from './command-line.js';
 
 /** @param implied the key of a first part that has none. @returns undefined where there is no such field */
 export function fieldOf(value: string, key: string, implied?: string): string | undefined {
@@ -22,6 +22,14 @@ export function withField(value: string, key: string, to: string): string {
   if (!value.startsWith('{')) return withValueOf(value, key, to);
   const whole = parsed(value);
   return isObject(whole) ? JSON.stringify(withNested(whole, key.split('.'), to)) : value;
+}
+
+/** The value without a field that is not nested. */
+export function withoutField(value: string, key: string): string {
+  if (!value.startsWith('{')) return withoutValueOf(value, key);
+  const whole = parsed(value);
+  if (!isObject(whole)) return value;
+  return JSON.stringify(Object.fromEntries(Object.entries(whole).filter(([name]) => name !== key)));
 }
 
 /** Whether a switch is on: `key`, `key=on`, `key=yes`. */

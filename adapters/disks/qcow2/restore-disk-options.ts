@@ -11,8 +11,8 @@
 import { resolve } from 'node:path';
 
 import { CheckpointError } from '../../../src/errors.js';
-import { parseJson } from '../../../src/records/json-text.js';
 import { option, valueOf, withoutValueOf, withValueOf, type QemuOption } from './command-line.js';
+import { fieldOf, withField, withoutField } from './option-fields.js';
 
 export interface DiskReference {
   /** Place of the option that names the path. */
@@ -148,45 +148,12 @@ interface BlockNode {
 }
 
 function blockNode(value: string): BlockNode {
-  if (!value.startsWith('{')) {
-    return {
-      value,
-      get: (key) => valueOf(value, key),
-      with: (key, to) => blockNode(withValueOf(value, key, to)),
-      without: (key) => blockNode(withoutValueOf(value, key)),
-    };
-  }
-  const parsed = objectIn(value);
   return {
     value,
-    get: (key) => {
-      const found = key
-        .split('.')
-        .reduce<unknown>((inside, part) => (isObject(inside) ? inside[part] : undefined), parsed);
-      return typeof found === 'string' ? found : undefined;
-    },
-    with: (key, to) => blockNode(JSON.stringify(withNested(parsed, key.split('.'), to))),
-    without: (key) =>
-      blockNode(JSON.stringify(Object.fromEntries(Object.entries(parsed).filter(([name]) => name !== key)))),
+    get: (key) => fieldOf(value, key),
+    with: (key, to) => blockNode(withField(value, key, to)),
+    without: (key) => blockNode(withoutField(value, key)),
   };
-}
-
-/** QEMU refuses what is no JSON, and nobody puts a disk into it: it names none. */
-function objectIn(value: string): Record<string, unknown> {
-  try {
-    return parseJson(value) as Record<string, unknown>;
-  } catch {
-    return {};
-  }
-}
-
-function withNested(
-  into: Record<string, unknown>,
-  [key, ...rest]: readonly string[],
-  to: string,
-): Record<string, unknown> {
-  const inner = into[key!];
-  return { ...into, [key!]: rest.length === 0 ? to : withNested(isObject(inner) ? inner : {}, rest, to) };
 }
 
 /**
@@ -217,8 +184,4 @@ function withValueAt(options: readonly QemuOption[], at: number, value: string):
 /** QEMU takes a path with or without the prefix "file:". */
 function absolute(path: string, cwd: string): string {
   return resolve(cwd, path.replace(/^file:/, ''));
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }

@@ -10,7 +10,8 @@
 import { readdir, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 
-import { NO_LOCAL_PATH, type ListedDisk } from './present-disks.js';
+import { isLocalPath } from '../../qemu/image-names.js';
+import type { ListedDisk } from './present-disks.js';
 
 /** Descriptors that a manager has handed over have no path. */
 const HANDED_OVER = '/dev/fdset/';
@@ -27,9 +28,7 @@ export async function imagesElsewhere(
   const named = disks.flatMap((disk) =>
     [disk.path, ...disk.backingPaths].map((path) => ({ path, device: disk.device })),
   );
-  const local = named.filter(
-    ({ path }) => path !== '' && !NO_LOCAL_PATH.test(path) && !path.startsWith(HANDED_OVER),
-  );
+  const local = named.filter(({ path }) => isLocalPath(path) && !path.startsWith(HANDED_OVER));
   if (local.length === 0) return [];
   const open = await openFiles(pid);
   if (open === undefined) return [];

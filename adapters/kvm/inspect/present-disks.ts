@@ -18,7 +18,7 @@ import { valueOf, type QemuOption } from '../../disks/qcow2/command-line.js';
 import { imageInfo } from '../../disks/qcow2/qemu-img.js';
 import { diskReferences, type DiskReference } from '../../disks/qcow2/restore-disk-options.js';
 import { backingPathsOf } from '../../qemu/block-devices.js';
-import { imagePath } from '../../qemu/image-names.js';
+import { imagePath, isLocalPath } from '../../qemu/image-names.js';
 import type { Monitor } from '../../qemu/monitor.js';
 import { asArray, asObject, asText } from '../../qemu/qmp-json.js';
 
@@ -48,9 +48,6 @@ export interface DiskPicture {
   /** What no command line could say of them, in words for the operator. */
   readonly problems: readonly string[];
 }
-
-/** Such as `json:{...}` and `nbd://host/disk`: whether an option stands for it is not told by a path. */
-export const NO_LOCAL_PATH = /^(?!file:)[a-z][a-z0-9+.-]*:/i;
 
 /** All drives of a QEMU, in the order in which it lists them. @throws VM_GONE */
 export async function listPresentDisks(monitor: Monitor): Promise<readonly ListedDisk[]> {
@@ -133,7 +130,8 @@ async function isAsWritten(
   reference: DiskReference | undefined,
   cwd: string,
 ): Promise<boolean> {
-  if (NO_LOCAL_PATH.test(path)) return true;
+  // Whether an option stands for such a name is not told by a path.
+  if (path !== '' && !isLocalPath(path)) return true;
   if (reference === undefined) return path === '';
   return path === reference.path || isSameFile(path, reference.path, cwd);
 }

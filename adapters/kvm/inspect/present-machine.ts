@@ -6,7 +6,8 @@
 import { CheckpointError } from '../../../src/errors.js';
 import type { VmHazard } from '../../../src/hypervisor/vm.js';
 import type { Json, JsonObject } from '../../../src/types.js';
-import { parseCommandLine, valueOf, type QemuOption } from '../../disks/qcow2/command-line.js';
+import { parseCommandLine, type QemuOption } from '../../disks/qcow2/command-line.js';
+import { fieldOf } from '../../disks/qcow2/option-fields.js';
 import { listAddedDevices, type AddedDevice } from '../../qemu/added-devices.js';
 import type { Monitor } from '../../qemu/monitor.js';
 import { imagesElsewhere } from './open-images.js';
@@ -123,7 +124,7 @@ function unpluggedDevices(
   options: readonly QemuOption[],
 ): readonly string[] {
   const values = options.filter(({ name }) => name === 'device').map(({ value = '' }) => value);
-  const ids = values.map(idOf);
+  const ids = values.map((value) => fieldOf(value, 'id'));
   const isThere = new Set(devices.map(({ path }) => path));
   const gone = ids.flatMap((id) =>
     id === undefined || isThere.has(`${PERIPHERAL}${id}`) ? [] : `the device ${id} was unplugged`,
@@ -132,12 +133,6 @@ function unpluggedDevices(
   const anonymous = devices.filter(({ path }) => path.startsWith(ANONYMOUS)).length;
   const missing = unnamed - anonymous;
   return missing > 0 ? [...gone, `${missing} of the devices without an id were unplugged`] : gone;
-}
-
-/** Of a -device in either of its two forms. */
-function idOf(value: string): string | undefined {
-  if (!value.startsWith('{')) return valueOf(value, 'id');
-  return /"id"\s*:\s*"([^"]*)"/.exec(value)?.[1];
 }
 
 function nameOf(path: string): string {

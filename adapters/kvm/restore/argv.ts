@@ -31,6 +31,7 @@ import {
   withValueOf,
   type QemuOption,
 } from '../../disks/qcow2/command-line.js';
+import { isOn } from '../../disks/qcow2/option-fields.js';
 import { withPresentDisks } from '../inspect/present-disks.js';
 import type { RecordedMachine } from './machine.js';
 import type { KvmRestoreRequest } from './options.js';
@@ -207,9 +208,13 @@ function withQmpSocket(
 function qmpPathOf(candidate: QemuOption, all: readonly QemuOption[]): string | undefined {
   const value = candidate.value ?? '';
   if (candidate.name === 'qmp' && value.startsWith('unix:')) {
-    return isServer(value) ? unescapeCommas(splitValue(value)[0]!.slice('unix:'.length)) : undefined;
+    return isOn(value, 'server') ? unescapeCommas(splitValue(value)[0]!.slice('unix:'.length)) : undefined;
   }
-  if (candidate.name !== 'chardev' || valueOf(value, 'backend', 'backend') !== 'socket' || !isServer(value))
+  if (
+    candidate.name !== 'chardev' ||
+    valueOf(value, 'backend', 'backend') !== 'socket' ||
+    !isOn(value, 'server')
+  )
     return undefined;
   const id = valueOf(value, 'id');
   const isControl = all.some(
@@ -220,11 +225,6 @@ function qmpPathOf(candidate: QemuOption, all: readonly QemuOption[]): string | 
       (each.name === 'qmp' && each.value === `chardev:${id ?? ''}`),
   );
   return isControl ? valueOf(value, 'path') : undefined;
-}
-
-/** `server`, `server=on`; a client socket leads to somebody else's server. */
-function isServer(value: string): boolean {
-  return splitValue(value).some((part) => part === 'server' || part === 'server=on' || part === 'server=yes');
 }
 
 function withSocketPath(chosen: QemuOption, path: string): QemuOption {

@@ -20,16 +20,12 @@ export type Claim = { readonly option: string } & (
 /** @param cwd what relative paths start from */
 export function claimsOf(options: readonly QemuOption[], cwd: string): readonly Claim[] {
   const exclusive = exclusiveChardevs(options);
-  const disks = new Set(
-    diskReferences(options, cwd)
-      .filter(({ at }) => isWritten(options, at))
-      .map(({ at, path }) => ({ at, path })),
-  );
+  const disks = diskReferences(options, cwd).filter(({ at }) => isWritten(options, at));
   return options.flatMap((each, at) => {
     const option = `${each.spelling} ${each.value ?? ''}`.trim();
     const path = (kind: 'file' | 'memory' | 'private-memory' | 'datagrams' | 'back-end', name?: string) =>
       name === undefined || name === '' ? [] : [{ option, kind, path: resolve(cwd, name) }];
-    const named = [...disks].filter((disk) => disk.at === at).flatMap((disk) => path('file', disk.path));
+    const named = disks.filter((disk) => disk.at === at).flatMap((disk) => path('file', disk.path));
     return [
       ...named,
       ...memoryOf(each).flatMap(({ kind, name }) => path(kind, name)),
@@ -136,10 +132,12 @@ function portsOf({ name, value = '' }: QemuOption): readonly Port[] {
     case 'parallel':
     case 'gdb': {
       const [, host = '', port] = /^(?:mon:)?(?:tcp|telnet|websocket):([^,]*):(\d+)/.exec(value) ?? [];
-      return (name === 'gdb' || isServer(value)) && !looksFurther(value) ? portAt('tcp', host, port) : [];
+      return (name === 'gdb' || isOn(value, 'server')) && !looksFurther(value)
+        ? portAt('tcp', host, port)
+        : [];
     }
     case 'chardev':
-      return isServer(value) && !looksFurther(value)
+      return isOn(value, 'server') && !looksFurther(value)
         ? portAt('tcp', fieldOf(value, 'host'), fieldOf(value, 'port'))
         : [];
     case 'netdev':
@@ -148,10 +146,6 @@ function portsOf({ name, value = '' }: QemuOption): readonly Port[] {
     default:
       return [];
   }
-}
-
-function isServer(value: string): boolean {
-  return isOn(value, 'server');
 }
 
 /** With `to` QEMU takes the next port that is free. */
@@ -171,7 +165,7 @@ function netPorts(value: string): readonly Port[] {
       ...(fieldOf(value, 'mcast') === undefined ? at('udp', fieldOf(value, 'localaddr')) : []),
     ];
   }
-  if (type === 'stream' && isServer(value) && fieldOf(value, 'addr.type') === 'inet')
+  if (type === 'stream' && isOn(value, 'server') && fieldOf(value, 'addr.type') === 'inet')
     return portAt('tcp', fieldOf(value, 'addr.host'), fieldOf(value, 'addr.port'));
   if (type === 'dgram' && fieldOf(value, 'local.type') === 'inet' && fieldOf(value, 'remote.type') === 'inet')
     return portAt('udp', fieldOf(value, 'local.host'), fieldOf(value, 'local.port'));

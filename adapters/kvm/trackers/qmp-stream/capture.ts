@@ -338,6 +338,7 @@ export class StreamCapture {
   }
 }
 
+/** Asked anew: an answer from before an `await` says nothing any more, and the compiler would go by it. */
 function isStopped({ stoppedAt }: Migration): boolean {
   return stoppedAt !== undefined;
 }
