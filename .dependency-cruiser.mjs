@@ -10,7 +10,7 @@
 export const layers = [
   { name: 'command line', folders: ['src/cli'] },
   { name: 'library', folders: ['src/index.ts'], importsAdapters: true },
-  { name: 'tasks', folders: ['src/intake', 'src/restore', 'src/study'] },
+  { name: 'tasks', folders: ['src/intake', 'src/restore', 'src/rewind', 'src/study'] },
   { name: 'engine', folders: ['src/checkpoint'] },
   { name: 'disk snapshots', folders: ['src/disks'] },
   { name: 'stores', folders: ['src/repository', 'src/pool', 'src/study/trace'] },
@@ -40,6 +40,7 @@ const entryPoints = [
   '-main[.]ts$',
   '/guest-reader[.]ts$',
   '^src/intake/memory-file[.]ts$',
+  '^adapters/kvm/restore/lazy/serve-pages[.]ts$',
   '^adapters/kvm/trackers/qmp-stream/staging-reader[.]ts$',
   // For a VMM that holds its own KVM file descriptors, and so embeds this tracker: `cairn/kvm-dirty-log`.
   '^adapters/kvm/trackers/dirty-log/index[.]ts$',

@@ -253,17 +253,33 @@ function growthAnswer(rows: readonly BenchRow[]): readonly string[] {
   ];
 }
 
+/** Checkpoints in the longest chain of `chain-loads`. */
+const LOADED_LENGTH = 100;
+
 function chainAnswer(rows: readonly BenchRow[]): readonly string[] {
   const lengths = (what: string) =>
     rows.filter((row) => row.area === 'chain' && row.name.startsWith(`${what}, chain of `));
   const length = ({ name }: BenchRow): string => /chain of (\d+)$/.exec(name)?.[1] ?? name;
   const [all, some] = [lengths('all pages'), lengths('256 random pages')];
+  const loaded = (what: string): readonly BenchRow[] =>
+    rows
+      .filter((row) => row.area === 'chain' && row.name === `${what}, CPU, checkpoint ${LOADED_LENGTH}`)
+      .sort((a, b) => (a.ratio ?? 0) - (b.ratio ?? 0));
+  const [allPages, somePages] = [loaded('all pages'), loaded('256 random pages')];
+  const times = ({ ratio }: BenchRow): string => `${(ratio ?? 0).toPrecision(2)}x`;
   return [
     sayOf(
       [all[0], all.at(-1), some[0], some.at(-1)],
       (first, last, firstPages, lastPages) =>
         `All pages of a 512 MiB guest are read in ${own(first)} from a chain of ${length(first)} and in **${own(last)}** from one ` +
         `of ${length(last)}; 256 pages here and there in ${own(firstPages)} and ${own(lastPages)}.`,
+    ),
+    sayOf(
+      [allPages[0], allPages.at(-1), somePages[0], somePages.at(-1)],
+      (least, most, leastPages, mostPages) =>
+        `Where real programs ran in between, checkpoint ${LOADED_LENGTH} takes ${times(least)} (${least.workload}) to ` +
+        `**${times(most)}** (${most.workload}) the CPU time of a base of the same guest, and 256 pages here and there ` +
+        `${times(leastPages)} to ${times(mostPages)}: pages that changed as a whole are stored as differences from many others.`,
     ),
     sayOf(
       [rows.find((row) => row.area === 'chain' && row.name === 'increments, stored')],

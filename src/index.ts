@@ -47,5 +47,7 @@ export {
   type ReceiveResult,
 } from './intake/receive.js';
 export { exportCheckpoint, restoreCheckpoint, type RestoreCall } from './restore/restore.js';
+export { rewindVm, type RewindVmOptions } from './rewind/rewind-vm.js';
+export { rewind, type RewindOptions, type RewindResult } from './rewind/rewind.js';
 export type { StorageBackend } from './storage/backend.js';
 export { openBackend } from './storage/open.js';

@@ -167,6 +167,11 @@ export class DiskDrivers implements RecordedDisks {
     return this.#driver(snapshot.driver)?.movedTo?.(snapshot, path);
   }
 
+  /** See `DiskDriver.movedBy`. */
+  movedBy(snapshot: DiskSnapshot, move: (path: string) => string): DiskSnapshot {
+    return this.#driver(snapshot.driver)?.movedBy?.(snapshot, move) ?? snapshot;
+  }
+
   #driver(name: string): DiskDriver | undefined {
     return this.#drivers.find((driver) => driver.name === name);
   }

@@ -3,19 +3,24 @@
  * taken away.
  *
  *     begin -> stop the VM -> work -> isTaken? -> resume the VM -> isTaken? -> end
+ *                              `-> beginRewind ... endRewind -'       nobody resumes the VM in between
  *
  * The guard marks that it takes a pause away before it resumes the VM. So when `isTaken` says no, whatever
  * was done up to then was done in a pause that the guard had not touched.
  */
 
+import { performance } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { CheckpointError } from '../../src/errors.js';
+import type { JsonObject } from '../../src/types.js';
 import type { GuardKeeper } from './guard-keeper.js';
 import {
   clearPauseMarker,
+  isRewinding,
   markerOf,
   readPauseMarker,
+  replacePauseMarker,
   setPauseMarker,
   type PauseMarker,
 } from './pause-marker.js';
@@ -34,6 +39,8 @@ export class GuardedPause {
   readonly #options: GuardedPauseOptions;
   #owner: PauseMarker | undefined;
   #isMarked = false;
+  /** Up to then the guard has not taken the pause away, on the clock of `performance.now()`. */
+  #untilMs = 0;
 
   constructor(options: GuardedPauseOptions) {
     this.#options = options;
@@ -55,6 +62,7 @@ export class GuardedPause {
     const guard = await this.#options.guard.ready();
     mark();
     this.#isMarked = true;
+    this.#untilMs = performance.now() + limitMs;
     try {
       await guard.pausing(limitMs);
     } catch (error) {
@@ -64,6 +72,31 @@ export class GuardedPause {
     if (!this.isTaken()) return;
     await this.end();
     throw pauseTaken();
+  }
+
+  /**
+   * In the pause, or of a VM that somebody else has paused: from here on nobody resumes the VM, also when this
+   * process dies. The guard is not waited for: it looks at the marker before it takes a pause away, so one that has
+   * not done so before the limit finds the rewind.
+   * @throws PAUSE_LIMIT when the guard may have taken the pause away, STORAGE_FULL and the like
+   */
+  async beginRewind(rewind: JsonObject): Promise<void> {
+    const { guard, markerPath } = this.#options;
+    if (this.isTaken()) throw pauseTaken();
+    replacePauseMarker(markerPath, { ...this.owner(), rewind });
+    if (this.#isMarked && performance.now() >= this.#untilMs) {
+      replacePauseMarker(markerPath, this.owner());
+      throw pauseTaken();
+    }
+    this.#isMarked = true;
+    (await guard.present())?.rewinding();
+  }
+
+  /** The rewind is over, and the VM stands still: a pause like any other from here on. */
+  async endRewind(limitMs: number): Promise<void> {
+    const { guard, markerPath } = this.#options;
+    replacePauseMarker(markerPath, this.owner());
+    (await guard.present())?.rewound(limitMs);
   }
 
   /** The limit counts from now. */
@@ -107,7 +140,11 @@ export class GuardedPause {
   }
 
   #mark(): void {
-    setPauseMarker(this.#options.markerPath, this.owner());
+    const { markerPath } = this.#options;
+    const before = readPauseMarker(markerPath);
+    // A rewind that was cut off, of a VM that somebody has resumed since: it stays one.
+    if (isRewinding(before)) replacePauseMarker(markerPath, { ...before, ...this.owner() });
+    else setPauseMarker(markerPath, this.owner());
   }
 }
 

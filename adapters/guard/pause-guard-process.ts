@@ -7,7 +7,8 @@
  *             guest, attachment it is for; then what the way needs
  *     stdin   "paused MS\n" once the marker is set and before the VM is stopped, "running\n" when it runs
  *             again; "frozen MS\n" once the other marker is set and before the guest is told to freeze,
- *             "thawed\n" when it is thawed; "within MS\n" for another MS milliseconds from now;
+ *             "thawed\n" when it is thawed; "rewinding\n" once the marker says that the VM is being rewound,
+ *             "rewound MS\n" once it is the plain one again; "within MS\n" for another MS milliseconds from now;
  *             "connection UNTIL\n" when there is one on descriptor 3, which Cairn uses until the next
  *             "running" or "thawed" or to its "end"; end of file when Cairn is gone
  *     stdout  "ready\n" at the start, "ok\n" for each "paused" and "frozen"
@@ -33,7 +34,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { receiveDescriptor } from '../../src/ffi/receive-descriptor.js';
 import { shutDownSocket } from '../../src/ffi/socket-pair.js';
 import { isSameProcess, type ProcessIdentity } from '../../src/host/process-identity.js';
-import { clearPauseMarker, readPauseMarker, setTakenAway, type TakenAway } from './pause-marker.js';
+import {
+  clearPauseMarker,
+  isRewinding,
+  readPauseMarker,
+  setTakenAway,
+  type TakenAway,
+} from './pause-marker.js';
 
 /** Whoever has kept the guard from the VM for this long does so for good: try less often. */
 const PATIENT_AFTER_MS = 30_000;
@@ -124,6 +131,13 @@ class GuardProcess {
       case 'within':
         if (this.#is.paused) this.#arm('paused', Number(argument));
         return;
+      case 'rewinding':
+        this.#forget();
+        return;
+      case 'rewound':
+        this.#is.paused = true;
+        this.#arm('paused', Number(argument));
+        return;
       case 'running':
         this.#over('paused', word);
         return;
@@ -160,6 +174,16 @@ class GuardProcess {
     if (this.#isOwn(marker, 'resuming') || this.#isOwn(marker, 'resumed')) clearPauseMarker(marker);
   }
 
+  /**
+   * A VM that is being rewound must not run before that is done, whatever becomes of Cairn. A pause that was taken away
+   * before is resumed all the same: Cairn finds that in the marker and has written nothing yet.
+   */
+  #forget(): void {
+    if (this.#isOwn(this.#markers.paused, 'resuming')) return;
+    this.#is.paused = false;
+    clearTimeout(this.#timers.paused);
+  }
+
   #arm(what: 'paused' | 'frozen', limitMs: number): void {
     clearTimeout(this.#timers[what]);
     this.#timers[what] = setTimeout(() => void this.#expire(what, limitMs), limitMs);
@@ -168,7 +192,7 @@ class GuardProcess {
   async #expire(what: 'paused' | 'frozen', limitMs: number): Promise<void> {
     const { standsStill, retryMs } = this.#options;
     const hasStood = standsStill === undefined || (await standsStill(this.#moreArgs).catch(() => true));
-    if (!this.#is[what] || this.#isCairnGone) return;
+    if (!this.#is[what] || this.#isCairnGone || this.#isRewinding()) return;
     if (hasStood) this.#taking = this.#taking.then(() => this.#takeAway());
     else this.#timers[what] = setTimeout(() => void this.#awaitStandstill(limitMs), retryMs);
   }
@@ -230,7 +254,12 @@ class GuardProcess {
   #isUnseen(path: string): boolean {
     if (this.#unmarked.has(path)) return true;
     const marker = readPauseMarker(path);
-    return marker?.attachment === this.#attachment && marker.takenAway !== 'resumed';
+    return marker?.attachment === this.#attachment && marker.takenAway !== 'resumed' && !isRewinding(marker);
+  }
+
+  /** The word for it is on its way. */
+  #isRewinding(): boolean {
+    return isRewinding(readPauseMarker(this.#markers.paused));
   }
 
   #isOwn(path: string, takenAway: TakenAway): boolean {

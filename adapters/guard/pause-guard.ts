@@ -122,6 +122,19 @@ export class PauseGuard {
     if (!this.#dead) this.#child.stdin?.write(`within ${limitMs + GUARD_GRACE_MS}\n`);
   }
 
+  /**
+   * The marker says that the VM is being rewound, by which the guard goes: it leaves the VM paused, whatever becomes of
+   * this process. It need not be waited for.
+   */
+  rewinding(): void {
+    if (!this.#dead) this.#child.stdin?.write('rewinding\n');
+  }
+
+  /** The marker is the plain one again, and the VM stands still. A guard that has not heard it yet hears it first. */
+  rewound(limitMs: number): void {
+    if (!this.#dead) this.#child.stdin?.write(`rewound ${limitMs + GUARD_GRACE_MS}\n`);
+  }
+
   running(): void {
     if (!this.#dead) this.#child.stdin?.write('running\n');
   }

@@ -7,6 +7,9 @@
  *     resuming   its guard has taken the pause away, because it went on for too long; the VM may still stand
  *     resumed    the guard has made the VM run again: what stands still from here on is somebody else's
  *
+ *     rewind     guest memory is being put back to an earlier checkpoint, and is of no moment until that is done:
+ *                nobody may resume the VM but whoever finishes the rewind (`adapters/kvm/rewind`)
+ *
  * It is written before `stop`. The guard says that it takes the pause away before it resumes the VM: a Cairn
  * that finds the marker merely set has a pause that nobody has ended up to that moment. One that cannot be
  * read was cut off while it was written, so nothing was paused.
@@ -28,6 +31,8 @@ export interface PauseMarker extends ProcessIdentity {
   /** Socket of a frozen guest's agent; empty when that is reached through a manager. */
   readonly agentPath?: string;
   readonly takenAway?: TakenAway;
+  /** Set while the VM is being rewound; what whoever takes it up has to know. */
+  readonly rewind?: JsonObject;
 }
 
 /** What a marker of this process says. */
@@ -52,6 +57,14 @@ export function setPauseMarker(path: string, owner: PauseMarker): void {
   writeFileSync(path, JSON.stringify(owner), { mode: 0o600 });
 }
 
+/**
+ * Turns a pause into a rewind, or back, in one step: whoever dies here leaves the one marker or the other.
+ * @throws STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_IO
+ */
+export function replacePauseMarker(path: string, owner: PauseMarker): void {
+  writeRuntimeFileSync(path, JSON.stringify(owner));
+}
+
 export function clearPauseMarker(path: string): void {
   rmSync(path, { force: true });
 }
@@ -69,25 +82,34 @@ export function setTakenAway(path: string, attachment: string, takenAway: TakenA
 
 /**
  * True when the marker is there, its process is gone, and no guard has seen to it. One that a guard has seen
- * to is of no use any more, and is removed.
+ * to is of no use any more, and is removed. A VM that was being rewound is not left paused: it must not run.
  */
 export async function isLeftPaused(path: string): Promise<boolean> {
   const owner = readPauseMarker(path);
-  if (owner === undefined || (await isSameProcess(owner.pid, owner.startTime))) return false;
+  if (owner === undefined || isRewinding(owner) || (await isSameProcess(owner.pid, owner.startTime)))
+    return false;
   if (owner.takenAway !== 'resumed') return true;
   clearPauseMarker(path);
   return false;
 }
 
+/** Guest memory may be of no moment. A rewind whose pause was taken away has written nothing. */
+export function isRewinding(marker: PauseMarker | undefined): boolean {
+  return marker?.rewind !== undefined && marker.takenAway === undefined;
+}
+
 /** Undefined when there is none, or none that was written whole. */
 export function readPauseMarker(path: string): PauseMarker | undefined {
-  const { pid, startTime, attachment, agentPath, takenAway } = readJson(path) ?? {};
+  const { pid, startTime, attachment, agentPath, takenAway, rewind } = readJson(path) ?? {};
   if (typeof pid !== 'number' || typeof startTime !== 'string' || typeof attachment !== 'string')
     return undefined;
   return {
     ...{ pid, startTime, attachment },
     ...(typeof agentPath === 'string' ? { agentPath } : {}),
     ...(takenAway === 'resuming' || takenAway === 'resumed' ? { takenAway } : {}),
+    ...(typeof rewind === 'object' && rewind !== null && !Array.isArray(rewind)
+      ? { rewind: rewind as JsonObject }
+      : {}),
   };
 }
 

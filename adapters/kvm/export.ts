@@ -29,7 +29,7 @@ export async function exportCheckpoint(
     machineType: source.machineType,
     layout: source.layout,
     deviceSections: deviceSections(await source.deviceState()),
-    pages: (pagesSignal?: AbortSignal) => source.pages(pagesSignal),
+    pages: (pagesSignal?: AbortSignal) => source.pagesAsStored(pagesSignal),
   };
   try {
     // All zero pages stay in: nobody knows what the memory of the loading QEMU holds.

@@ -15,6 +15,7 @@ import { hazardsOf, takeInventory } from './inspect/hazards.js';
 import { differencesBetween } from './inspect/same-machine.js';
 import { machineFacts, type MachineFacts } from './inspect/machine-facts.js';
 import { PresentMachine } from './inspect/present-machine.js';
+import { askedOnce } from '../qemu/asked-once.js';
 import type { Monitor } from '../qemu/monitor.js';
 import type { GuardProgram } from '../guard/pause-guard.js';
 import { qmpGuard } from './run/qmp-guard.js';
@@ -23,6 +24,8 @@ import type { QemuProcess } from '../qemu/peer-process.js';
 import type { StreamManager } from './trackers/qmp-stream/stream-manager.js';
 import { recoverStream, streamMarkerPath } from './trackers/qmp-stream/stream-marker.js';
 import { KvmMemory } from './memory/kvm-memory.js';
+import { KvmRewind } from './rewind/kvm-rewind.js';
+import { refuseUnfinished, unfinishedHazards } from './rewind/unfinished.js';
 import { KvmDeviceState } from './run/kvm-device-state.js';
 import { KvmRunState } from './run/kvm-run-state.js';
 import { RunStateControl } from './run/run-state.js';
@@ -60,6 +63,7 @@ export class KvmVm implements Vm {
   readonly runState: KvmRunState;
   readonly deviceState: KvmDeviceState;
   readonly freezer: GuestFreezer;
+  readonly rewind: KvmRewind;
   readonly recovered: string[] = [];
   readonly #deps: KvmVmDeps;
   readonly #machine: JsonObject;
@@ -104,7 +108,10 @@ export class KvmVm implements Vm {
       releaseGuard: () => control.releaseGuard(),
       isRunning: async () => (await control.read()) === 'running',
     });
-    const deviceState = new KvmDeviceState(monitor, this.#present, () => control.mustHold());
+    const deviceState = new KvmDeviceState(monitor, this.#present, {
+      mustHold: () => control.mustHold(),
+      mayBegin: () => refuseUnfinished(this.rewind.unfinished()),
+    });
     this.deviceState = deviceState;
     this.runState = new KvmRunState(control, deviceState);
     const trackers = new KvmTrackers({
@@ -124,6 +131,8 @@ export class KvmVm implements Vm {
       runtimeDir,
       openTracker: (kind, memory) => trackers.open(kind, memory),
     });
+    const look = (): ReturnType<KvmMemory['look']> => this.memory.look();
+    this.rewind = new KvmRewind({ monitor, process, control, runState: this.runState, deviceState, look });
   }
 
   /**
@@ -161,14 +170,19 @@ export class KvmVm implements Vm {
   }
 
   async inspect(): Promise<VmReport> {
-    const { monitor, process } = this.#deps;
+    const monitor = askedOnce(this.#deps.monitor);
+    const present = this.#present?.hazards(monitor) ?? Promise.resolve([]);
+    // Waited for below; what fails first must not leave it unhandled.
+    present.catch(() => undefined);
     const { layout, blocks } = await this.memory.look();
+    const [trackers, inventory, changes] = await Promise.all([
+      this.#trackers.reports(monitor, layout.sizeBytes, blocks),
+      takeInventory(monitor, this.#deps.process.pid, blocks ?? []),
+      present,
+    ]);
     return {
-      trackers: await this.#trackers.reports(layout.sizeBytes, blocks),
-      hazards: [
-        ...hazardsOf(await takeInventory(monitor, process.pid, blocks ?? [])),
-        ...((await this.#present?.hazards()) ?? []),
-      ],
+      trackers,
+      hazards: [...unfinishedHazards(this.rewind.unfinished()), ...hazardsOf(inventory), ...changes],
     };
   }
 

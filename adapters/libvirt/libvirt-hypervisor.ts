@@ -4,13 +4,15 @@ import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { readSettings } from '../../src/hypervisor/restore-options.js';
 import { disksOfStoppedQemu } from '../disks/disk-drivers.js';
 import { LIBVIRT_NAME, LIBVIRT_SCHEME } from './address.js';
-import { EXPORT_FORMATS } from './formats.js';
+import { EXPORT_FORMATS, IMPORT_FORMATS } from './formats.js';
 import { LIBVIRT_RESTORE_OPTIONS } from './restore/options.js';
 
 export const libvirtHypervisor: Hypervisor = {
   name: LIBVIRT_NAME,
   schemes: [LIBVIRT_SCHEME],
   exportFormats: EXPORT_FORMATS,
+  importFormats: IMPORT_FORMATS,
+  importFrom: async (request) => (await import('./import.js')).importSaveImage(request),
   recordedDisks: disksOfStoppedQemu,
   attach: async (...request) => (await import('./libvirt-vm.js')).attachDomain(...request),
   restoreOptions: LIBVIRT_RESTORE_OPTIONS,

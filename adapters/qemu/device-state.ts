@@ -13,6 +13,7 @@ import { closeSync, constants, ftruncateSync, fstatSync, openSync, readSync } fr
 import { CheckpointError } from '../../src/errors.js';
 import { libc } from '../../src/ffi/libc.js';
 import { createMemoryFile } from '../../src/ffi/memory-file.js';
+import { refuseHugeState } from '../../src/hypervisor/device-state.js';
 import type { Monitor } from './monitor.js';
 import { asObject } from './qmp-json.js';
 
@@ -71,12 +72,15 @@ export class DeviceState {
 
   /**
    * Caller owns the bytes.
-   * @throws VM_STATE when nothing was saved, STREAM_MALFORMED when it is not a device state
+   * @throws VM_STATE when nothing was saved, VM_UNSUPPORTED above `MAX_DEVICE_STATE_BYTES`, STREAM_MALFORMED
+   *   when it is not a device state
    */
   take(): Uint8Array {
     if (!this.#saved) throw new CheckpointError('VM_STATE', 'no device state has been saved');
     this.#saved = false;
-    const bytes = new Uint8Array(fstatSync(this.#memory).size);
+    const { size } = fstatSync(this.#memory);
+    refuseHugeState(size);
+    const bytes = new Uint8Array(size);
     for (let at = 0; at < bytes.length;) {
       const read = readSync(this.#memory, bytes, at, bytes.length - at, at);
       if (read === 0) break;

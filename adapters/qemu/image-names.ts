@@ -24,6 +24,14 @@ export function isLocalPath(name: string): boolean {
   return name !== '' && !NO_LOCAL_PATH.test(name);
 }
 
+/** As QEMU calls what it makes for -snapshot, and removes the name of at once (create_tmp_file of block.c). */
+const TEMPORARY_IMAGE = /\/vl\.[A-Za-z0-9]{6}$/;
+
+/** Whether the guest's changes go to an image that ends with QEMU. */
+export function isTemporaryImage(path: string): boolean {
+  return TEMPORARY_IMAGE.test(path);
+}
+
 /** The path of the file, as QEMU has it; the name itself when it leads to no single file of the host. */
 export function imagePath(name: string): string {
   if (!name.startsWith(JSON_NAME) || name.length > MAX_NAME_BYTES) return name;

@@ -27,6 +27,8 @@ const REMEDIES: readonly (readonly [reason: RegExp, remedy: string])[] = [
   [/vhost-user-fs/, 'detach the virtiofs share, or share by NFS'],
   [/ivshmem/, 'make this VM the master of the shared memory (master=on), or detach it'],
   [/invtsc/, 'start the VM without the CPU feature invtsc'],
+  [/pci-serial-2x/, 'give it pci-serial-4x, or pci-serial twice'],
+  [/isa-cirrus-vga/, 'give it cirrus-vga, or isa-vga'],
   [/format used by node/, 'convert the image to qcow2 or raw'],
 ];
 const OTHER_REMEDY =

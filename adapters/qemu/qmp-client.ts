@@ -6,7 +6,7 @@
  * until the first leaves. That is told apart from a dead socket as VM_BUSY.
  */
 
-import { createConnection, type Socket } from 'node:net';
+import { createConnection, Socket } from 'node:net';
 
 import { CheckpointError, describeError, isCheckpointError, systemErrorCode } from '../../src/errors.js';
 import type { Json, JsonObject } from '../../src/types.js';
@@ -27,6 +27,8 @@ export interface QmpOptions {
   readonly greetingTimeoutMs?: number;
   /** Limit for each command that names none of its own. Default 20 s. */
   readonly commandTimeoutMs?: number;
+  /** Commands may be carried out while QEMU's main loop waits; see `executeOutOfBand`. */
+  readonly outOfBand?: boolean;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -55,6 +57,9 @@ export class QmpClient implements Monitor {
   readonly #lines = new LineBuffer(MAX_REPLY_BYTES);
   #greeting: ((error: CheckpointError | undefined) => void) | undefined;
   #version: JsonObject = {};
+  /** A connection that was taken over may have the end of a line in it, and replies to somebody else. */
+  #isOthers = false;
+  readonly #idPrefix = `cairn-${process.pid}`;
   #nextId = 1;
   /** Why nothing more can be sent; undefined while connected. */
   #ended: CheckpointError | undefined;
@@ -75,11 +80,26 @@ export class QmpClient implements Monitor {
     const client = new QmpClient(path, socket, options);
     try {
       await client.#greeted(options.greetingTimeoutMs ?? GREETING_TIMEOUT_MS, options.signal);
-      await client.execute('qmp_capabilities');
+      await client.execute('qmp_capabilities', options.outOfBand === true ? { enable: ['oob'] } : undefined);
     } catch (error) {
       socket.destroy();
       throw error;
     }
+    return client;
+  }
+
+  /**
+   * Goes on with a connection that another process has opened, negotiated and left. The descriptor is this object's
+   * from here on.
+   * @param path for messages
+   */
+  static takeOver(path: string, descriptor: number, options: QmpOptions = {}): QmpClient {
+    const client = new QmpClient(
+      path,
+      new Socket({ fd: descriptor, readable: true, writable: true }),
+      options,
+    );
+    client.#isOthers = true;
     return client;
   }
 
@@ -94,9 +114,26 @@ export class QmpClient implements Monitor {
   }
 
   execute(command: string, args?: JsonObject, options: ExecuteOptions = {}): Promise<Json> {
+    return this.#execute('execute', command, args, options);
+  }
+
+  /**
+   * Has a command carried out even when QEMU's main loop waits for something, such as a page of the guest's memory. For
+   * the few commands that allow it, on a connection that was opened with `outOfBand`.
+   */
+  executeOutOfBand(command: string, args?: JsonObject): Promise<Json> {
+    return this.#execute('exec-oob', command, args, {});
+  }
+
+  #execute(
+    verb: 'execute' | 'exec-oob',
+    command: string,
+    args: JsonObject | undefined,
+    options: ExecuteOptions,
+  ): Promise<Json> {
     if (this.#ended !== undefined) return Promise.reject(this.#ended);
-    const id = `cairn-${this.#nextId++}`;
-    const line = `${JSON.stringify({ execute: command, ...(args === undefined ? {} : { arguments: args }), id })}\n`;
+    const id = `${this.#idPrefix}-${this.#nextId++}`;
+    const line = `${JSON.stringify({ [verb]: command, ...(args === undefined ? {} : { arguments: args }), id })}\n`;
     return new Promise((resolve, reject) => {
       const timeoutMs = options.timeoutMs ?? this.#commandTimeoutMs;
       const timer = setTimeout(() => {
@@ -127,6 +164,11 @@ export class QmpClient implements Monitor {
   onEvent(listener: (event: QmpEvent) => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
+  }
+
+  /** Lets go of the connection, which stays open for whoever else has it. */
+  leave(): void {
+    this.#end(new CheckpointError('VM_GONE', `the connection to ${this.path} was left`), false);
   }
 
   close(): Promise<void> {
@@ -195,6 +237,7 @@ export class QmpClient implements Monitor {
     try {
       message = parseReply(line);
     } catch (error) {
+      if (this.#isOthers) return;
       const what = error instanceof RangeError ? error.message : 'something that is not JSON';
       this.#end(malformed(this.path, what));
       return;
@@ -221,7 +264,9 @@ export class QmpClient implements Monitor {
 
   #reply(message: JsonObject): void {
     const id = message.id;
+    if (typeof id === 'string' && id.startsWith(`${this.#idPrefix}-`)) this.#isOthers = false;
     if (typeof id !== 'string') {
+      if (this.#isOthers) return;
       // A reply has no id when QEMU could not even read the command: nobody knows which command it was.
       const desc = clipped(asText(asObject(message.error).desc), MAX_DESC_LENGTH);
       this.#end(malformed(this.path, `a reply to no command${desc === '' ? '' : `: ${desc}`}`));
@@ -246,11 +291,11 @@ export class QmpClient implements Monitor {
     );
   }
 
-  #end(reason: CheckpointError): void {
+  #end(reason: CheckpointError, isForAll = true): void {
     if (this.#ended !== undefined) return;
     this.#ended = reason;
     // The guard may hold it as well: for QEMU it is to end now.
-    if (this.descriptor >= 0) shutDownSocket(this.descriptor);
+    if (isForAll && this.descriptor >= 0) shutDownSocket(this.descriptor);
     this.#socket.destroy();
     this.#greeting?.(reason);
     const waiting = [...this.#pending.values()];

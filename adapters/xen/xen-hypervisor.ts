@@ -3,7 +3,7 @@
 import type { Hypervisor } from '../../src/hypervisor/hypervisor.js';
 import { readSettings } from '../../src/hypervisor/restore-options.js';
 import { disksOfStoppedDomain } from './devices/recorded-disks.js';
-import { EXPORT_FORMATS, IMPORT_FORMATS } from './formats.js';
+import { EXPORT_FORMATS, FOREIGN_FILES, IMPORT_FORMATS } from './formats.js';
 import { XEN_RESTORE_OPTIONS } from './restore-options.js';
 
 export const xenHypervisor: Hypervisor = {
@@ -11,6 +11,7 @@ export const xenHypervisor: Hypervisor = {
   schemes: ['xen'],
   exportFormats: EXPORT_FORMATS,
   importFormats: IMPORT_FORMATS,
+  foreignFiles: FOREIGN_FILES,
   importFrom: async (request) => (await import('./import.js')).importSaveFile(request),
   receive: async (request) => (await import('./remus/receive-remus.js')).receiveRemus(request),
   recordedDisks: () => disksOfStoppedDomain(),

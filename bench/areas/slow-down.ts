@@ -14,9 +14,16 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { defaultRuntimeDir } from '../../src/host/runtime-dir.js';
 import { hypervisors, openBackend, openSession, Repository } from '../../src/index.js';
-import { LabMachine } from '../../test/lab/machine.js';
+import type { LabMachine } from '../../test/lab/machine.js';
 import { againstPeer, alone, median, type BenchContext, type BenchRow } from '../rows.js';
-import { operationsCommand, startWorkloadGuest, workloadCache, WORKLOADS } from '../trace/workload-guest.js';
+import {
+  LAB_LOAD,
+  operationsCommand,
+  startWorkloadGuest,
+  workloadCache,
+  WORKLOADS,
+  type GuestLoad,
+} from '../trace/workload-guest.js';
 
 interface Interval {
   readonly everyMs: number;
@@ -35,26 +42,13 @@ const TURNS = 3;
 /** Of a quick run. */
 const QUICK_WORKLOADS = ['redis'];
 
-interface Load {
-  readonly name: string;
+interface Load extends GuestLoad {
   readonly operation: string;
-  readonly start: () => Promise<LabMachine>;
   /** In the guest: prints how many operations it has done. */
   readonly count: string;
 }
 
-/** Where there is no workload guest yet and a quick run shall not wait until it is built. */
-const LAB_LOAD: Load = {
-  name: '512 MiB guest, small files rewritten',
-  operation: 'file',
-  count: 'cat /tmp/operations',
-  start: async () => {
-    const machine = await LabMachine.start({ name: 'bench', memoryMib: 512, devices: ['net', 'balloon'] });
-    await machine.guest('lab fill 128', 900_000);
-    await machine.guest('lab operations');
-    return machine;
-  },
-};
+const SMALL_FILES: Load = { ...LAB_LOAD, operation: 'file', count: 'cat /tmp/operations' };
 
 /** Rates of one load, operations per second, one a stretch. */
 interface Rates {
@@ -126,7 +120,7 @@ export async function* slowDownRows(context: BenchContext): AsyncGenerator<Bench
 }
 
 function loadsOf({ quick }: BenchContext): readonly Load[] {
-  if (quick && !existsSync(join(workloadCache(), 'workloads/root.img'))) return [LAB_LOAD];
+  if (quick && !existsSync(join(workloadCache(), 'workloads/root.img'))) return [SMALL_FILES];
   return WORKLOADS.flatMap((workload) => {
     const { name, operation } = workload;
     if (operation === undefined || (quick && !QUICK_WORKLOADS.includes(name))) return [];

@@ -37,6 +37,7 @@ import type { SessionOptions } from './session-options.js';
 import { summaryFigures, type SummaryFigures } from './summary.js';
 import type { ChainState } from './trust/chain-state.js';
 import type { Ledger, LedgerEntry } from './trust/ledger.js';
+import { isUsable, pagesRewound, rewoundTo } from './trust/rewound.js';
 import { decideScope, type Scope } from './trust/scope.js';
 
 const FAULT_POINT_OF_WRITER: Readonly<Record<string, FaultPoint>> = {
@@ -143,9 +144,12 @@ export class Attempt {
     const { vm, vmName, repository, chain, hook, settings } = deps;
     const { tracker, layout, pool, reason: trackerReason } = deps.source;
     checkFreeze(vm, tracker, settings.freezeLimitMs);
-    // Devices come and go between the checkpoints of a session.
-    await vm.deviceState.check();
-    const [disks, ledger] = await Promise.all([vm.disks.list(), deps.ledger.read()]);
+    const [disks, ledger] = await Promise.all([
+      vm.disks.list(),
+      deps.ledger.read(),
+      // Devices come and go between the checkpoints of a session.
+      vm.deviceState.check(),
+    ]);
     const diskPlan = planDisks(disks, vm.disks.drivers, {
       memoryOnly: settings.memoryOnly ?? false,
       mode: settings.diskMode ?? AUTO_DISK_MODE,
@@ -154,6 +158,7 @@ export class Attempt {
     const parent = chain.latest;
     // What is decided must be about the record that the ledger names from now on.
     const token = await tracker.beginCheckpoint();
+    const rewound = await rewoundTo(repository, ledger, { signal: settings.signal });
     const scope = decideScope({
       forceBase: request.forceBase,
       parent,
@@ -163,15 +168,17 @@ export class Attempt {
       trackerReason,
       repositoryId: repository.id,
       chain: vmName,
+      isRewindKnown: isUsable(rewound, layout),
     });
     const state = await deps.stateFor(scope, parent);
+    if (rewound && scope.kind === 'dirty') tracker.putBack(pagesRewound(rewound, state.map));
     const writer = await chain.begin({
       kind: scope.kind === 'base' ? 'base' : 'incremental',
       parent: scope.kind === 'base' ? null : parent,
       layout,
       map: state.map,
       level: settings.compressionLevel ?? DEFAULT_COMPRESSION_LEVEL,
-      regroupFrom: (settings.regroup ?? true) ? state.reader : undefined,
+      regroupFrom: (settings.regroup ?? true) === true ? state.reader : undefined,
       onPoint: (point) => {
         const name = FAULT_POINT_OF_WRITER[point];
         if (name !== undefined) faultPoint(name);

@@ -1,7 +1,6 @@
 /**
  * Ends the tracking that Cairn leaves armed in a running VM between checkpoints. While it is armed, others cannot use
- * what it uses: QEMU refuses its own background-snapshot and postcopy migration, and Xen's log of dirty pages has one
- * reader.
+ * what it uses: QEMU refuses its own background-snapshot, and Xen's log of dirty pages has one reader.
  */
 
 import { VmLock } from '../host/vm-lock.js';

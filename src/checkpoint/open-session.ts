@@ -8,10 +8,13 @@ import { defaultRuntimeDir, openRuntimeDir } from '../host/runtime-dir.js';
 import { sweepWorkFolders } from '../host/work-folder.js';
 import type { AttachOptions } from '../hypervisor/hypervisor.js';
 import type { HypervisorRegistry } from '../hypervisor/registry.js';
+import type { Vm } from '../hypervisor/vm.js';
 import type { SessionOptions } from './session-options.js';
 import { CheckpointSession } from './session.js';
 
 export interface OpenSessionOptions extends SessionOptions {
+  /** Called with the attached VM before anything is locked or made. What it throws ends the opening. */
+  readonly check?: ((vm: Vm) => Promise<void>) | undefined;
   /** How the adapter attaches to the VM. */
   readonly attach?: Omit<AttachOptions, 'runtimeDir' | 'signal'> | undefined;
 }
@@ -24,12 +27,18 @@ export interface OpenSessionOptions extends SessionOptions {
 export async function openSession(
   hypervisors: HypervisorRegistry,
   address: string,
-  { attach, ...options }: OpenSessionOptions,
+  { attach, check, ...options }: OpenSessionOptions,
 ): Promise<CheckpointSession> {
   const runtimeDir = await openRuntimeDir(options.runtimeDir ?? defaultRuntimeDir());
   await sweepWorkFolders(tmpdir());
   const { signal } = options;
   const vm = await hypervisors.forAddress(address).attach(address, { ...attach, runtimeDir, signal });
+  try {
+    await check?.(vm);
+  } catch (error) {
+    await vm.close();
+    throw error;
+  }
   return CheckpointSession.open(vm, { hostKey: await ownKey(), ...options, runtimeDir });
 }
 

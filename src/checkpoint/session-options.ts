@@ -33,10 +33,10 @@ export interface SessionOptions {
    */
   readonly freezeLimitMs?: number | undefined;
   /**
-   * Keep the records of a long chain together, at some cost in time and space every few checkpoints; default
-   * true.
+   * Keep the records of a long chain together, at some cost in time and space every few checkpoints: in their
+   * commits (default), `between` checkpoints by `upkeep`, or not at all.
    */
-  readonly regroup?: boolean | undefined;
+  readonly regroup?: boolean | 'between' | undefined;
   readonly runtimeDir?: string | undefined;
   /** Key of the host that takes the checkpoints; without it a restore asks before it trusts them. */
   readonly hostKey?: Uint8Array | undefined;

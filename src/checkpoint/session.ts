@@ -13,13 +13,17 @@ import type { Manifest } from '../format/manifest.js';
 import { collectGarbage, letHeapGrow, returnMemory } from '../host/garbage.js';
 import { defaultRuntimeDir, openRuntimeDir } from '../host/runtime-dir.js';
 import { VmLock } from '../host/vm-lock.js';
-import { sameLayout } from '../hypervisor/memory-layout.js';
+import type { DirtyTracker } from '../hypervisor/dirty-tracker.js';
+import { sameLayout, type MemoryLayout } from '../hypervisor/memory-layout.js';
 import type { Vm, VmReport } from '../hypervisor/vm.js';
 import type { ChainWriter } from '../repository/chain-writer.js';
 import { Calendar } from '../repository/forget/calendar.js';
 import type { ForgetOptions, ForgetResult, ForgottenCheckpoint } from '../repository/forget/forget.js';
+import type { Repository } from '../repository/repository.js';
 import type { KeepPolicy } from '../repository/forget/keep-policy.js';
+import { leftWhereTheyAre } from '../repository/write/regroup-step.js';
 import { Attempt, type AttemptDeps, type Committed } from './attempt.js';
+import { DEFAULT_COMPRESSION_LEVEL } from './pages/open-pool.js';
 import { fingerprint, openSource, type PageSource } from './pages/page-source.js';
 import type { SessionOptions } from './session-options.js';
 import { CommandHook, type Hook, type HookContext } from './pause/hooks.js';
@@ -39,6 +43,18 @@ export interface CheckpointOptions {
   /** Start a new base although there is a parent. */
   readonly forceBase?: boolean;
   readonly onProgress?: (progress: CheckpointProgress) => void;
+}
+
+export interface LentVm {
+  readonly vm: Vm;
+  readonly vmName: string;
+  readonly repository: Repository;
+  readonly chain: ChainWriter;
+  readonly ledger: Ledger;
+  readonly layout: MemoryLayout;
+  /** Started. */
+  readonly tracker: DirtyTracker;
+  readonly trackerReason: string;
 }
 
 export const DEFAULT_MAX_PAUSE_MS = 10;
@@ -120,6 +136,11 @@ export class CheckpointSession {
     }
   }
 
+  /** Number of the newest checkpoint in its chain; 0 when there is none. */
+  get latestSeq(): number {
+    return this.#chain.latest?.seq ?? 0;
+  }
+
   get trackerKind(): string {
     return this.#source.tracker.kind;
   }
@@ -187,7 +208,7 @@ export class CheckpointSession {
    */
   async forget(
     policy: KeepPolicy,
-    options: Pick<ForgetOptions, 'thinAbove' | 'onlyIfAny' | 'signal'> & {
+    options: Pick<ForgetOptions, 'thinAbove' | 'onlyIfAny' | 'manifestsOnly' | 'signal' | 'until'> & {
       readonly withDisks?: boolean;
       readonly keepMisdated?: boolean;
     } = {},
@@ -208,6 +229,40 @@ export class CheckpointSession {
       for (const { remedy } of disks) process.emitWarning(`a disk snapshot stays: ${remedy}`);
       throw error;
     }
+  }
+
+  /**
+   * Between checkpoints: does ahead of the next one what keeps a long chain fast to read (see `regroup` of the options, which
+   * says `between`). A failure is no harm: records stay where they are.
+   * @param until when it is aborted, this returns soon, with what was done by then
+   * @returns what went wrong, in words for the operator; empty when nothing did
+   */
+  async upkeep(until: AbortSignal): Promise<string> {
+    const state = this.#state;
+    if (this.#options.regroup !== 'between' || until.aborted) return '';
+    if (state === undefined || state.parentId !== this.#chain.latest?.id) return '';
+    const { map, layout, reader } = state;
+    const level = this.#options.compressionLevel ?? DEFAULT_COMPRESSION_LEVEL;
+    try {
+      const pages = await this.#chain.regroupAhead({ map, layout, reader, level, until });
+      if (pages > 0) returnMemory();
+      return '';
+    } catch (error) {
+      return isCheckpointError(error, 'INTERRUPTED') ? '' : leftWhereTheyAre(error);
+    }
+  }
+
+  /**
+   * For what else is done to the VM between checkpoints, under both locks. Whoever clears marks of the tracker or
+   * writes to the VM keeps the ledger true.
+   */
+  async between<T>(work: (lent: LentVm) => Promise<T>): Promise<T> {
+    await this.#chain.holdAgain();
+    await this.#followMemory();
+    const { repository } = this.#options;
+    const { layout, tracker, reason: trackerReason } = this.#source;
+    const shared = { vm: this.vm, vmName: this.vmName, repository, chain: this.#chain, ledger: this.#ledger };
+    return work({ ...shared, layout, tracker, trackerReason });
   }
 
   /**

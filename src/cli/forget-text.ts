@@ -15,7 +15,12 @@ export interface ForgetReport extends ForgetResult {
 }
 
 export function forgetText(report: ForgetReport): string {
-  const { name, kept, removed, dryRun } = report;
+  const { name, kept, removed, dryRun, isSwept } = report;
+  // A watcher says this after every checkpoint.
+  if (!isSwept) {
+    const gone = removed.map(({ id, manifest }) => `${id} (${manifest?.time ?? 'damaged'})`);
+    return `${printable(name)}: ${kept.length} kept, removed ${gone.join(', ')}`;
+  }
   const rows = [
     ...kept.map(({ manifest, reasons }) => ({
       manifest,
@@ -60,6 +65,7 @@ export function forgetFields(report: ForgetReport): Record<string, unknown> {
     freedBytes,
     removedObjects,
     thinnedPacks,
+    isSwept,
     problems,
     disks,
   } = report;
@@ -80,6 +86,7 @@ export function forgetFields(report: ForgetReport): Record<string, unknown> {
     freedBytes,
     removedObjects,
     thinnedPacks,
+    swept: isSwept,
     problems,
     shortOfRoom: report.isShortOfRoom,
     disks: disks.map(({ checkpointId, snapshot, remedy, why }) => ({

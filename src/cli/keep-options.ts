@@ -1,12 +1,13 @@
-/** The options that say which checkpoints are kept, of `forget` and `watch`. */
+/** The options that say which checkpoints are kept, of `forget`, `watch` and `checkpoint`. */
 
 import type { Command } from 'commander';
 import { InvalidArgumentError } from 'commander';
 
-import { isCheckpointError } from '../errors.js';
+import { CheckpointError, isCheckpointError } from '../errors.js';
 import { parseDuration, type Duration } from '../repository/forget/calendar.js';
 import type { KeepPolicy } from '../repository/forget/keep-policy.js';
 import { wholeNumber } from './parse.js';
+import type { WatchPolicy } from './watch-forgetting.js';
 
 export interface KeepCliOptions {
   readonly keepLast?: number;
@@ -35,6 +36,27 @@ export function addKeepOptions(to: Command): Command {
       '--keep-misdated',
       'with a policy: go on although checkpoints are dated later than now; they are kept and count for nothing',
     );
+}
+
+/** Of a command that takes checkpoints and applies a policy beside. */
+export interface PolicyCliOptions extends KeepCliOptions {
+  readonly withDisks?: boolean;
+}
+
+export function addPolicyOptions(to: Command): Command {
+  return addKeepOptions(to).option(
+    '--with-disks',
+    'with --keep-...: remove the disk snapshots of forgotten checkpoints too',
+  );
+}
+
+/** @throws USAGE for --with-disks without a policy */
+export function policyOf(options: PolicyCliOptions): WatchPolicy {
+  const { withDisks = false, keepMisdated = false } = options;
+  const policy = keepPolicyOf(options);
+  if (withDisks && policy === undefined)
+    throw new CheckpointError('USAGE', '--with-disks is for --keep-... alone');
+  return { policy, withDisks, keepMisdated };
 }
 
 /** Undefined when no such option was given. */

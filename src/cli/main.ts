@@ -21,6 +21,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   forget: async () => (await import('./commands/forget.js')).forgetCommand(),
   prune: async () => (await import('./commands/forget.js')).pruneCommand(),
   restore: async () => (await import('./commands/restore.js')).restoreCommand(),
+  rewind: async () => (await import('./commands/rewind.js')).rewindCommand(),
   export: async () => (await import('./commands/export.js')).exportCommand(),
   import: async () => (await import('./commands/import.js')).importCommand(),
   receive: async () => (await import('./commands/receive.js')).receiveCommand(),

@@ -1,10 +1,11 @@
 /**
- * How a watcher applies its policy: not after every checkpoint, since that takes reading much of the chain,
- * but when some have come together; before a checkpoint that may find no room, while there is still some to
- * write packs anew in; and when a checkpoint has found none.
+ * How a watcher applies its policy. Checkpoints go as soon as the policy does not keep them. What they leave behind is
+ * looked for less often, since that takes reading much of the chain: when some have come together, in the time until the
+ * next checkpoint is due; before a checkpoint that may find no room, while there is still some to write packs anew in; and
+ * when a checkpoint has found none.
  */
 
-import type { CheckpointSession } from '../checkpoint/session.js';
+import type { CheckpointOptions, CheckpointSession } from '../checkpoint/session.js';
 import type { CheckpointSummary } from '../checkpoint/summary.js';
 import { isCheckpointError } from '../errors.js';
 import type { ForgetOptions } from '../repository/forget/forget.js';
@@ -15,7 +16,7 @@ import { ClockWatch } from './clock-watch.js';
 import { forgetFields, forgetText, SHORT_OF_ROOM } from './forget-text.js';
 import { asCheckpointError, type Reporter } from './reporter.js';
 
-/** Checkpoints between two times: at least so many, and a tenth of what was kept the last time. */
+/** Checkpoints between two such times: at least so many, and a tenth of what was kept the last time. */
 const LEAST_BETWEEN = 10;
 const SHARE_BETWEEN = 0.1;
 /**
@@ -23,8 +24,20 @@ const SHARE_BETWEEN = 0.1;
  * `cairn prune` frees the rest. Where room is short, what `cairn prune` frees is freed at once.
  */
 const THIN_ABOVE = 0.5;
+/**
+ * Times in a row that looking for what is not needed may be ended early by the next checkpoint. After that it goes on to its
+ * end: without it the storage would fill.
+ */
+const MOST_CUT_SHORT = 8;
 /** Applied for lack of room, the policy has to free this share of what was missing to be applied soon again. */
 const WORTHWHILE = 0.25;
+
+export interface WatchPolicy {
+  /** Undefined: nothing is forgotten. */
+  readonly policy: KeepPolicy | undefined;
+  readonly withDisks: boolean;
+  readonly keepMisdated: boolean;
+}
 
 export class WatchForgetting {
   /** Nothing failed so far. */
@@ -34,47 +47,70 @@ export class WatchForgetting {
   readonly #keepMisdated: boolean;
   readonly #clock: ClockWatch;
   readonly #reporter: Reporter;
-  /** Checkpoints since the policy was applied. */
+  /** Checkpoints since it was looked for what is not needed. */
   #waiting = 0;
+  /** Checkpoints have gone since then, or may have before this watch. */
+  #hasLeftovers = true;
+  /** Times in a row that the next checkpoint came before all was removed. */
+  #cutShort = 0;
+  /** The policy could not be applied: not to be tried, and said, after every checkpoint. */
+  #isTroubled = false;
   #due = LEAST_BETWEEN;
   /** The same for when room is short. */
   #dueWhenShort = 1;
 
   constructor(
-    options: {
-      readonly policy: KeepPolicy | undefined;
-      readonly withDisks: boolean;
-      readonly keepMisdated?: boolean | undefined;
-      readonly clock?: ClockWatch;
-    },
+    { policy, withDisks, keepMisdated }: WatchPolicy,
     reporter: Reporter,
+    clock = new ClockWatch(),
   ) {
-    this.#policy = options.policy;
-    this.#withDisks = options.withDisks;
-    this.#keepMisdated = options.keepMisdated ?? false;
-    this.#clock = options.clock ?? new ClockWatch();
+    this.#policy = policy;
+    this.#withDisks = withDisks;
+    this.#keepMisdated = keepMisdated;
+    this.#clock = clock;
     this.#reporter = reporter;
   }
 
-  /** A failure is reported and does not end the watch: the next time goes on where this one ended. */
-  async afterCheckpoint(session: CheckpointSession, isLast: boolean, signal: AbortSignal): Promise<void> {
+  /**
+   * A failure is reported and does not end the watch: the next time goes on where this one ended.
+   * @param due aborted when the next checkpoint is; undefined: there is none
+   */
+  async afterCheckpoint(session: CheckpointSession, signal: AbortSignal, due?: AbortSignal): Promise<void> {
     if (this.#policy === undefined || signal.aborted) return;
     this.#waiting++;
-    if (this.#waiting < this.#due && !isLast) return;
-    await this.#apply(session, this.#policy, signal, { thinAbove: THIN_ABOVE });
+    if (this.#waiting >= this.#due || due === undefined) {
+      const until = this.#cutShort < MOST_CUT_SHORT ? due : undefined;
+      await this.#apply(session, this.#policy, signal, { thinAbove: THIN_ABOVE, until });
+    } else if (!this.#isTroubled) await this.#apply(session, this.#policy, signal, { manifestsOnly: true });
+  }
+
+  /** The same for a command that has taken one checkpoint of a chain, to which others come by other commands. */
+  async afterOneShot(session: CheckpointSession, signal: AbortSignal): Promise<void> {
+    if (this.#policy === undefined) return;
+    const isDue = session.latestSeq % LEAST_BETWEEN === 0;
+    await this.#apply(
+      session,
+      this.#policy,
+      signal,
+      isDue ? { thinAbove: THIN_ABOVE } : { manifestsOnly: true },
+    );
   }
 
   /**
    * Takes a checkpoint, with the policy applied before it where room is short, and again where there was none.
    * @throws what the checkpoint throws: a policy that cannot be applied is reported
    */
-  async checkpoint(session: CheckpointSession, signal: AbortSignal): Promise<CheckpointSummary> {
+  async checkpoint(
+    session: CheckpointSession,
+    signal: AbortSignal,
+    options: CheckpointOptions = {},
+  ): Promise<CheckpointSummary> {
     await this.#keepRoom(session, signal);
     try {
-      return await session.checkpoint();
+      return await session.checkpoint(options);
     } catch (error) {
       if (!(await this.#makeRoom(session, error, signal))) throw error;
-      return session.checkpoint();
+      return session.checkpoint(options);
     }
   }
 
@@ -82,7 +118,7 @@ export class WatchForgetting {
     if (this.#policy === undefined || signal.aborted || this.#waiting < this.#dueWhenShort) return;
     const missing = await session.missingBytes();
     if (missing === 0) return;
-    const freed = await this.#apply(session, this.#policy, signal, { onlyIfAny: true });
+    const freed = await this.#apply(session, this.#policy, signal, { onlyIfAny: !this.#hasLeftovers });
     if (freed === undefined || freed >= missing * WORTHWHILE) this.#dueWhenShort = 1;
     else this.#dueWhenShort = Math.min(2 * this.#dueWhenShort, LEAST_BETWEEN);
   }
@@ -96,14 +132,15 @@ export class WatchForgetting {
     return ((await this.#apply(session, this.#policy, signal)) ?? 0) > 0;
   }
 
-  /** @returns bytes that were freed; undefined when there was no checkpoint to be forgotten */
+  /** @returns bytes that were freed; undefined when there was nothing to be forgotten or freed */
   async #apply(
     session: CheckpointSession,
     policy: KeepPolicy,
     signal: AbortSignal,
-    options: Pick<ForgetOptions, 'thinAbove' | 'onlyIfAny'> = {},
+    options: Pick<ForgetOptions, 'thinAbove' | 'onlyIfAny' | 'manifestsOnly' | 'until'> = {},
   ): Promise<number | undefined> {
-    this.#waiting = 0;
+    if (options.manifestsOnly !== true) this.#waiting = 0;
+    this.#isTroubled = true;
     if (!this.#mayTrustClock()) return 0;
     try {
       const result = await session.forget(policy, {
@@ -112,7 +149,11 @@ export class WatchForgetting {
         ...options,
         signal,
       });
-      this.#due = Math.max(LEAST_BETWEEN, Math.floor(result.kept.length * SHARE_BETWEEN));
+      this.#isTroubled = result.misdated.length > 0;
+      this.#cutShort = result.isCutShort ? this.#cutShort + 1 : 0;
+      if (result.isCutShort) this.#waiting = this.#due;
+      if (result.isSwept) this.#due = Math.max(LEAST_BETWEEN, Math.floor(result.kept.length * SHARE_BETWEEN));
+      this.#hasLeftovers = !result.isSwept && (this.#hasLeftovers || result.removed.length > 0);
       if (result.misdated.length > 0) this.#reporter.warning(misdatedText(result.misdated, Date.now()));
       for (const problem of result.problems) this.#reporter.warning(`kept because of damage: ${problem}`);
       if (result.isShortOfRoom) this.#reporter.warning(SHORT_OF_ROOM);
@@ -122,7 +163,8 @@ export class WatchForgetting {
         const report = { ...result, name: session.vmName, dryRun: false };
         this.#reporter.summary(forgetFields(report), forgetText(report));
       }
-      return result.removed.length === 0 && result.freedBytes === 0 ? undefined : result.freedBytes;
+      const hasLooked = result.isSwept || result.isCutShort;
+      return hasLooked || result.removed.length > 0 ? result.freedBytes : undefined;
     } catch (error) {
       if (isCheckpointError(error, 'INTERRUPTED')) return 0;
       this.isWhole = false;

@@ -30,6 +30,14 @@ export interface Libc {
     remote: BigUint64Array,
     remoteCount: number,
   ): CallResult;
+  /** process_vm_writev(2), with arguments as above. @returns bytes written; fewer when a page cannot be written */
+  processVmWritev(
+    pid: number,
+    local: BigUint64Array,
+    localCount: number,
+    remote: BigUint64Array,
+    remoteCount: number,
+  ): CallResult;
   ioctl(descriptor: number, request: bigint, argument: ArrayBufferView): CallResult;
   /** waitpid(2); `status` receives one i32. */
   waitpid(pid: number, status: Int32Array, options: number): CallResult;
@@ -107,6 +115,9 @@ function bind(): Libc {
   const readv = library.func(
     'long process_vm_readv(int pid, void *local, unsigned long localCount, void *remote, unsigned long remoteCount, unsigned long flags)',
   ) as RawCall;
+  const writev = library.func(
+    'long process_vm_writev(int pid, void *local, unsigned long localCount, void *remote, unsigned long remoteCount, unsigned long flags)',
+  ) as RawCall;
   const ioctl = library.func('int ioctl(int fd, unsigned long request, void *argument)') as RawCall;
   const waitpid = library.func('int waitpid(int pid, void *status, int options)') as RawCall;
   const getsockopt = library.func(
@@ -121,6 +132,8 @@ function bind(): Libc {
   return {
     processVmReadv: (pid, local, localCount, remote, remoteCount) =>
       result(readv(pid, local, localCount, remote, remoteCount, 0)),
+    processVmWritev: (pid, local, localCount, remote, remoteCount) =>
+      result(writev(pid, local, localCount, remote, remoteCount, 0)),
     ioctl: (descriptor, request, argument) => result(ioctl(descriptor, request, argument)),
     waitpid: (pid, status, options) => result(waitpid(pid, status, options)),
     syscall: (number, a = 0, b = 0, c = 0, d = 0, e = 0, f = 0) => result(syscall(number, a, b, c, d, e, f)),

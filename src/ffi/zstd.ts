@@ -2,7 +2,7 @@
  * zstd through the system's libzstd.so.1, which dpkg and rpm themselves depend on.
  *
  * One compression and one decompression context per thread, kept for the life of the thread: creating one
- * costs more than compressing a frame. The asynchronous call uses a context of its own. Source: zstd.h,
+ * costs more than compressing a frame. Asynchronous calls use contexts of their own. Source: zstd.h,
  * simple API and explicit contexts.
  */
 
@@ -32,6 +32,7 @@ const C_WINDOW_LOG = 101;
 const RESET_SESSION = 1;
 const RESET_ALL = 3;
 const MIN_WINDOW_LOG = 10;
+const NO_PREFIX = new Uint8Array(0);
 
 interface Library {
   readonly compressStream: (
@@ -51,15 +52,10 @@ interface Library {
     srcSize: number,
     level: number,
   ) => NativeSize;
-  readonly decompress: (
-    context: Handle,
-    dst: Uint8Array,
-    dstSize: number,
-    src: Uint8Array,
-    srcSize: number,
-  ) => NativeSize;
-  readonly decompressAlone: {
+  readonly decompress: {
+    (context: Handle, dst: Uint8Array, dstSize: number, src: Uint8Array, srcSize: number): NativeSize;
     async(
+      context: Handle,
       dst: Uint8Array,
       dstSize: number,
       src: Uint8Array,
@@ -76,6 +72,9 @@ interface Library {
   ) => NativeSize;
   readonly refPrefix: (context: Handle, prefix: bigint, size: number) => NativeSize;
   readonly refPrefixD: (context: Handle, prefix: bigint, size: number) => NativeSize;
+  readonly createDecompression: () => Handle;
+  /** Contexts of asynchronous calls that are over. */
+  readonly freeDecompression: Handle[];
   readonly bound: (srcSize: number) => NativeSize;
   readonly isError: (result: NativeSize) => number;
   readonly errorName: (result: NativeSize) => string;
@@ -208,19 +207,46 @@ export function decompress(src: Uint8Array, rawLength: number): Uint8Array {
 }
 
 /** Decompresses as `decompress` does, on another thread. `src` must not change until the promise settles. */
-export async function decompressAsync(src: Uint8Array, rawLength: number): Promise<Uint8Array> {
+export function decompressAsync(src: Uint8Array, rawLength: number): Promise<Uint8Array> {
+  return decompressWithPrefixAsync(src, NO_PREFIX, rawLength);
+}
+
+/**
+ * Decompresses as `decompressWithPrefix` does, on another thread. Neither `src` nor `prefix` may change until the promise
+ * settles.
+ */
+export async function decompressWithPrefixAsync(
+  src: Uint8Array,
+  prefix: Uint8Array,
+  rawLength: number,
+): Promise<Uint8Array> {
   const zstd = library();
   const out = roomFor(src, rawLength);
-  const step = `decompressing ${src.length} bytes`;
-  // SAFETY: `out` and `src` are held by this function until the call is done.
-  const result = await new Promise<NativeSize>((resolve, reject) => {
-    zstd.decompressAlone.async(out, rawLength, src, src.length, (error, done) => {
-      if (error === null || error === undefined) resolve(done);
-      else reject(failed(step, describeError(error)));
+  const step = `decompressing ${src.length} bytes against ${prefix.length}`;
+  // A context is used by one call at a time; as many are made as there have been calls at the same time.
+  const context = zstd.freeDecompression.pop() ?? zstd.createDecompression();
+  try {
+    if (prefix.length > 0)
+      checked(zstd, zstd.refPrefixD(context, koffi.address(prefix), prefix.length), step);
+    // SAFETY: `out`, `src` and `prefix` are held by this function until the call is done, and not moved: the memory of an
+    // ArrayBuffer stays in its place. The prefix is dropped by the call also when it fails.
+    const result = await new Promise<NativeSize>((resolve, reject) => {
+      zstd.decompress.async(context, out, rawLength, src, src.length, (error, done) => {
+        if (error === null || error === undefined) resolve(done);
+        else reject(failed(step, describeError(error)));
+      });
     });
-  });
-  expectLength(checked(zstd, result, step), rawLength);
-  return out;
+    expectLength(checked(zstd, result, step), rawLength);
+    return out;
+  } finally {
+    zstd.freeDecompression.push(context);
+    keptUntilNow(prefix);
+  }
+}
+
+/** What a call reads by its address alone must not be collected before: it is named once more after the call. */
+function keptUntilNow(bytes: Uint8Array): number {
+  return bytes.length;
 }
 
 /** @throws ZSTD_FAILED when no input of this length comes to so much */
@@ -259,9 +285,6 @@ function load(): Library {
       decompress: lib.func(
         'size_t ZSTD_decompressDCtx(void *dctx, void *dst, size_t dstCapacity, const void *src, size_t srcSize)',
       ) as Library['decompress'],
-      decompressAlone: lib.func(
-        'size_t ZSTD_decompress(void *dst, size_t dstCapacity, const void *src, size_t srcSize)',
-      ),
       compressStream: lib.func(
         'size_t ZSTD_compressStream2(void *cctx, void *output, void *input, int endOp)',
       ) as Library['compressStream'],
@@ -286,6 +309,8 @@ function load(): Library {
       errorName: lib.func('const char *ZSTD_getErrorName(size_t code)') as Library['errorName'],
       compressionContext: create(),
       decompressionContext: createD(),
+      createDecompression: createD,
+      freeDecompression: [],
       output: new Uint8Array(0),
     };
   } catch (cause) {

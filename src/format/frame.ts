@@ -3,7 +3,7 @@
  *
  *     0   4  magic "CFRM"            16  8  digest (pages), 0 (blob)
  *     4   1  kind                    24  2  source count (patch), 0 (others)
- *     5   1  entropy stage           26  2  zero
+ *     5   1  entropy stage           26  2  count of blank records (patch), 0 (others)
  *     6   2  record count            28  4  length of the columns as stored (patch), 0 (others)
  *     8   4  stored length of body   32 32  SHA-256 over bytes 0-31 and the stored body
  *     12  4  raw length of body      64     body as stored
@@ -38,7 +38,7 @@ const ENTROPY_NONE = 0;
 export const ENTROPY_ZSTD = 1;
 
 /** Device state is a few MiB; what claims to be more than this is not ours. */
-const MAX_BLOB_BYTES = 1 << 30;
+export const MAX_BLOB_BYTES = 1 << 30;
 
 /** A frame ready to be appended to a pack. Plain data: survives structured clone. */
 export interface EncodedFrame {
@@ -64,6 +64,7 @@ export interface FrameHeader {
   readonly rawBytes: number;
   readonly digest: bigint;
   readonly sourceCount: number;
+  readonly blankCount: number;
   readonly columnBytes: number;
 }
 
@@ -177,12 +178,12 @@ export function checkFrame(bytes: Uint8Array, place: FramePlace): FrameHeader {
     rawBytes: view.getUint32(12, true),
     digest: view.getBigUint64(16, true),
     sourceCount: view.getUint16(24, true),
+    blankCount: view.getUint16(26, true),
     columnBytes: view.getUint32(28, true),
   };
   if (view.getUint32(0, true) !== MAGIC) throw fail('not a frame');
   const isPatch = header.kind === FRAME_KIND_PATCH;
-  const reserved = isPatch ? BigInt(view.getUint16(26, true)) : view.getBigUint64(24, true);
-  if (reserved !== 0n) throw fail('reserved header bytes are not zero');
+  if (!isPatch && view.getBigUint64(24, true) !== 0n) throw fail('reserved header bytes are not zero');
   if (header.storedBytes !== bytes.length - FRAME_HEADER_BYTES)
     throw fail('stored length differs from the directory');
   if (isPatch) {
@@ -206,10 +207,11 @@ export function checkFrame(bytes: Uint8Array, place: FramePlace): FrameHeader {
 }
 
 function checkPatchHeader(header: FrameHeader, fail: (what: string) => Error): void {
-  const { recordCount, sourceCount } = header;
+  const { recordCount, sourceCount, blankCount } = header;
   if (recordCount < 1 || recordCount > MAX_PATCH_RECORDS) throw fail('record count is out of bounds');
+  if (blankCount >= recordCount) throw fail('count of blank records is out of bounds');
   if (sourceCount > MAX_PATCH_SOURCES) throw fail('source count is out of bounds');
-  if (header.rawBytes !== recordCount * (PAGE_SIZE_BYTES + 4) + sourceCount * 8)
+  if (header.rawBytes !== recordCount * (PAGE_SIZE_BYTES + 4) + sourceCount * 8 + blankCount * 2)
     throw fail('raw length is not that of the records');
   if (header.entropy !== ENTROPY_ZSTD)
     throw fail(`entropy stage ${header.entropy} in a frame of patched pages`);
@@ -264,6 +266,7 @@ function seal(
     rawBytes: body.length,
     digest,
     sourceCount: 0,
+    blankCount: 0,
     columnBytes: 0,
     body: isSmaller ? packed : body,
   });
@@ -281,6 +284,7 @@ export function sealFrame(parts: FrameParts): Uint8Array {
   view.setUint32(12, parts.rawBytes, true);
   view.setBigUint64(16, parts.digest, true);
   view.setUint16(24, parts.sourceCount, true);
+  view.setUint16(26, parts.blankCount, true);
   view.setUint32(28, parts.columnBytes, true);
   bytes.set(parts.body, FRAME_HEADER_BYTES);
   bytes.set(frameChecksum(bytes), HASHED_HEADER_BYTES);

@@ -6,8 +6,8 @@
  * and what the operator can do.
  *
  * Processes that are meant to outlive Cairn or its call are started where they belong: the guards
- * (`adapters/guard/pause-guard.ts`), the tracers (`adapters/kvm/trackers/pagemap-scan/tracer/tracer.ts`) and the
- * QEMU of a restore (`adapters/kvm/restore/process.ts`).
+ * (`adapters/guard/pause-guard.ts`), the tracers (`adapters/kvm/trackers/pagemap-scan/tracer/tracer.ts`), the
+ * QEMU of a restore (`adapters/kvm/restore/process.ts`) and who fills its memory (`src/restore/lazy/page-server.ts`).
  */
 
 import type { Socket } from 'node:net';

@@ -159,6 +159,12 @@ export interface DirtyTracker {
    * @throws TRACKER_OFF, TRACKER_FAILED, VM_GONE
    */
   collect(): Harvest;
+  /**
+   * Reports what `collect` would, and clears nothing: for who must know what was written without owing it. Absent
+   * where looking is clearing, or where all pages count as written.
+   * @throws as `collect`
+   */
+  peek?(): Harvest;
   /** Gives pages back; the next `collect` reports them again. */
   putBack(dirty: DirtyBitmap): void;
   /**

@@ -80,6 +80,11 @@ export interface DiskDriver extends DiskDriverTraits {
    * as it is. Absent: always undefined.
    */
   movedTo?(snapshot: DiskSnapshot, path: string): DiskSnapshot | undefined;
+  /**
+   * The snapshot, when whole folders have moved, with all that lies in them. Absent: it is not found by paths.
+   * @param move where an absolute path lies now; the same text for what has not moved
+   */
+  movedBy?(snapshot: DiskSnapshot, move: (path: string) => string): DiskSnapshot;
 }
 
 /** A new image on top of one that must stay as it is. */

@@ -4,7 +4,14 @@ import type { Writable } from 'node:stream';
 
 import type { JsonObject } from '../types.js';
 import type { RecordedDisks } from './disks.js';
-import type { ImportedMachine, ImportRequest, ReceivedMachine, ReceiveRequest } from './intake.js';
+import type {
+  ForeignFile,
+  ImportedMachine,
+  ImportFormat,
+  ImportRequest,
+  ReceivedMachine,
+  ReceiveRequest,
+} from './intake.js';
 import type { CheckpointSource, RestorePlan, RestoreRequest, RestoreResult } from './restore.js';
 import type { AnyRestoreOptions, RestoreSettings } from './restore-options.js';
 import type { Vm } from './vm.js';
@@ -42,16 +49,21 @@ export interface Hypervisor {
     request: RestoreRequest,
     settings: RestoreSettings,
   ): Promise<RestoreResult>;
+  /** URL of the module with which a page server fills its VMs; absent where none can. See `page-server.ts`. */
+  readonly pageServingModule?: string;
   /**
    * Disk snapshots of a VM that does not run. Absent where no VM has any.
    * @param machine `Vm.machine` as it was recorded
    */
   recordedDisks?(machine: JsonObject): RecordedDisks;
   /** Formats of `importFrom`; none when it is not there. */
-  readonly importFormats?: readonly string[];
+  readonly importFormats?: readonly ImportFormat[];
+  /** Files of its tools that cannot be imported, and what to do instead. */
+  readonly foreignFiles?: readonly ForeignFile[];
   /**
    * Reads a machine from a file.
-   * @throws STREAM_MALFORMED, VM_UNSUPPORTED for one that Cairn could not restore
+   * @throws STREAM_MALFORMED, VM_UNSUPPORTED for one that Cairn could not restore, USAGE when a program that
+   *   unpacks it is missing
    */
   importFrom?(request: ImportRequest): Promise<ImportedMachine>;
   /**

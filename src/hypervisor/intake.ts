@@ -1,8 +1,32 @@
 /** Machines out of files and streams of the hypervisors' own tools. */
 
 import type { JsonObject } from '../types.js';
+import type { ByteSource } from './byte-source.js';
 import type { MemoryLayout } from './memory-layout.js';
+import type { RunState } from './run-state.js';
 import type { VmIdentity } from './vm.js';
+
+/** So much of its beginning tells what a file is. */
+export const RECOGNITION_BYTES = 64;
+
+/** A format that is imported. */
+export interface ImportFormat {
+  readonly name: string;
+  /** What such a file is, for messages: `a file of xl save`. */
+  readonly what: string;
+  /**
+   * What the file is that begins so, in words, when it is of this format or may be.
+   * @param head `RECOGNITION_BYTES`, or all of a shorter file
+   */
+  readonly recognise: (head: Uint8Array) => string | undefined;
+}
+
+/** A file that somebody may take for one that can be imported. */
+export interface ForeignFile {
+  readonly what: string;
+  readonly hint: string;
+  readonly isBegunBy: (head: Uint8Array) => boolean;
+}
 
 /** A machine as a file of the hypervisor's own tools holds it, without its memory. */
 export interface ImportedMachine {
@@ -11,6 +35,10 @@ export interface ImportedMachine {
   readonly machine: JsonObject;
   /** What `VmDeviceState.take` would give. */
   readonly deviceState: Uint8Array;
+  /** How it was when it was saved, which a restore goes by; default: it ran. */
+  readonly runState?: RunState | undefined;
+  /** What whoever restores it has to know. */
+  readonly warnings?: readonly string[];
 }
 
 /** Where an import puts pages; the last one of a page counts. A page that was never put is absent. */
@@ -21,8 +49,12 @@ export interface MemorySink {
 
 export interface ImportRequest {
   readonly format: string;
-  /** The file from its start; may be called more than once. */
-  readonly open: () => AsyncIterable<Uint8Array>;
+  /**
+   * The file from its start, to be iterated over once. May be called again, unless the input is a pipe.
+   * @throws USAGE when a pipe is opened again
+   */
+  readonly open: () => ByteSource;
+  readonly signal?: AbortSignal | undefined;
   /** Called once, when the layout of the memory is known. */
   readonly place: (layout: MemoryLayout) => MemorySink;
 }
@@ -78,4 +110,9 @@ export interface ReceivedState {
    * be done again.
    */
   apply(memory: MemorySink): Promise<Uint8Array>;
+}
+
+/** Whether a file with this beginning is one of that magic. */
+export function begins(head: Uint8Array, magic: Uint8Array): boolean {
+  return Buffer.compare(head.subarray(0, magic.length), magic) === 0;
 }

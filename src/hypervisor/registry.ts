@@ -3,6 +3,7 @@
 import { CheckpointError } from '../errors.js';
 import type { Hypervisor } from './hypervisor.js';
 
+export type ImportingHypervisor = Hypervisor & Required<Pick<Hypervisor, 'importFrom'>>;
 export type ReceivingHypervisor = Hypervisor & Required<Pick<Hypervisor, 'receive'>>;
 
 export class HypervisorRegistry {
@@ -28,13 +29,55 @@ export class HypervisorRegistry {
   }
 
   /** @throws USAGE for a format that nobody reads */
-  importing(format: string): Hypervisor {
-    const found = this.#all.find(({ importFormats = [] }) => importFormats.includes(format));
-    if (found?.importFrom !== undefined) return found;
-    const known = this.#all.flatMap(({ importFormats = [] }) => importFormats);
-    throw new CheckpointError('USAGE', `no import format "${format}"`, {
-      hint: `known: ${known.join(', ')}`,
+  importing(format: string): ImportingHypervisor {
+    const found = this.#all.find(
+      (hypervisor): hypervisor is ImportingHypervisor =>
+        hypervisor.importFrom !== undefined &&
+        (hypervisor.importFormats ?? []).some(({ name }) => name === format),
+    );
+    if (found !== undefined) return found;
+    throw new CheckpointError('USAGE', `no import format "${format}"`, { hint: this.#knownFormats() });
+  }
+
+  /**
+   * The format of a file by its beginning.
+   * @param head `RECOGNITION_BYTES` of it, or all of a shorter one
+   * @param claimed the format that the caller takes it for; a file that nobody knows is believed to be of it
+   * @throws STREAM_MALFORMED for a file that is of another format than it is taken for, one that cannot be
+   *   imported, and one that nobody knows
+   */
+  formatOf(head: Uint8Array, claimed?: string): string {
+    for (const { importFormats = [] } of this.#all) {
+      for (const { name, recognise } of importFormats) {
+        const what = recognise(head);
+        if (what === undefined) continue;
+        if (claimed === undefined || claimed === name) return name;
+        throw new CheckpointError('STREAM_MALFORMED', `it is ${what}, not ${this.#whatIs(claimed)}`, {
+          hint: `use --format ${name}`,
+        });
+      }
+    }
+    const foreign = this.#all
+      .flatMap(({ foreignFiles = [] }) => foreignFiles)
+      .find(({ isBegunBy }) => isBegunBy(head));
+    if (foreign !== undefined) {
+      const { what, hint } = foreign;
+      throw new CheckpointError('STREAM_MALFORMED', `it is ${what}, which cannot be imported`, { hint });
+    }
+    if (claimed !== undefined) return claimed;
+    throw new CheckpointError('STREAM_MALFORMED', 'nothing at its beginning says what it is', {
+      hint: this.#knownFormats(),
     });
+  }
+
+  #whatIs(format: string): string {
+    const formats = this.#all.flatMap(({ importFormats = [] }) => importFormats);
+    return formats.find(({ name }) => name === format)?.what ?? format;
+  }
+
+  #knownFormats(): string {
+    const formats = this.#all.flatMap(({ importFormats = [] }) => importFormats);
+    return `known: ${formats.map(({ name, what }) => `${name} (${what})`).join(', ')}`;
   }
 
   /** The hypervisor that takes machines from a stream. @throws VM_UNSUPPORTED when there is none */

@@ -4,9 +4,10 @@ import type { JsonObject } from '../types.js';
 import type { DiskSnapshot } from './disks.js';
 import type { MemoryLayout } from './memory-layout.js';
 import type { FrozenGuest } from './freezer.js';
+import type { StartPageServer } from './page-server.js';
 
 /**
- * Pages in ascending order. `bytes` is null for a run of zero pages, otherwise pageCount x 4096 bytes valid
+ * Pages that follow each other in one region. `bytes` is null for a run of zero pages, otherwise pageCount x 4096 bytes valid
  * until the next chunk.
  */
 export interface PageChunk {
@@ -27,8 +28,10 @@ export interface CheckpointSource {
   /** Set when the guest's file systems were frozen, and so are in this memory; see `VmFreezer.freeze`. */
   readonly frozen?: FrozenGuest | undefined;
   deviceState(): Promise<Uint8Array>;
-  /** All pages of all regions, region by region. @throws REPO_DAMAGED */
+  /** All pages of all regions, in ascending order. @throws REPO_DAMAGED */
   pages(signal?: AbortSignal): AsyncIterable<PageChunk>;
+  /** All pages of all regions, each once, in the order that costs least to read. @throws REPO_DAMAGED */
+  pagesAsStored(signal?: AbortSignal): AsyncIterable<PageChunk>;
 }
 
 /** What every adapter is asked for. Its own options come beside: see `restore-options.ts`. */
@@ -38,6 +41,8 @@ export interface RestoreRequest {
   readonly keepDisks: boolean;
   readonly signal?: AbortSignal;
   readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
+  /** Starts a process that fills the VM's memory while it runs; absent where the caller cannot. */
+  readonly startPageServer?: StartPageServer;
 }
 
 /** What a restore would do to this host, for who has to decide whether the checkpoint is to be trusted. */

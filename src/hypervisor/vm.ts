@@ -11,6 +11,7 @@ import type { TrackerReport } from './dirty-tracker.js';
 import type { VmFreezer } from './freezer.js';
 import type { VmMemory } from './memory.js';
 import type { MemoryLayout } from './memory-layout.js';
+import type { VmRewind } from './rewind.js';
 import type { VmRunState } from './run-state.js';
 
 /** Who the VM is. What is known of these decides which chain of a repository it belongs to. */
@@ -83,6 +84,8 @@ export interface Vm {
   readonly deviceState: VmDeviceState;
   /** Absent where there are no agents in guests. */
   readonly freezer?: VmFreezer;
+  /** Absent where a running VM cannot be put back in its own process. */
+  readonly rewind?: VmRewind;
 
   /**
    * What tells this VM from the one of a checkpoint, in words for the operator; empty when it may be the same. Absent

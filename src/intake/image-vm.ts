@@ -37,13 +37,14 @@ export class ImageVm implements Vm {
   readonly machine: JsonObject;
   readonly disks = NO_DISKS;
   readonly memory: VmMemory;
-  readonly runState: VmRunState = new ImageRunState();
+  readonly runState: VmRunState;
   readonly deviceState: VmDeviceState;
 
   constructor(address: string, image: ImportedMachine, memory: MemoryFile) {
     this.address = address;
     this.identity = { ...image.identity, instance: `import:${randomBytes(8).toString('hex')}` };
     this.machine = image.machine;
+    this.runState = new ImageRunState(image.runState);
     this.memory = memoryOf(memory, KIND, () => new ImageTracker(memory));
     this.deviceState = {
       check: () => Promise.resolve(),
@@ -73,21 +74,29 @@ export function memoryOf(memory: MemoryFile, trackerKind: string, open: () => Di
   };
 }
 
-/** The run state that the engine expects: that of a VM which it pauses and resumes. */
+/**
+ * The run state that the engine expects: that of a VM which it pauses and resumes, unless it was found
+ * paused.
+ */
 export class ImageRunState implements VmRunState {
-  #isPaused = false;
+  #state: RunState;
+
+  constructor(state: RunState = 'running') {
+    this.#state = state;
+  }
 
   read(): Promise<RunState> {
-    return Promise.resolve(this.#isPaused ? 'paused' : 'running');
+    return Promise.resolve(this.#state);
   }
 
   pause(): Promise<boolean> {
-    this.#isPaused = true;
-    return Promise.resolve(true);
+    const wasRunning = this.#state === 'running';
+    this.#state = 'paused';
+    return Promise.resolve(wasRunning);
   }
 
   resume(): Promise<void> {
-    this.#isPaused = false;
+    this.#state = 'running';
     return Promise.resolve();
   }
 }

@@ -3,7 +3,7 @@
 import { randomBytes } from 'node:crypto';
 
 import { CheckpointError } from '../errors.js';
-import type { MemoryLayout } from '../hypervisor/memory-layout.js';
+import { sameLayout, type MemoryLayout } from '../hypervisor/memory-layout.js';
 import type { VmIdentity } from '../hypervisor/vm.js';
 import type { CallOptions, StorageBackend } from '../storage/backend.js';
 import type { Calendar } from './forget/calendar.js';
@@ -23,6 +23,8 @@ import { MAX_PACK_SEQ, ZERO_REF } from '../format/record-ref.js';
 import { keepReserve, takeLock } from './reserve.js';
 import { freeBytesOf, LAST_INCREMENTS, missingBytes, packTargetIn } from './room.js';
 import { claimVmRecord } from './vm-record.js';
+import { PackWriter } from './write/pack-writer.js';
+import { RegroupAhead, type RegroupAheadRequest } from './write/regroup-ahead.js';
 
 /** zstd level of index and device state unless the caller says otherwise; zstd's own default. */
 const DEFAULT_LEVEL = 3;
@@ -74,6 +76,7 @@ export class ChainWriter {
   #stored: number[];
   #last: ChainContent['last'];
   #active: CheckpointWriter | undefined;
+  #ahead: RegroupAhead | undefined;
   #reserve: ChainContent['reserve'];
 
   private constructor(
@@ -129,6 +132,7 @@ export class ChainWriter {
   async holdAgain(): Promise<boolean> {
     if (await this.#lock.isHeld(this.#call)) return false;
     if (this.#active !== undefined) throw new TypeError('a checkpoint of this chain is being written');
+    await this.#dropAhead();
     await this.#lock.release();
     const { lock, content } = await takeChain(
       this.#backend,
@@ -205,8 +209,9 @@ export class ChainWriter {
       throw new RangeError('the map of a base is empty');
     const packTargetBytes =
       options.packTargetBytes ?? packTargetIn(await freeBytesOf(this.#backend, this.#call));
+    const regroupedAhead = await this.#takeAhead(parent, layout);
     const writer = new CheckpointWriter(
-      { ...options, map, packTargetBytes, level: options.level ?? DEFAULT_LEVEL },
+      { ...options, map, packTargetBytes, level: options.level ?? DEFAULT_LEVEL, regroupedAhead },
       {
         backend: this.#backend,
         repositoryId: this.#repositoryId,
@@ -216,7 +221,7 @@ export class ChainWriter {
         id: randomBytes(8).toString('hex'),
         seq: ++this.#last.checkpoint,
         signal: this.#options.signal,
-        nextPackSeq: () => this.#nextPackSeq(),
+        newPack: () => this.#newPack(),
         nextIndexSeq: () => ++this.#last.index,
         storedLately: (count) => this.#stored.slice(-count),
         checkLock: () => this.mustBeHeld(),
@@ -230,6 +235,28 @@ export class ChainWriter {
     );
     this.#active = writer;
     return writer;
+  }
+
+  /**
+   * Between checkpoints: regroups ahead what the next checkpoint would regroup in its commit. Ended early, or failed, it has
+   * cost nothing but time.
+   * @returns pages that are ready for the next checkpoint
+   * @throws REPO_LOCKED, REPO_DAMAGED when an old record cannot be read, and what the backend throws
+   */
+  async regroupAhead(request: Omit<RegroupAheadRequest, 'parent'>): Promise<number> {
+    if (this.#active !== undefined) throw new TypeError('a checkpoint of this chain is being written');
+    const parent = this.#latest;
+    if (this.#ahead !== undefined || parent === null || request.until.aborted) return 0;
+    await this.mustBeHeld();
+    const { map } = request;
+    const source = {
+      ...{ backend: this.#backend, repositoryId: this.#repositoryId },
+      ...{ chain: this.chain, pageSpan: map.pageSpan },
+    };
+    const storedLately = (count: number): readonly number[] => this.#stored.slice(-count);
+    const deps = { source, newPack: () => this.#newPack(), storedLately };
+    this.#ahead = await RegroupAhead.make({ ...request, parent }, deps, this.#call);
+    return this.#ahead?.pageCount ?? 0;
   }
 
   /**
@@ -259,12 +286,34 @@ export class ChainWriter {
    */
   async close(): Promise<void> {
     await this.#active?.abort();
+    await this.#dropAhead();
     await this.#lock.release();
     if (this.#reserve !== 'all') await keepReserve(this.#backend, this.#keys, {});
   }
 
   get #call(): CallOptions {
     return { signal: this.#options.signal };
+  }
+
+  /** @returns what was regrouped ahead of a checkpoint of this parent and layout; anything else is dropped */
+  async #takeAhead(parent: Manifest | null, layout: MemoryLayout): Promise<RegroupAhead | undefined> {
+    const ahead = this.#ahead;
+    const isFitting =
+      ahead?.parentId === parent?.id && ahead !== undefined && sameLayout(ahead.layout, layout);
+    if (!isFitting) await this.#dropAhead();
+    this.#ahead = undefined;
+    return isFitting ? ahead : undefined;
+  }
+
+  async #dropAhead(): Promise<void> {
+    await this.#ahead?.drop();
+    this.#ahead = undefined;
+  }
+
+  #newPack(): PackWriter {
+    const seq = this.#nextPackSeq();
+    const owner = ownerTag(this.#repositoryId, this.chain);
+    return new PackWriter(this.#keys.pack(seq), seq, owner, this.#backend, this.#call);
   }
 
   async #mapFor(parent: Manifest | null, layout: MemoryLayout): Promise<PageMap> {

@@ -3,8 +3,7 @@
 import type { MemoryRegion } from '../hypervisor/memory-layout.js';
 import type { CallOptions } from '../storage/backend.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
-import { WINDOW_PAGES } from './read/chain-reader.js';
-import type { CheckpointReader } from './read/checkpoint-reader.js';
+import { WINDOW_PAGES, type CheckpointReader } from './read/checkpoint-reader.js';
 import type { Manifest } from '../format/manifest.js';
 import type { PageMap } from './read/page-map.js';
 import type { Repository } from './repository.js';

@@ -6,6 +6,8 @@ import { open, rm, type FileHandle } from 'node:fs/promises';
 import { finished } from 'node:stream/promises';
 
 import { CheckpointError, describeError, isCheckpointError, systemErrorCode } from '../errors.js';
+import { defaultRuntimeDir, openRuntimeDir } from '../host/runtime-dir.js';
+import type { PageServer, PageServerOrder } from '../hypervisor/page-server.js';
 import type { HypervisorRegistry } from '../hypervisor/registry.js';
 import type { RestoreRequest, RestoreResult } from '../hypervisor/restore.js';
 import { refuseForeignSettings, type RestoreSettings } from '../hypervisor/restore-options.js';
@@ -13,6 +15,8 @@ import type { Manifest } from '../format/manifest.js';
 import type { Repository } from '../repository/repository.js';
 import { disksOfStopped } from '../disks/forgotten-disks.js';
 import { refuseRollbackOfNeeded } from '../disks/rollback-check.js';
+import { Filling } from './lazy/filling.js';
+import { StartedPageServer } from './lazy/page-server.js';
 import { refuseUntrusted, type TrustQuestion } from './trust.js';
 
 export interface RestoreOptions {
@@ -24,7 +28,13 @@ export interface RestoreOptions {
 }
 
 /** Without `paused`, the VM comes back as it was found: running, or paused. */
-export type RestoreCall = Omit<RestoreRequest, 'paused'> & Partial<Pick<RestoreRequest, 'paused'>>;
+export type RestoreCall = Omit<RestoreRequest, 'paused' | 'startPageServer'> &
+  Partial<Pick<RestoreRequest, 'paused'>>;
+
+export interface Restored extends RestoreResult {
+  /** The VM is up, and its memory still comes in; follow it or let it go. */
+  readonly filling?: Filling;
+}
 
 /**
  * @param settings options of the hypervisor's own, by name
@@ -36,9 +46,14 @@ export async function restoreCheckpoint(
   options: RestoreOptions,
   call: RestoreCall,
   settings: RestoreSettings = {},
-): Promise<RestoreResult> {
+): Promise<Restored> {
   const { repository, manifest, hypervisors, trust } = options;
-  const request: RestoreRequest = { ...call, paused: call.paused ?? manifest.runState === 'paused' };
+  let server: PageServer | undefined;
+  const request: RestoreRequest = {
+    ...call,
+    paused: call.paused ?? manifest.runState === 'paused',
+    startPageServer: async (order) => (server = await startPageServer(options, order)),
+  };
   const source = repository.reader(manifest);
   const hypervisor = hypervisors.byName(source.hypervisor);
   refuseForeignSettings(hypervisor, hypervisors.all, settings);
@@ -48,7 +63,20 @@ export async function restoreCheckpoint(
   );
   const rollback = { keepDisks: request.keepDisks, hasOtherDisks, signal: request.signal };
   await refuseRollbackOfNeeded(repository, manifest, rollback, disksOfStopped(hypervisors));
-  return hypervisor.restore(source, request, settings);
+  const result = await hypervisor.restore(source, request, settings);
+  return server === undefined ? result : { ...result, filling: new Filling(server) };
+}
+
+async function startPageServer(
+  { repository, manifest }: RestoreOptions,
+  { modulePath, vm, vmAddress, args, stream, bytesPerSecond }: PageServerOrder,
+): Promise<PageServer> {
+  const order = {
+    ...{ modulePath, vm, vmAddress, args, bytesPerSecond, vmName: manifest.vmName },
+    ...{ repository: repository.backend.properties.location, checkpointId: manifest.id },
+    ...{ runtimeDir: await openRuntimeDir(defaultRuntimeDir()), hasStream: true },
+  };
+  return StartedPageServer.start(order, stream);
 }
 
 /**

@@ -63,16 +63,24 @@ async function copyOf(from: { readonly backend: MemoryBackend; readonly vm: Mode
 interface Outcome {
   readonly manifest: Manifest;
   readonly writer: CheckpointWriter;
+  /** What a watcher would say of regrouping. */
+  readonly warnings: readonly string[];
 }
 
-async function checkpoint({ chain, map, reader, vm, expected }: Chain): Promise<Outcome> {
+/** When records are regrouped: in the commit, as one-shot commands do, or before the checkpoint, as watchers do. */
+type When = 'in the commit' | 'ahead';
+const WHENS: readonly When[] = ['in the commit', 'ahead'];
+
+async function checkpoint(made: Chain, when: When): Promise<Outcome> {
+  const { chain, map, reader, vm, expected } = made;
+  const warnings = when === 'ahead' ? await regroupAhead(made) : [];
   const parent = chain.latest!;
   const writer = await chain.begin({
     kind: 'incremental',
     parent,
     layout: vm.layout,
     map,
-    regroupFrom: reader,
+    regroupFrom: when === 'ahead' ? undefined : reader,
   });
   try {
     await vm.write(writer, map, vm.dirtyPages(), vm.committed);
@@ -80,10 +88,21 @@ async function checkpoint({ chain, map, reader, vm, expected }: Chain): Promise<
     const manifest = await writer.commit(commitFields());
     vm.committed = vm.memory.slice();
     expected.push(vm.snapshot(manifest));
-    return { manifest, writer };
+    return { manifest, writer, warnings: [...warnings, ...writer.warnings] };
   } catch (error) {
     await writer.abort();
     throw error;
+  }
+}
+
+/** @returns what went wrong, which never fails the checkpoint */
+async function regroupAhead({ chain, map, reader, vm }: Chain): Promise<readonly string[]> {
+  const until = new AbortController().signal;
+  try {
+    await chain.regroupAhead({ map, layout: vm.layout, reader, level: 3, until });
+    return [];
+  } catch (error) {
+    return [String(error)];
   }
 }
 
@@ -127,44 +146,45 @@ class RottenBackend extends MemoryBackend {
   }
 }
 
-describe('regrouping', () => {
+describe.each(WHENS)('regrouping %s', (when) => {
   it('takes place in the checkpoint that is prepared here', async () => {
     const made = await prepare(new MemoryBackend());
-    const { manifest, writer } = await checkpoint(made);
+    const { manifest, writer, warnings } = await checkpoint(made, when);
     expect(manifest.regrouped?.pageCount).toBe(30);
     expect(writer.regrouped.pages).toBe(30);
-    expect(writer.warnings).toEqual([]);
+    expect(warnings).toEqual([]);
     await mustBeWhole(made.backend, made.expected);
   });
 
   it.each([
-    ['the regrouped pack', 'packs', 2],
+    ['the regrouped pack', 'packs', when === 'ahead' ? 1 : 2],
     ['the segment that refers to it', 'index', 1],
     ['the manifest', 'checkpoints', 1],
   ] as const)('gives way when there is no room for %s', async (_, kind, nth) => {
     const made = await prepare(new FullBackend());
     made.backend.refuse(kind, nth);
-    const { manifest, writer } = await checkpoint(made);
+    const { manifest, writer, warnings } = await checkpoint(made, when);
     expect(manifest.regrouped).toBeUndefined();
     expect(manifest.packs).toHaveLength(1);
     expect(writer.regrouped.pages).toBe(0);
-    expect(writer.warnings).toEqual([expect.stringContaining('no space left')]);
+    expect(warnings).toEqual([expect.stringContaining('no space left')]);
     expect(made.map.depthOf(50)).toBe(7);
     const sizes = await made.backend.list('');
     const own = sizes.filter(({ key }) => manifest.packs.some(({ seq }) => key.endsWith(hex8(seq))));
     expect(manifest.storedBytes).toBeGreaterThanOrEqual(own[0]!.sizeBytes);
     // The map is good for what comes next.
     made.vm.page(50)[1] = 1;
-    await checkpoint(made);
+    await checkpoint(made, when);
     await made.chain.close();
     await mustBeWhole(made.backend, made.expected);
   });
 
   it('fails the checkpoint where there is no room without it either', async () => {
     const made = await prepare(new FullBackend());
-    made.backend.refuse('packs', 1);
-    await expect(checkpoint(made)).rejects.toMatchObject({ code: 'STORAGE_FULL' });
-    await checkpoint(made);
+    // Ahead of it, the pack of what is regrouped is the first.
+    made.backend.refuse('packs', when === 'ahead' ? 2 : 1);
+    await expect(checkpoint(made, when)).rejects.toMatchObject({ code: 'STORAGE_FULL' });
+    await checkpoint(made, when);
     await made.chain.close();
     await mustBeWhole(made.backend, made.expected);
   });
@@ -172,9 +192,9 @@ describe('regrouping', () => {
   it('leaves records where they are when one of them is damaged, and says so', async () => {
     const made = await prepare(new RottenBackend());
     made.backend.rotten = (await made.backend.list('vms/web1/packs/'))[3]!.key;
-    const { manifest, writer } = await checkpoint(made);
+    const { manifest, warnings } = await checkpoint(made, when);
     expect(manifest.regrouped).toBeUndefined();
-    expect(writer.warnings).toEqual([expect.stringContaining(made.backend.rotten)]);
+    expect(warnings).toEqual([expect.stringContaining(made.backend.rotten)]);
     await made.chain.close();
     const { problems, orphans } = await verify(await Repository.open(made.backend));
     expect(problems.map(({ key }) => key)).toContain(made.backend.rotten);
@@ -197,7 +217,7 @@ describe('regrouping', () => {
         const faulty = new FaultyBackend(made.backend, { mode, atCall });
         const outcome = await open(faulty, made.vm)
           .then(async (chain) => {
-            const { manifest } = await checkpoint(chain);
+            const { manifest } = await checkpoint(chain, when);
             expected.push(made.vm.snapshot(manifest));
             await chain.chain.close();
           })

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { openSession } from '../../src/checkpoint/open-session.js';
-import type { CheckpointSession } from '../../src/checkpoint/session.js';
+import type { CheckpointSession, SessionOptions } from '../../src/checkpoint/session.js';
 import { CheckpointError } from '../../src/errors.js';
 import { HypervisorRegistry } from '../../src/hypervisor/registry.js';
 import type { VmDisk } from '../../src/hypervisor/disks.js';
@@ -48,7 +48,7 @@ beforeEach(async () => {
   random = seeded(5);
 });
 
-async function open(tracker: string): Promise<void> {
+async function open(tracker: string, more: Pick<SessionOptions, 'regroup'> = {}): Promise<void> {
   session = await openSession(
     new HypervisorRegistry([new FakeHypervisor([guest], (attached) => (vm = attached))]),
     `fake:${guest.identity.name}`,
@@ -57,8 +57,12 @@ async function open(tracker: string): Promise<void> {
       runtimeDir,
       workers: 1,
       tracker,
+      ...more,
     },
   );
+}
+
+function fill(): void {
   for (let page = 0; page < PAGES; page++) guest.write(page, noise(), 0);
 }
 
@@ -104,7 +108,10 @@ async function mustBeWhole(count: number): Promise<void> {
 }
 
 describe.each(CAPTURES)('a session that forgets, $capture', ({ tracker }) => {
-  beforeEach(() => open(tracker));
+  beforeEach(async () => {
+    await open(tracker);
+    fill();
+  });
 
   it('trusts its tracker and goes on, again and again, and loses nothing that stays', async () => {
     let thinned = 0;
@@ -149,5 +156,57 @@ describe.each(CAPTURES)('a session that forgets, $capture', ({ tracker }) => {
     expect((await checkpoint()).compareReason).toBe('');
     await session.forget({ last: 2 });
     await mustBeWhole(2);
+  });
+});
+
+describe.each(CAPTURES)('a session that regroups between its checkpoints, $capture', ({ tracker }) => {
+  beforeEach(async () => {
+    await open(tracker, { regroup: 'between' });
+    fill();
+  });
+
+  /** A few pages change in seven checkpoints and are quiet in the eighth, which takes over the segments of all. */
+  async function take(count: number): Promise<void> {
+    for (let n = 0; n < count; n++) {
+      const { latestSeq } = session;
+      const first = (latestSeq >>> 3) * 5;
+      const isQuiet = latestSeq % 8 === 0;
+      for (let page = first; page < first + 5; page++)
+        if (!isQuiet) guest.write(page, Uint8Array.of(random(256)), random(4096));
+      guest.write(PAGES - 1, Uint8Array.of(latestSeq), 1);
+      const { checkpointId } = await session.checkpoint();
+      memories.set(checkpointId, guest.snapshot());
+    }
+  }
+
+  it('brings records together that the next checkpoint takes over, and loses none', async () => {
+    const { signal } = new AbortController();
+    expect(await session.upkeep(signal)).toBe('');
+    for (let n = 0; n < 26; n++) {
+      await take(1);
+      expect(await session.upkeep(AbortSignal.abort())).toBe('');
+      expect(await session.upkeep(signal)).toBe('');
+      if (n === 12) await session.forget({ last: 9 });
+    }
+    const { manifests } = await repository.checkpoints();
+    expect(manifests.flatMap(({ regrouped }) => regrouped?.pageCount ?? [])).toEqual([5, 5, 5]);
+    // It is closed with records that no checkpoint has taken over.
+    while (session.latestSeq % 8 !== 0) await take(1);
+    expect(await session.upkeep(signal)).toBe('');
+    await session.close();
+    await mustBeWhole((await repository.checkpoints()).manifests.length);
+  });
+
+  it('says what it met, and goes on without', async () => {
+    await take(5);
+    await session.close();
+    await open(tracker, { regroup: 'between' });
+    await take(3);
+    const load = backend.load.bind(backend);
+    backend.load = () => Promise.reject(new CheckpointError('STORAGE_IO', 'the disk does not answer'));
+    expect(await session.upkeep(new AbortController().signal)).toContain('the disk does not answer');
+    backend.load = load;
+    await take(2);
+    await mustBeWhole(10);
   });
 });

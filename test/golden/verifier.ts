@@ -302,13 +302,27 @@ class Chain {
     const count = bytes.readUInt16LE(6);
     const sourceCount = bytes.readUInt16LE(24);
     const columnsEnd = 64 + bytes.readUInt32LE(28);
-    must(bytes[5] === 1 && bytes.readUInt16LE(26) === 0, 'patch header');
+    const blankCount = bytes.readUInt16LE(26);
+    must(bytes[5] === 1 && blankCount < count, 'patch header');
     must(count >= 1 && count <= 256 && sourceCount <= 512, 'patch counts');
     must(bytes.readUInt32LE(8) === bytes.length - 64, 'patch stored length');
-    must(bytes.readUInt32LE(12) === count * (PAGE + 4) + sourceCount * 8, 'patch raw length');
-    const columns = entropy(1, bytes.subarray(64, columnsEnd), count * 4 + sourceCount * 8);
+    must(
+      bytes.readUInt32LE(12) === count * (PAGE + 4) + sourceCount * 8 + blankCount * 2,
+      'patch raw length',
+    );
+    const columnBytes = count * 4 + sourceCount * 8 + blankCount * 2;
+    const columns = entropy(1, bytes.subarray(64, columnsEnd), columnBytes);
     const pages = deltas(columns, 0, count, 4);
     const sources = deltas(columns, count * 4, sourceCount, 8);
+    const blanksAt = count * 4 + sourceCount * 8;
+    const blanks = Array.from(
+      { length: blankCount },
+      (_, i) => columns[blanksAt + i]! + columns[blanksAt + blankCount + i]! * 256,
+    );
+    must(
+      blanks.every((record, i) => record < count && (i === 0 || record > blanks[i - 1]!)),
+      'order of blank records',
+    );
     const first = (BigInt(pack) << 29n) | (BigInt(frame) << 12n);
     let depth = 0;
     for (const [i, source] of sources.entries()) {
@@ -323,6 +337,7 @@ class Chain {
     for (let i = 0; i < count; i++) {
       must(i === 0 || pages[i]! > pages[i - 1]!, 'order of pages in a patch');
       const page = contents.subarray(i * PAGE, (i + 1) * PAGE);
+      must(!blanks.includes(i) || page.every((byte) => byte === 0), 'a blank record is zero');
       this.#pages.set(first | BigInt(i), page);
       this.#depths.set(first | BigInt(i), depth);
       hashes.push(u64(xxh64(page)));

@@ -96,14 +96,30 @@ describe('forgetting checkpoints of a working guest', () => {
     expect(taken).toHaveLength(25);
     expect(taken.map(({ compare_reason }) => compare_reason)).toEqual(taken.map(() => ''));
     for (const { checkpoint_id: id } of taken) ids.push(String(id));
-    // After ten, after twenty and at the end.
     const forgets = messages.filter((message) => 'freed_bytes' in message);
-    expect(forgets).toMatchObject([{ problems: [] }, { problems: [] }, { problems: [] }]);
+    for (const { kept, problems } of forgets) {
+      expect(kept).toHaveLength(2);
+      expect(problems).toEqual([]);
+    }
+    // What they leave goes when there is time, and at the end.
+    expect(forgets.at(-1)).toMatchObject({ swept: true });
     for (const id of ids.slice(-2)) memories.set(id, await readCheckpoint(options.repo, id));
     expect(inDisk()).toEqual(expect.arrayContaining(ids.slice(-2)));
     for (const id of ids.slice(-25, -2)) expect(inDisk()).not.toContain(id);
     expect(await checkpoint()).toMatchObject({ kind: 'incremental', compare_reason: '' });
     await mustBeAsTaken(ids.slice(-3));
+  });
+
+  it('goes with a single checkpoint that is given the policy', async () => {
+    const args = ['checkpoint', machine.address, '--keep-last', '2', '--with-disks'];
+    const { messages, exitCode } = await runCairn(repo(...args), options);
+    expect(exitCode).toBe(0);
+    ids.push(String(messages.find(isSummary)!.checkpoint_id));
+    memories.set(ids.at(-1)!, await readCheckpoint(options.repo, ids.at(-1)!));
+    expect(messages.find((message) => 'freed_bytes' in message)).toMatchObject({ problems: [] });
+    expect(inDisk()).toEqual(expect.arrayContaining(ids.slice(-2)));
+    expect(inDisk()).not.toContain(ids.at(-3));
+    await mustBeAsTaken(ids.slice(-2));
   });
 
   it('leaves the last one to be restored, by which the guest goes on, and so does its chain', async () => {

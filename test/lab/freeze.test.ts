@@ -137,6 +137,30 @@ describe('a guest whose file systems are frozen for the pause', () => {
     machine = await LabMachine.adopt('freeze', options.dir, Number(running.pid));
     await expectWrites();
   }, 180_000);
+
+  it('has the clock of its checkpoint after a restore, and that of the host when asked', async () => {
+    const DAY_S = 86_400;
+    const behindS = async (): Promise<number> => Date.now() / 1000 - Number(await machine.guest('date +%s'));
+    // Without that program the agent refuses to set a clock.
+    await machine.guest('mkdir -p /sbin; ln -sf /bin/busybox /sbin/hwclock');
+    await machine.guest(`date -s @$(( $(date +%s) - ${DAY_S} ))`);
+    expect(await behindS()).toBeGreaterThan(DAY_S / 2);
+    const { checkpoint_id: id } = await cairn(take('--disks', 'external'), options);
+    for (const isAsked of [false, true]) {
+      await machine.kill();
+      const more = isAsked ? ['--set-time'] : [];
+      const restored = await cairn(['restore', String(id), '--repo', repo, ...more], options);
+      expect(restored).not.toHaveProperty('notes');
+      machine = await LabMachine.adopt('freeze', options.dir, Number(restored.pid));
+      await machine.waitForProgress();
+      if (isAsked) expect(Math.abs(await behindS())).toBeLessThan(DAY_S / 2);
+      else expect(await behindS()).toBeGreaterThan(DAY_S / 2);
+    }
+    await machine.kill();
+    const paused = await cairn(['restore', String(id), '--repo', repo, '--set-time', '--paused'], options);
+    expect(paused.notes).toEqual([expect.stringContaining('guest-set-time')]);
+    machine = await LabMachine.adopt('freeze', options.dir, Number(paused.pid));
+  }, 180_000);
 });
 
 function childrenOf(pid: number): readonly number[] {

@@ -19,6 +19,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { gzipSync } from 'node:zlib';
 
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
@@ -26,6 +27,7 @@ import { EXIT } from '../../src/cli/exit-codes.js';
 import { sha256Hex } from '../../src/format/sealed-json.js';
 import { goldenObjects, readPart, withPart, type Part } from '../fuzz/resealed-repository.js';
 import { guestConfig, smallMigration, smallRemusStream, smallSaveFiles } from '../fuzz/small-machines.js';
+import { mappedMigration, saveImage } from '../support/import-files.js';
 import { CAIRN_MAIN, type CliMessage } from './support/cairn-cli.js';
 import { removeWithRepositories } from './support/left-repositories.js';
 
@@ -154,6 +156,19 @@ describe('files that an import is given', () => {
     ['a stream that is cut off', 'qemu', async () => (await smallMigration()).subarray(0, 9000)],
     ['a description of devices that is nested without end', 'qemu', deepDescription],
     ['a file that is empty', 'qemu', () => new Uint8Array(0)],
+    ['1 GiB of zeros in a MiB of gzip', 'qemu', () => gzippedZeros(1024)],
+    [
+      'device state without end in gzip',
+      'qemu',
+      async () => Buffer.concat([gzipSync((await smallMigration()).subarray(0, -20)), gzippedZeros(256)]),
+    ],
+    ['a mapped-ram file whose pages lie behind its end', 'qemu', farMapped],
+    ['a save image that claims 4 GiB of XML', 'libvirt', () => hugeXml()],
+    [
+      'a save image that is cut off',
+      'libvirt',
+      async () => saveImage((await smallMigration()).subarray(0, 9000)),
+    ],
     ['a save file that is cut off', 'xl', async () => (await smallSaveFiles())[0]!.subarray(0, 9000)],
     [
       'a guest that may have 4 PiB',
@@ -167,6 +182,26 @@ describe('files that an import is given', () => {
       () => withConfig(guestConfig('hvm').replace('"name"', '"toString":1,"valueOf":1,"x"')),
     ],
   ];
+
+  async function farMapped(): Promise<Uint8Array> {
+    const file = await mappedMigration();
+    file.writeBigUInt64BE(8n * TIB, file.indexOf('pc.ram') + 'pc.ram'.length + 8 + 20);
+    return file;
+  }
+
+  /**
+   * Files of gzip may stand one behind the other. Made of one: the peak of a process counts from what this one had
+   * in memory.
+   */
+  function gzippedZeros(mib: number): Buffer {
+    return Buffer.concat(Array<Buffer>(mib).fill(gzipSync(Buffer.alloc(1 << 20))));
+  }
+
+  function hugeXml(): Uint8Array {
+    const image = saveImage(new Uint8Array(0));
+    image.writeUInt32LE(0xffffffff, 20);
+    return image;
+  }
 
   async function deepDescription(): Promise<Uint8Array> {
     const json = Buffer.from(`{"devices":${'['.repeat(3_000_000)}`);

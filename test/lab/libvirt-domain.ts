@@ -226,6 +226,19 @@ export class LabDomain {
     }
   }
 
+  /** Has the session's daemon, and the next one, go by this qemu.conf. No domain of it runs. */
+  async configureSession(qemuConf: string): Promise<void> {
+    const folder = join(this.dir, 'home/.config/libvirt');
+    mkdirSync(folder, { recursive: true });
+    writeFileSync(join(folder, 'qemu.conf'), qemuConf);
+    for (const path of ['home/.config', 'home/.config/libvirt', 'home/.config/libvirt/qemu.conf'])
+      chownSync(join(this.dir, path), USER_ID, USER_ID);
+    const pidFile = join(this.dir, 'run/libvirt/libvirtd.pid');
+    endDaemon(pidFile);
+    // It removes the file when it ends; virsh starts another one.
+    while (existsSync(pidFile)) await sleep(20);
+  }
+
   /** A QMP command through virsh. */
   async qmp(execute: string, args: Record<string, unknown> = {}, name = this.name): Promise<unknown> {
     const reply = JSON.parse(await this.virsh('qemu-monitor-command', name, command(execute, args))) as {

@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
+import { extendPcr, readPcr } from './support/guest-tpm.js';
 import { LabDomain, TPM_XML, whyNoLibvirt, whyNoTpm } from './libvirt-domain.js';
 import type { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, runCairn, type CliMessage } from './support/cairn-cli.js';
@@ -30,18 +31,6 @@ const DIMM = "<memory model='dimm'><target><size unit='MiB'>64</size><node>1</no
 const VIRTIO_MEM = `<memory model='virtio-mem'><target>
   <size unit='MiB'>64</size><node>0</node><block unit='MiB'>2</block><requested unit='MiB'>16</requested>
 </target></memory>`;
-
-/** TPM2_PCR_Extend of PCR 16 by 32 bytes of 0x11, with an empty password. Source: TPM 2.0 library, part 3. */
-const EXTEND_PCR =
-  `8002 00000041 00000182 00000010 00000009 40000009 0000 00 0000 00000001 000b ${'11'.repeat(32)}`
-    .replaceAll(' ', '')
-    .replace(/../g, (byte) => `\\x${byte}`);
-const extendPcr = (machine: LabMachine): Promise<string> =>
-  machine.guest(
-    `printf '${EXTEND_PCR}' >/tmp/tpm; exec 9<>/dev/tpm0; cat /tmp/tpm >&9; dd bs=4096 count=1 <&9 2>/dev/null | wc -c; exec 9>&-`,
-  );
-const readPcr = (machine: LabMachine): Promise<string> =>
-  machine.guest('cat /sys/class/tpm/tpm0/pcr-sha256/16');
 
 /** A checkpoint, with the pages in which it differs from the truth. */
 async function proven(
@@ -257,5 +246,40 @@ describeWithLibvirt('a domain with an NVMe disk', () => {
     expect(await stop()).toEqual([]);
     expect(await domain.state()).toBe('running');
     expect(machine.qmp.events).not.toContain('STOP');
+  }, 120_000);
+});
+
+describeWithLibvirt('a domain whose disk was given limits while it ran', () => {
+  let domain: LabDomain;
+  let machine: LabMachine;
+  beforeAll(async () => {
+    domain = await LabDomain.define(`cairn-limits-${process.pid}`, {
+      domainXml: "<memory unit='MiB'>128</memory><vcpu>1</vcpu>",
+    });
+    machine = await domain.start();
+  }, 300_000);
+  afterAll(async () => {
+    machine.qmp.close();
+    await domain.remove();
+  });
+
+  it('comes back with them, by its live XML', async () => {
+    const repo = join(domain.dir, 'repo');
+    await cairn(['init', '--repo', repo], domain.cli);
+    const limits = ['--total-iops-sec', '70', '--read-bytes-sec', '65536'];
+    await domain.virsh('blkdeviotune', domain.name, 'vda', '--live', ...limits);
+    const seen = (): Promise<string> => domain.virsh('blkdeviotune', domain.name, 'vda', '--live');
+    const before = await seen();
+    expect(before).toMatch(/total_iops_sec *: *70\b/);
+    const { checkpoint_id: id } = await cairn(['checkpoint', domain.address, '--repo', repo], domain.cli);
+    machine.qmp.close();
+    await domain.stop();
+    const bytes = statSync(join(domain.dir, 'diary.log')).size;
+    await cairn(['restore', String(id), '--repo', repo], domain.cli);
+    machine = await domain.adopt();
+    await machine.waitForTick(1, 60_000, bytes);
+    expect(await seen()).toBe(before);
+    const [drive] = (await machine.qmp.command('query-block')) as { inserted: Record<string, unknown> }[];
+    expect(drive?.inserted).toMatchObject({ iops: 70, bps_rd: 65_536 });
   }, 120_000);
 });

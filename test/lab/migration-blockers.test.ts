@@ -60,6 +60,11 @@ const CASES: readonly Case[] = [
     reason: /vhost-user-fs/,
     startBackEnd: startVirtiofsd,
   },
+  ...['pci-serial-2x', 'vmbus-bridge', 'isa-cirrus-vga'].map((device) => ({
+    name: `${device}, against which QEMU has nothing to say before it dies of it`,
+    args: () => ['-device', device],
+    reason: new RegExp(`QEMU dies .* ${device}`),
+  })),
   {
     name: 'a disk by usb-uas',
     args: () => [

@@ -4,7 +4,7 @@
  */
 
 import { execFileSync } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -134,6 +134,41 @@ describe('a disk that has moved', () => {
     await restored();
     expect(await files()).toEqual(['base.qcow2']);
     expect(await read()).toContain('2-at-the-checkpoint');
+  });
+});
+
+describe('a machine whose folder has moved', () => {
+  it.each(['internal', 'external'])('comes back where it lies now, with %s snapshots', async (mode) => {
+    const dir = scratchDir('moved');
+    const drive = `file=${qcow2(dir, 'a,b.qcow2').replaceAll(',', ',,')},if=none,id=d0,format=qcow2`;
+    await start({ dir, extraArgs: ['-drive', drive, '-device', 'virtio-blk-pci,drive=d0'] });
+    await machine.guest('echo at-the-checkpoint | dd of=/dev/vda bs=512 count=1 conv=sync oflag=direct');
+    await cairn(take('--disks', mode), options);
+    await machine.guest('echo after | dd of=/dev/vda bs=512 count=1 conv=sync oflag=direct');
+    await machine.kill();
+    const now = `${dir}-now`;
+    renameSync(dir, now);
+    try {
+      const repo = join(now, 'repo');
+      const inNow = { ...options, dir: now };
+      const refused = await runCairn(['restore', 'latest', '--repo', repo], inNow);
+      expect(refused.messages.at(-1)).toMatchObject({
+        code: 'RESTORE_FAILED',
+        message: expect.stringContaining(dir),
+        hint: expect.stringContaining('--set-path'),
+      });
+      const move = `${dir}=${now}`;
+      const { pid } = await cairn(['restore', 'latest', '--repo', repo, '--set-path', move], inNow);
+      machine = await LabMachine.adopt('moved', now, Number(pid));
+      await machine.waitForProgress();
+      expect(await machine.guest('dd if=/dev/vda bs=512 count=1 iflag=direct | head -c 17')).toContain(
+        'at-the-checkpoint',
+      );
+    } finally {
+      // So that what is left is removed by the name that it had.
+      await machine.kill();
+      renameSync(now, dir);
+    }
   });
 });
 

@@ -115,6 +115,60 @@ describe('a VM that checkpoints were taken of', () => {
   });
 });
 
+/** Moves the VM to another QEMU, which runs it before it has all of its memory. @returns that one, and what QEMU says of it */
+async function postcopy(): Promise<{ readonly there: LabMachine; readonly status: string }> {
+  const dir = scratchDir('release');
+  const uri = `unix:${dir}/incoming`;
+  const there = await LabMachine.start({
+    ...{ name: 'shared', dir, memoryMib: MEMORY_MIB, noWait: true },
+    extraArgs: ['-incoming', uri],
+  });
+  const switched = (one: LabMachine, state: boolean): Promise<unknown> =>
+    one.qmp.command('migrate-set-capabilities', { capabilities: [{ capability: 'postcopy-ram', state }] });
+  await switched(machine, true);
+  await switched(there, true);
+  // So slow that most of the memory is still here when it goes on there.
+  await machine.qmp.command('migrate-set-parameters', { 'max-bandwidth': 4 << 20 });
+  await machine.qmp.command('migrate', { uri });
+  const statusWhile = async (...passing: readonly string[]): Promise<string> => {
+    for (;;) {
+      const { status } = (await machine.qmp.command('query-migrate')) as { readonly status: string };
+      if (!passing.includes(status)) return status;
+      await sleep(50);
+    }
+  };
+  await statusWhile('setup');
+  await machine.qmp.command('migrate-start-postcopy');
+  await machine.qmp.command('migrate-set-parameters', { 'max-bandwidth': 1 << 30 });
+  const status = await statusWhile('active', 'device', 'postcopy-active');
+  await switched(there, false);
+  return { there, status };
+}
+
+describe('a migration with postcopy', () => {
+  it.each([
+    ['while the tracker is armed', false],
+    ['once Cairn has let go of it', true],
+  ])('takes a VM elsewhere %s, and its chain goes on there', async (_, isReleased) => {
+    await start();
+    await machine.guest('lab fill 24');
+    await cairn(take(), options);
+    if (isReleased) await cairn(['release', machine.address], options);
+    const { there, status } = await postcopy();
+    try {
+      expect(status).toBe('completed');
+      await there.waitForProgress();
+      await machine.kill();
+      const { summary, differing } = await checkpointAgainstTruth(there, [], options);
+      expect(differing).toEqual([]);
+      expect(summary).toMatchObject({ kind: 'incremental' });
+      expect(summary.compare_reason).not.toBe('');
+    } finally {
+      await there.destroy();
+    }
+  });
+});
+
 describe('a checkpoint is right after somebody else', () => {
   const hmp = (line: string): Promise<unknown> =>
     machine.qmp.command('human-monitor-command', { 'command-line': line });

@@ -48,6 +48,10 @@ export async function record(
   });
   rmSync(path);
   const layout = layOut(genuine.blocks);
+  // eslint-disable-next-line @typescript-eslint/require-await -- the contract is asynchronous, the pages are at hand
+  async function* pages(): AsyncGenerator<PageChunk> {
+    for (const region of layout.regions) yield* chunks(memory.get(region.id)!, region.firstPage);
+  }
   const source: CheckpointSource = {
     checkpointId: 'c0ffee0123456789',
     hypervisor: 'kvm',
@@ -56,10 +60,8 @@ export async function record(
     layout,
     disks,
     deviceState: () => Promise.resolve(blob),
-    // eslint-disable-next-line @typescript-eslint/require-await -- the contract is asynchronous, the pages are at hand
-    async *pages() {
-      for (const region of layout.regions) yield* chunks(memory.get(region.id)!, region.firstPage);
-    },
+    pages,
+    pagesAsStored: pages,
   };
   return { source, memory, genuine };
 }

@@ -40,7 +40,7 @@ function damaged(
       yield chunk;
     }
   }
-  return { ...source, pages };
+  return { ...source, pages, pagesAsStored: pages };
 }
 
 function qemuProcessesOf(dir: string): string[] {

@@ -50,6 +50,15 @@ async function expectRefused(status: string, means: string, remedy: string): Pro
   expect(await machine.qmp.status()).toBe(status);
 }
 
+/** Starts a machine with a device, and has its guest do that to it, without an answer: the VM may stop at it. */
+async function startAndPoke(device: string, action: string, commands: string): Promise<void> {
+  await start({ extraArgs: ['-device', `${device},addr=9`, '-action', action] });
+  const folder = '/sys/bus/pci/devices/0000:00:09.0';
+  await machine.guest(
+    `read base rest < ${folder}/resource; echo 1 > ${folder}/enable; cd ${folder}; (sleep 0.2; ${commands}) >/dev/null 2>&1 &`,
+  );
+}
+
 async function restored(...more: string[]): Promise<CliMessage> {
   await machine.kill();
   const result = await cairn(['restore', 'latest', '--repo', options.repo, ...more], options);
@@ -104,6 +113,21 @@ describe('a checkpoint is refused, in words of what is the matter,', () => {
     await start({ extraArgs: ['-no-shutdown'] });
     machine.guest('poweroff -f').catch(() => undefined);
     await expectRefused('shutdown', 'has shut down', 'system_reset');
+  });
+
+  it('of a VM whose guest has panicked', async () => {
+    // As its kernel would say it (docs/specs/pvpanic.txt of QEMU).
+    await startAndPoke('pvpanic-pci', 'panic=pause', 'devmem $base 8 1');
+    await expectRefused('guest-panicked', 'its guest has panicked', 'restore an earlier checkpoint');
+  });
+
+  it('of a VM that its watchdog has stopped', async () => {
+    // Both of its timers are unlocked and set to 1, and it is turned on (hw/watchdog/wdt_i6300esb.c of QEMU).
+    const unlock = 'devmem $((base+12)) 16 0x80; devmem $((base+12)) 16 0x86';
+    const timers = `for timer in 0 4; do ${unlock}; devmem $((base+timer)) 32 1; done`;
+    const turnOn = "printf '\\002' | dd of=config bs=1 seek=104 conv=notrunc";
+    await startAndPoke('i6300esb', 'watchdog=pause', `${timers}; ${turnOn}`);
+    await expectRefused('watchdog', 'its watchdog device', 'restore an earlier checkpoint');
   });
 
   it('of a VM whose disk fails, and is taken when that is mended', async () => {

@@ -55,6 +55,36 @@ async function continueChain({ repository, vm, all }: Chain, count: number, base
   await chain.close();
 }
 
+/** Gives a time that ends at a certain call. */
+class HastyBackend extends MemoryBackend {
+  #left = Infinity;
+  #due = new AbortController();
+
+  async within<T>(calls: number, work: (until: AbortSignal) => Promise<T>): Promise<T> {
+    this.#left = calls;
+    this.#due = new AbortController();
+    try {
+      return await work(this.#due.signal);
+    } finally {
+      this.#left = Infinity;
+    }
+  }
+
+  override load(...given: Parameters<MemoryBackend['load']>): Promise<Uint8Array> {
+    this.#count();
+    return super.load(...given);
+  }
+
+  override remove(...given: Parameters<MemoryBackend['remove']>): Promise<void> {
+    this.#count();
+    return super.remove(...given);
+  }
+
+  #count(): void {
+    if (--this.#left === 0) this.#due.abort();
+  }
+}
+
 function ids(expected: readonly Expected[]): readonly string[] {
   return expected.map(({ id }) => id);
 }
@@ -93,7 +123,7 @@ describe('what is forgotten', () => {
     expect(await strays(chain.repository)).toEqual([]);
   });
 
-  it('leaves no whole patch frame behind for some of its pages, unless the frame has sources', async () => {
+  it('leaves no whole patch frame behind for some of its pages, unless others are held against all of them', async () => {
     for (const hasSources of [false, true]) {
       const chain = await chainOf(1);
       chain.vm.hasSources = hasSources;
@@ -118,6 +148,53 @@ describe('what is forgotten', () => {
       if (hasSources) expect(packBytes).toBeGreaterThan(104 * 4096);
       else expect(packBytes).toBeLessThan(80 * 4096);
     }
+  });
+
+  it('gives up pages of a patch frame that is held against others, once', async () => {
+    const chain = await chainOf(1);
+    for (let n = 0; n < 2; n++) {
+      for (let page = 0; page < 60; page++) chain.vm.page(page).set(randomBytes(4096));
+      await continueChain(chain, 1);
+    }
+    for (let page = 8; page < 52; page++) chain.vm.page(page).fill(0);
+    await continueChain(chain, 1);
+    await forgetIds(chain.repository, ids(chain.all.slice(0, 3)));
+    await mustBeWhole(chain.backend, chain.all.slice(3));
+    expect(await strays(chain.repository)).toEqual([]);
+    // All of the first frame, since the second is held against it, and 16 pages of the second.
+    expect(await storedBytes(chain.backend)).toBeLessThan(90 * 4096);
+    expect(await forgetIds(chain.repository, [])).toMatchObject({ thinnedPacks: 0, removedObjects: 0 });
+  });
+
+  it('goes in parts when each time is ended early, and is whole and said rightly after each', async () => {
+    const made = await chainOf(6);
+    const backend = new HastyBackend();
+    for (const { key } of await made.backend.list('')) await backend.save(key, await made.backend.load(key));
+    const chain = { ...made, backend, repository: await Repository.open(backend) };
+    const kept = chain.all.slice(5);
+    const before = await storedBytes(backend);
+    let freedBytes = 0;
+    let cutShort = 0;
+    let result = await backend.within(1, (until) =>
+      forgetIds(chain.repository, ids(chain.all.slice(0, 5)), { until }),
+    );
+    // The checkpoints are gone, and nothing else: there was no time to look.
+    expect(result).toMatchObject({ isSwept: false, isCutShort: true, removedObjects: 0, thinnedPacks: 0 });
+    expect(result.removed).toHaveLength(5);
+    for (let calls = 5; result.isCutShort; calls += 5) {
+      freedBytes += result.freedBytes;
+      cutShort++;
+      await mustBeWhole(backend, kept);
+      result = await backend.within(calls, (until) => forgetIds(chain.repository, [], { until }));
+    }
+    expect(result.isSwept).toBe(true);
+    expect(before - (await storedBytes(backend))).toBe(freedBytes + result.freedBytes);
+    expect(cutShort).toBeGreaterThan(2);
+    await mustBeWhole(backend, kept);
+    // What was thinned once is not thinned again.
+    expect(await forgetIds(chain.repository, [])).toMatchObject({ thinnedPacks: 0, removedObjects: 0 });
+    const atOnce = await forgetIds(made.repository, ids(made.all.slice(0, 5)));
+    expect(freedBytes + result.freedBytes).toBe(atOnce.freedBytes);
   });
 
   it('is what a dry run says, which changes nothing and needs no lock', async () => {

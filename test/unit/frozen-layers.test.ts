@@ -11,7 +11,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
+import { afterEach, beforeEach, describe, expect, it, jest } from '@jest/globals';
 
 import { checkFrozenLayers, withFrozenLayers } from '../../adapters/disks/qcow2/frozen-layers.js';
 import { DiskDrivers } from '../../adapters/disks/disk-drivers.js';
@@ -69,13 +69,17 @@ describe('an external snapshot', () => {
   });
 
   it('leaves out layers that are no files of this host', async () => {
-    const [snapshot] = await frozen([
-      'nbd://store/base',
-      'json:{"driver": "raw"}',
-      '/dev/null',
-      join(dir, 'missing'),
-    ]);
+    const [snapshot] = await frozen(['nbd://store/base', 'json:{"driver": "raw"}', '/dev/null']);
     expect(snapshot!.frozen!.map(({ path }) => path)).toEqual([top]);
+  });
+
+  it('says which layers it cannot look at, and records the others', async () => {
+    const missing = join(dir, 'missing');
+    const warn = jest.spyOn(process, 'emitWarning').mockImplementation(() => undefined);
+    const [snapshot] = await frozen([missing, base]);
+    expect(snapshot!.frozen!.map(({ path }) => path)).toEqual([top, base]);
+    expect(warn).toHaveBeenCalledWith(expect.stringContaining(missing));
+    warn.mockRestore();
   });
 });
 

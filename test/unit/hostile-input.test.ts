@@ -292,6 +292,9 @@ describe('a save file of xl', () => {
         pages: () => {
           throw new Error('pages are not asked for');
         },
+        pagesAsStored: () => {
+          throw new Error('pages are not asked for');
+        },
       };
       await expect(saveContentOf(source, (config) => config)).rejects.toMatchObject({
         code: 'VM_UNSUPPORTED',
@@ -317,6 +320,7 @@ describe('a command line of QEMU', () => {
         env: {},
         rights: undefined,
         presentDisks: undefined,
+        presentObjects: [],
         qemuVersion: '',
       },
       ...{ machineType: 'pc-i440fx-7.2', qmpPath: '/run/q.sock' },

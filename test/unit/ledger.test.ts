@@ -29,6 +29,8 @@ describe('the ledger', () => {
   it('gives back what was written last, to another process too', async () => {
     await new Ledger(dir, identity).write(entry);
     expect(await new Ledger(dir, identity).read()).toEqual(entry);
+    await new Ledger(dir, identity).write({ ...entry, rewoundTo: 'd' });
+    expect(await new Ledger(dir, identity).read()).toEqual({ ...entry, rewoundTo: 'd' });
   });
 
   it('knows nothing of another run of the VM', async () => {
@@ -36,7 +38,7 @@ describe('the ledger', () => {
     expect(await new Ledger(dir, { ...identity, instance: '12:346' }).read()).toBeUndefined();
   });
 
-  it.each(['', '{', '{"state":"clean"}', 'null'])(
+  it.each(['', '{', '{"state":"clean"}', 'null', JSON.stringify({ ...entry, rewoundTo: 1 })])(
     'trusts nothing that is not a whole entry: %j',
     async (text) => {
       await new Ledger(dir, identity).write(entry);

@@ -26,7 +26,7 @@ import { libvirtOverlays, snapshotXml } from '../../adapters/libvirt/qemu/extern
 import { describeFailure, libvirtError } from '../../adapters/libvirt/native/libvirt-error.js';
 import { resultOf } from '../../adapters/libvirt/qemu/monitor.js';
 import { pushStream } from '../../adapters/qemu/stream/push.js';
-import { saveImageHead } from '../../adapters/libvirt/restore/save-image.js';
+import { saveImageHead } from '../../adapters/libvirt/save-image.js';
 import { escaped, unescaped } from '../../adapters/libvirt/xml/xml-text.js';
 import { CheckpointError } from '../../src/errors.js';
 

@@ -5,6 +5,7 @@ import { compressWithPrefix, decompress, decompressWithPrefix } from '../../src/
 import { ANCHOR_CAPACITY_BYTES } from '../../src/kernels/kernels.js';
 import { createScalarKernels } from '../../src/kernels/scalar.js';
 import { planPatches } from '../../src/pool/patch-plan.js';
+import { isBlankRecord } from '../../src/format/blank-record.js';
 import { frameChecksum } from '../../src/format/frame.js';
 import { encodePatchFrame, readPatch, unpackPatch, type PatchInput } from '../../src/format/patch-frame.js';
 import { makeRef } from '../../src/format/record-ref.js';
@@ -48,6 +49,23 @@ describe('a patch frame', () => {
     const input = { ...moved(), sources: new Float64Array(0), prefix: new Uint8Array(0), depth: 0 };
     const patch = readPatch(encodePatchFrame(input, 3).bytes, PACK, PLACE);
     expect(Buffer.compare(unpackPatch(patch, input.prefix, PLACE).body, input.contents)).toBe(0);
+  });
+
+  it('says which of its records were given up, and gives the others', () => {
+    const input = moved();
+    const contents = input.contents.slice().fill(0, 0, PAGE_SIZE_BYTES);
+    const { bytes } = encodePatchFrame({ ...input, contents, blanks: Uint16Array.of(0) }, 3);
+    const patch = readPatch(bytes, PACK, PLACE);
+    expect([...patch.blanks]).toEqual([0]);
+    const records = unpackPatch(patch, input.prefix, PLACE);
+    expect([isBlankRecord(records, 0), isBlankRecord(records, 1)]).toEqual([true, false]);
+    const page = records.body.subarray(records.dataOffsets[1], records.dataOffsets[2]);
+    expect(Buffer.compare(page, contents.subarray(PAGE_SIZE_BYTES))).toBe(0);
+  });
+
+  it.each([[[1, 0]], [[0, 0]], [[2]], [[0, 1]]])('refuses blank records %j of two', (blanks) => {
+    const { bytes } = encodePatchFrame({ ...moved(), blanks: Uint16Array.from(blanks) }, 3);
+    expect(() => readPatch(bytes, PACK, PLACE)).toThrow(/blank records/);
   });
 
   it('with a right checksum over wrong fields or a wrong body is refused or read within bounds', () => {

@@ -244,3 +244,54 @@ describe('a QEMU whose pause was taken away', () => {
     expect(await isLeftPaused(path())).toBe(true);
   });
 });
+
+describe('a rewind', () => {
+  const NOTE = { targetId: 'x' };
+
+  it('is left alone by the guard when Cairn dies in it, and by the next Cairn', async () => {
+    await guarded.begin(60_000);
+    await guarded.beginRewind(NOTE);
+    await keeper.release();
+    await sleep(500);
+    expect(done()).toBe('');
+    expect(readPauseMarker(marker)).toMatchObject({ rewind: NOTE });
+    setPauseMarker(marker, { ...readPauseMarker(marker)!, pid: DEAD_PID });
+    expect(await isLeftPaused(marker)).toBe(false);
+    expect(existsSync(marker)).toBe(true);
+  });
+
+  it('is not taken away when the limit of the pause has passed', async () => {
+    await guarded.begin(1000);
+    await guarded.beginRewind(NOTE);
+    await sleep(2500);
+    expect(guarded.isTaken()).toBe(false);
+    expect(done()).toBe('');
+    await guarded.end();
+  });
+
+  it('does not begin once the guard may have taken the pause away', async () => {
+    await guarded.begin(LIMIT_MS);
+    await sleep(2 * LIMIT_MS);
+    await expect(guarded.beginRewind(NOTE)).rejects.toMatchObject({ code: 'PAUSE_LIMIT' });
+    expect(readPauseMarker(marker)?.rewind).toBeUndefined();
+    await guarded.awaitGuard();
+  });
+
+  it('is a pause again when it is through: a guard that finds Cairn gone resumes the VM', async () => {
+    await guarded.begin(60_000);
+    await guarded.beginRewind(NOTE);
+    await guarded.endRewind(60_000);
+    expect(readPauseMarker(marker)?.rewind).toBeUndefined();
+    await keeper.release();
+    await until(() => done() === 'resumed\n');
+  });
+
+  it('that was cut off stays one when the VM, which somebody has resumed, is paused once more', async () => {
+    setPauseMarker(marker, { ...markerOf('dead'), pid: DEAD_PID, rewind: NOTE });
+    await guarded.begin(60_000);
+    expect(readPauseMarker(marker)).toMatchObject({ attachment: 'a', rewind: NOTE });
+    await keeper.release();
+    await sleep(500);
+    expect(done()).toBe('');
+  });
+});

@@ -3,6 +3,7 @@ import { describe, expect, it } from '@jest/globals';
 import { parseCommandLine } from '../../adapters/disks/qcow2/command-line.js';
 import {
   pairDisks,
+  strayDisks,
   withPresentDisks,
   type DiskPicture,
   type ListedDisk,
@@ -67,5 +68,24 @@ describe('the disks that a VM has now, beside its command line,', () => {
   it('are named where no option can name them', async () => {
     const { problems } = await paired(DRIVE, disk('d0', '/a.qcow2'), disk('', '/added.qcow2'));
     expect(problems).toEqual([expect.stringContaining('/added.qcow2')]);
+  });
+});
+
+describe('the disks that a new QEMU has', () => {
+  const expected = [disk('d0', '/a.qcow2'), disk('cd0', '', { readOnly: true })];
+  const stray = (...found: readonly ListedDisk[]): Promise<readonly string[]> =>
+    strayDisks(expected, found, { cwd: CWD, instead: new Map(), edits: [] });
+
+  it('are those of the checkpoint', async () => {
+    expect(await stray(disk('d0', '/a.qcow2'), disk('cd0', ''))).toEqual([]);
+  });
+
+  it('are others when they have another image, none, or may be written where they might not', async () => {
+    const empty = disk('cd0', '', { readOnly: true });
+    expect(await stray(disk('d0', '/b.qcow2'), empty)).toEqual([expect.stringContaining('/b.qcow2')]);
+    expect(await stray(empty)).toEqual([expect.stringContaining('/a.qcow2')]);
+    expect(await stray(disk('d0', '/a.qcow2', { readOnly: true }), empty)).toEqual([
+      expect.stringContaining('cannot be written'),
+    ]);
   });
 });

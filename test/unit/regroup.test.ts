@@ -14,6 +14,7 @@ import { budgetOf, pagesToRegroup } from '../../src/repository/write/regroup-pol
 import { Repository } from '../../src/repository/repository.js';
 import type { SegmentPlan } from '../../src/repository/write/segment-plan.js';
 import { verify } from '../../src/repository/verify/verify.js';
+import type { StorageBackend } from '../../src/storage/backend.js';
 import { FileBackend } from '../../src/storage/file.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
@@ -179,6 +180,109 @@ describe('a regrouped chain', () => {
     expect(observed).toEqual(dirty);
     // Twenty writes do not change more pages than that.
     expect(Math.max(...observed)).toBeLessThanOrEqual(20);
+  });
+});
+
+describe('what was regrouped ahead of a checkpoint', () => {
+  /** Pages that changed in each of eight checkpoints, so that the next one takes over eight segments. */
+  const BUSY = { from: 20, to: 60 };
+
+  async function prepare(backend: StorageBackend = new MemoryBackend(), pageCount = 700, busy = BUSY) {
+    const repository = await Repository.init(backend);
+    const chain = await repository.openChainWriter('web1', IDENTITY);
+    const vm = new ModelVm(layOut([{ id: 'pc.ram', sizeBytes: pageCount * PAGE_SIZE_BYTES }]));
+    for (let page = 0; page < pageCount; page++)
+      vm.page(page).forEach((_, at, all) => (all[at] = (at * (page + 1)) >>> 3));
+    const map = await vm.mapOf(chain, null);
+    const reader = chain.reader();
+    for (let n = 0; n < 8; n++) {
+      for (let page = busy.from; page < busy.to; page++) vm.page(page)[100 + n] = 200;
+      await vm.checkpoint(chain, { map });
+    }
+    const ahead = (until: AbortSignal = new AbortController().signal): Promise<number> =>
+      chain.regroupAhead({ map, layout: vm.layout, reader, level: 3, until });
+    const mustBeWhole = async (): Promise<void> => {
+      const { memory } = await readBack(repository, chain.latest!);
+      expect(Buffer.compare(memory, vm.memory)).toBe(0);
+      await chain.close();
+      expect(await verify(repository)).toMatchObject({ problems: [], orphans: [] });
+    };
+    return { backend, repository, chain, vm, map, reader, ahead, mustBeWhole };
+  }
+
+  it('is taken over but for the pages that the checkpoint changed', async () => {
+    const { chain, vm, map, ahead, mustBeWhole } = await prepare();
+    expect(await ahead()).toBe(40);
+    for (let page = 30; page < 40; page++) vm.page(page)[0] = 7;
+    const { regrouped, packs } = await vm.checkpoint(chain, { map });
+    expect(regrouped).toEqual({ pack: packs[0]!.seq, pageCount: 30 });
+    expect(packs).toHaveLength(2);
+    for (let page = BUSY.from; page < BUSY.to; page++) {
+      const isChanged = page >= 30 && page < 40;
+      expect(packOfRef(map.refOf(page)) === regrouped!.pack).toBe(!isChanged);
+      expect(map.depthOf(page)).toBe(isChanged ? 8 : 1);
+    }
+    await mustBeWhole();
+  });
+
+  it('is nothing when the next checkpoint takes over no segments, and not done twice', async () => {
+    const { chain, vm, map, ahead, mustBeWhole } = await prepare();
+    expect(await ahead()).toBe(40);
+    expect(await ahead()).toBe(0);
+    vm.page(1)[0] = 7;
+    await vm.checkpoint(chain, { map });
+    expect(await ahead()).toBe(0);
+    await mustBeWhole();
+  });
+
+  it('leaves nothing behind when all of its pages changed, when the checkpoint fails, and when there is none', async () => {
+    const folder = join(top, 'ahead');
+    const { backend, chain, vm, map, ahead, mustBeWhole } = await prepare(new FileBackend(folder));
+    const packs = async (): Promise<number> => (await backend.list('vms/web1/packs/')).length;
+    expect(await ahead()).toBe(40);
+    const failing = await chain.begin({ kind: 'incremental', parent: chain.latest, layout: vm.layout, map });
+    await failing.abort();
+    expect(await packs()).toBe(8);
+    expect(await ahead()).toBe(40);
+    for (let page = BUSY.from; page < BUSY.to; page++) vm.page(page)[0] = 7;
+    expect((await vm.checkpoint(chain, { map })).regrouped).toBeUndefined();
+    expect(await packs()).toBe(9);
+    await mustBeWhole();
+    expect(await backend.removeUnfinished!('')).toBe(0);
+  });
+
+  it('is dropped by a base, and by closing the chain', async () => {
+    const { backend, chain, vm, ahead, mustBeWhole } = await prepare();
+    expect(await ahead()).toBe(40);
+    const base = await chain.begin({ kind: 'base', parent: null, layout: vm.layout });
+    await base.abort();
+    expect(await ahead()).toBe(40);
+    await chain.close();
+    expect(await backend.list('vms/web1/packs/')).toHaveLength(8);
+    await mustBeWhole();
+  });
+
+  it('is what was done until the checkpoint was due', async () => {
+    const { chain, vm, map, reader, ahead, mustBeWhole } = await prepare(undefined, 2500, {
+      from: 10,
+      to: 1200,
+    });
+    expect(await ahead(AbortSignal.abort())).toBe(0);
+    const due = new AbortController();
+    const read = reader.readWithBottoms.bind(reader);
+    let reads = 0;
+    // It is due while the second part is being read.
+    reader.readWithBottoms = (...given) => {
+      if (++reads === 2) due.abort();
+      return read(...given);
+    };
+    const pages = await ahead(due.signal);
+    expect(reads).toBe(2);
+    expect(pages).toBeGreaterThan(0);
+    expect(pages).toBeLessThanOrEqual(1024);
+    vm.page(1)[0] = 7;
+    expect((await vm.checkpoint(chain, { map })).regrouped?.pageCount).toBe(pages);
+    await mustBeWhole();
   });
 });
 

@@ -78,6 +78,7 @@ describe('a copy called web2 of web1', () => {
       machineType: 'pc',
       qmpPath: '/run/web1.qmp',
       presentDisks: [],
+      presentObjects: [],
     };
     expect(restoredCommandLine(machine, { newName: 'web2', paused: false }).qmpPath).toBe('/run/web2.qmp');
     const edited = restoredCommandLine(machine, { newName: 'web2', paused: false, setArgs: ['-name=web3'] });

@@ -3,8 +3,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it } from '@jest/globals';
 
-import { layOut } from '../../src/hypervisor/memory-layout.js';
+import { layOut, regionOfPage } from '../../src/hypervisor/memory-layout.js';
 import { ChainReader } from '../../src/repository/read/chain-reader.js';
+import type { CheckpointReader } from '../../src/repository/read/checkpoint-reader.js';
 import { diffCheckpoints } from '../../src/repository/diff.js';
 import { MAX_SEGMENTS, MERGE_FACTOR } from '../../src/format/index-policy.js';
 import { BOTTOM_LEVEL } from '../../src/format/manifest.js';
@@ -340,6 +341,12 @@ describe('a checkpoint', () => {
   });
 });
 
+async function readAll(reader: CheckpointReader): Promise<CheckpointReader> {
+  const pages = reader.pagesAsStored();
+  while ((await pages.next()).done !== true);
+  return reader;
+}
+
 describe('a reader', () => {
   it('gives chosen pages, whatever the size of its cache', async () => {
     const repository = await Repository.init(new MemoryBackend());
@@ -358,6 +365,50 @@ describe('a reader', () => {
       expect(Buffer.compare(into, Buffer.concat([...pages].map((page) => vm.page(page))))).toBe(0);
     }
   });
+
+  // With room for none, each patch frame is unpacked within the one that needs it; with room for a few, reads are made in parts.
+  it.each([
+    [0, 3],
+    [60, 4],
+    [250, 12],
+    [1000, 12],
+  ])(
+    'gives every page once, in the order in which they are stored, with room for %i pages that patches are held against',
+    async (sourcePages, checkpoints) => {
+      const repository = await Repository.init(new MemoryBackend());
+      const chain = await repository.openChainWriter('web1', IDENTITY);
+      // The regions lie next to each other.
+      const layout = layOut([
+        { id: 'pc.ram', sizeBytes: 256 * PAGE_SIZE_BYTES },
+        { id: 'vga.vram', sizeBytes: 64 * PAGE_SIZE_BYTES },
+      ]);
+      const vm = new ModelVm(layout, 7 + sourcePages);
+      vm.scribble(250);
+      for (let n = 0; n < checkpoints; n++) {
+        await vm.checkpoint(chain);
+        vm.scribble(90);
+      }
+      const manifest = await vm.checkpoint(chain);
+      const options = { cacheBytes: 0, sourceBytes: sourcePages * PAGE_SIZE_BYTES };
+      const memory = Buffer.alloc(vm.memory.length);
+      const seen = new Set<number>();
+      const reader = repository.reader(manifest, options);
+      for await (const { firstPage, pageCount, bytes } of reader.pagesAsStored()) {
+        expect(regionOfPage(layout, firstPage)).toBe(regionOfPage(layout, firstPage + pageCount - 1));
+        for (let page = firstPage; page < firstPage + pageCount; page++) {
+          expect(seen.has(page)).toBe(false);
+          seen.add(page);
+        }
+        if (bytes !== null) memory.set(bytes, firstPage * PAGE_SIZE_BYTES);
+      }
+      expect(seen.size * PAGE_SIZE_BYTES).toBe(layout.sizeBytes);
+      expect(memory.equals(vm.memory)).toBe(true);
+      const { decodedBytes } = reader.effort;
+      const { effort } = await readAll(repository.reader(manifest, { cacheBytes: 0 }));
+      if (sourcePages === 1000) expect(decodedBytes).toBe(effort.decodedBytes);
+      else expect(decodedBytes).toBeGreaterThan(effort.decodedBytes);
+    },
+  );
 
   it('gives records in any order and more than once', async () => {
     const repository = await Repository.init(new MemoryBackend());

@@ -39,7 +39,10 @@ describe('verifying a long chain', () => {
     await chain.close();
 
     // Of the base, 2.5 MiB, a tenth is kept.
-    const reader = new ChainReader(backend, repository.id, 'web1', { cacheBytes: 1 << 18, windowPages: 64 });
+    const reader = new ChainReader(backend, repository.id, 'web1', {
+      cacheBytes: 1 << 18,
+      sourceBytes: 1 << 18,
+    });
     const tables = new Map<number, RecordTable>();
     const onProblem = (_key: string, error: unknown): void => {
       throw error;

@@ -38,9 +38,25 @@ describe('options of restores', () => {
       .filter((group) => group.startsWith('Of checkpoints of '))
       .map((group) => [group.split('\n', 1)[0], group.match(/--[a-z-]+/g)]);
     expect(groups).toEqual([
-      ['Of checkpoints of kvm, libvirt:', ['--to', '--set-arg', '--qmp', '--guest-agent', '--freeze']],
+      [
+        'Of checkpoints of kvm, libvirt:',
+        ['--to', '--set-arg', '--qmp', '--guest-agent', '--freeze', '--set-time', '--lazy', '--eager'],
+      ],
       ['Of checkpoints of kvm, libvirt, xen:', ['--new-name']],
-      ['Of checkpoints of kvm:', ['--drop-arg', '--program', '--log', '--as-root']],
+      [
+        'Of checkpoints of kvm:',
+        [
+          '--drop-arg',
+          '--set-path',
+          '--program',
+          '--log',
+          '--as-root',
+          '--background',
+          '--lazy',
+          '--fill-rate',
+          '--lazy',
+        ],
+      ],
       ['Of checkpoints of libvirt:', ['--new-macs', '--xml-edit']],
       ['Of checkpoints of libvirt, xen:', ['--disk']],
     ]);

@@ -25,6 +25,13 @@ afterEach(() => rmSync(dir, { recursive: true }));
 function source(failure?: Error): CheckpointSource {
   const layout = layOut([{ id: 'pc.ram', sizeBytes: PAGE_COUNT * PAGE_SIZE_BYTES }]);
   const bytes = new Uint8Array(64 * PAGE_SIZE_BYTES).fill(1);
+  async function* pages(): AsyncGenerator<PageChunk> {
+    for (let firstPage = 0; firstPage < PAGE_COUNT; firstPage += 64) {
+      await Promise.resolve();
+      if (failure !== undefined && firstPage > 0) throw failure;
+      yield { firstPage, pageCount: 64, bytes };
+    }
+  }
   return {
     checkpointId: 'c1',
     hypervisor: 'kvm',
@@ -33,13 +40,8 @@ function source(failure?: Error): CheckpointSource {
     layout,
     disks: [],
     deviceState: () => Promise.resolve(new Uint8Array(0)),
-    async *pages(): AsyncGenerator<PageChunk> {
-      for (let firstPage = 0; firstPage < PAGE_COUNT; firstPage += 64) {
-        await Promise.resolve();
-        if (failure !== undefined && firstPage > 0) throw failure;
-        yield { firstPage, pageCount: 64, bytes };
-      }
-    },
+    pages,
+    pagesAsStored: pages,
   };
 }
 

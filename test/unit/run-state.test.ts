@@ -63,7 +63,7 @@ it('tells a VM that its migration is stopping from one that somebody has paused'
 it('has no state saved once the pause was taken away: QEMU would stop the VM for it', async () => {
   const { monitor } = machine();
   const runState = control(monitor);
-  const devices = new KvmDeviceState(monitor, undefined, () => runState.mustHold());
+  const devices = new KvmDeviceState(monitor, undefined, { mustHold: () => runState.mustHold() });
   await devices.ready();
   await runState.pause();
   await devices.save();

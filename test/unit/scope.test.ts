@@ -37,6 +37,7 @@ describe('the scope of a checkpoint', () => {
       { ledger: { ...ledger, checkpointId: 'p0' } },
     ],
     ['memory was plugged', { layout: layOut([{ id: 'pc.ram', sizeBytes: 2 << 20 }]) }],
+    ['nobody knows what the VM was rewound to', { isRewindKnown: false }],
     ['the tracker cannot tell', { tracker: { seesWrites: false, token: 't1' } }],
   ])('compares all pages, and says why, when %s', (_, change) => {
     const scope = decideScope({ ...unbroken, ...change });

@@ -62,6 +62,12 @@ describe('the command line of a restored VM', () => {
       { paused: true },
       `-machine ${TYPE} -qmp ${QMP} -S -incoming defer`,
     ],
+    [
+      'keeps flags of other versions of QEMU',
+      `-machine ${TYPE} -async-teardown -qmp ${QMP} -from-next-year`,
+      {},
+      `-machine ${TYPE} -async-teardown -qmp ${QMP} -from-next-year -incoming defer`,
+    ],
     ['pins an alias', `-M pc -qmp ${QMP}`, {}, `-M ${TYPE} -qmp ${QMP} -incoming defer`],
     [
       'keeps other machine options',
@@ -245,6 +251,23 @@ describe('a QEMU command line', () => {
       '1G',
     ];
     expect(formatCommandLine(parseCommandLine(argv))).toEqual(argv);
+  });
+
+  it('may have options that no table knows, with and without values', () => {
+    const parsed = parseCommandLine(['-from-next-year', '-m', '1G', '-with-value', 'x', '-flag-at-the-end']);
+    expect(parsed.map(({ name, value }) => [name, value])).toEqual([
+      ['from-next-year', undefined],
+      ['m', '1G'],
+      ['with-value', 'x'],
+      ['flag-at-the-end', undefined],
+    ]);
+  });
+
+  it('has values that begin with a dash', () => {
+    expect(parseCommandLine(['-append', '-x', '-name', '-y'])).toEqual([
+      { name: 'append', spelling: '-append', value: '-x' },
+      { name: 'name', spelling: '-name', value: '-y' },
+    ]);
   });
 
   it('has doubled commas inside of values', () => {

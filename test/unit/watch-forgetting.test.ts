@@ -13,25 +13,39 @@ import type { KeepPolicy } from '../../src/repository/forget/keep-policy.js';
 const HOUR = 3_600_000;
 
 /** What a watcher says and does, with a clock that can be set. */
-function watcher(policy: KeepPolicy, forget: () => Promise<unknown>, checkpoint = () => Promise.resolve()) {
+function watcher(
+  policy: KeepPolicy,
+  forget: (until: AbortSignal | undefined) => Promise<unknown>,
+  checkpoint = () => Promise.resolve(),
+  retire: () => Promise<unknown> = () => Promise.resolve({ ...NOTHING, isSwept: false }),
+) {
   const warnings: string[] = [];
   const errors: string[] = [];
   const clock = { nowMs: 1000 * HOUR, uptimeMs: 5 * HOUR };
   let asked = 0;
+  let retired = 0;
   /** What was done, in order: a checkpoint, or forgetting by these options. */
   const done: unknown[] = [];
   const room = { missingBytes: 0 };
+  const newest = { seq: 0 };
   const session = {
+    get latestSeq() {
+      return newest.seq;
+    },
     vmName: 'web1',
     missingBytes: () => Promise.resolve(room.missingBytes),
     checkpoint: () => {
       done.push('checkpoint');
       return checkpoint();
     },
-    forget: (_: KeepPolicy, { thinAbove, onlyIfAny }: ForgetOptions) => {
+    forget: (_: KeepPolicy, { thinAbove, onlyIfAny, manifestsOnly, until }: ForgetOptions) => {
+      if (manifestsOnly === true) {
+        retired++;
+        return retire();
+      }
       asked++;
       done.push({ thinAbove, onlyIfAny });
-      return forget();
+      return forget(until);
     },
   } as unknown as CheckpointSession;
   const reporter: Reporter = {
@@ -43,17 +57,15 @@ function watcher(policy: KeepPolicy, forget: () => Promise<unknown>, checkpoint 
     end: () => undefined,
   };
   const forgetting = new WatchForgetting(
-    {
-      policy,
-      withDisks: false,
-      clock: new ClockWatch(
-        () => clock.nowMs,
-        () => clock.uptimeMs,
-      ),
-    },
+    { policy, withDisks: false, keepMisdated: false },
     reporter,
+    new ClockWatch(
+      () => clock.nowMs,
+      () => clock.uptimeMs,
+    ),
   );
   const { signal } = new AbortController();
+  const due = new AbortController();
   return {
     forgetting,
     done,
@@ -61,13 +73,19 @@ function watcher(policy: KeepPolicy, forget: () => Promise<unknown>, checkpoint 
     /** A checkpoint as the watcher takes it, and what follows it. */
     take: async () => {
       await forgetting.checkpoint(session, signal);
-      await forgetting.afterCheckpoint(session, false, signal);
+      await forgetting.afterCheckpoint(session, signal, due.signal);
     },
     warnings,
     errors,
     clock,
     asked: () => asked,
-    due: () => forgetting.afterCheckpoint(session, true, new AbortController().signal),
+    retired: () => retired,
+    due: () => forgetting.afterCheckpoint(session, new AbortController().signal),
+    /** A one-shot command has taken the checkpoint of this number. */
+    oneShot: (seq: number) => {
+      newest.seq = seq;
+      return forgetting.afterOneShot(session, signal);
+    },
   };
 }
 
@@ -79,6 +97,8 @@ const NOTHING = {
   disks: [],
   freedBytes: 0,
   isShortOfRoom: false,
+  isSwept: true,
+  isCutShort: false,
   removedObjects: 0,
   thinnedPacks: 0,
 };
@@ -132,8 +152,86 @@ describe('a watcher with a policy', () => {
   });
 });
 
+describe('a checkpoint that the policy of a watcher does not keep', () => {
+  const gone = { ...NOTHING, removed: [{ id: 'abcd', manifest: null }], isSwept: false };
+
+  it('goes after the checkpoint that it is too old after, and what it leaves when some have come together', async () => {
+    let retired = 0;
+    const watch = watcher(
+      { last: 3 },
+      () => Promise.resolve(NOTHING),
+      undefined,
+      () => Promise.resolve(++retired > 2 ? gone : { ...gone, removed: [] }),
+    );
+    for (let n = 0; n < 20; n++) await watch.take();
+    expect(retired).toBe(18);
+    expect(watch.done.filter((what) => what !== 'checkpoint')).toEqual([
+      { thinAbove: 0.5, onlyIfAny: undefined },
+      { thinAbove: 0.5, onlyIfAny: undefined },
+    ]);
+  });
+
+  it('stays until the next of those times when it cannot go, which is said once', async () => {
+    const damage = new CheckpointError('REPO_DAMAGED', 'a manifest cannot be read');
+    const watch = watcher(
+      { last: 3 },
+      () => Promise.resolve(NOTHING),
+      undefined,
+      () => Promise.reject(damage),
+    );
+    for (let n = 0; n < 9; n++) await watch.take();
+    expect(watch.errors).toEqual(['REPO_DAMAGED']);
+    await watch.take();
+    await watch.take();
+    expect(watch.errors).toEqual(['REPO_DAMAGED', 'REPO_DAMAGED']);
+  });
+
+  it('leaves something to be freed when room is short', async () => {
+    const watch = watcher(
+      { last: 3 },
+      () => Promise.resolve({ ...NOTHING, freedBytes: 500 }),
+      undefined,
+      () => Promise.resolve(gone),
+    );
+    await watch.take();
+    watch.room.missingBytes = 1000;
+    await watch.take();
+    await watch.take();
+    const every = { thinAbove: undefined, onlyIfAny: false };
+    expect(watch.done).toEqual(['checkpoint', every, 'checkpoint', every, 'checkpoint']);
+  });
+});
+
+describe('what checkpoints that are gone have left', () => {
+  const cutShort = { ...NOTHING, isSwept: false, isCutShort: true };
+
+  it('is looked for after each checkpoint when the next one came too early, and in the end whatever comes', async () => {
+    const untils: boolean[] = [];
+    const watch = watcher({ last: 3 }, (until) => {
+      untils.push(until !== undefined);
+      return Promise.resolve(until === undefined ? NOTHING : cutShort);
+    });
+    for (let n = 0; n < 9; n++) await watch.take();
+    expect(untils).toEqual([]);
+    for (let n = 0; n < 9; n++) await watch.take();
+    expect(untils).toEqual([...Array.from({ length: 8 }, () => true), false]);
+    for (let n = 0; n < 10; n++) await watch.take();
+    expect(untils).toHaveLength(10);
+    expect(untils.at(-1)).toBe(true);
+  });
+
+  it('is removed after one-shot checkpoints when ten have come together', async () => {
+    const watch = watcher({ last: 3 }, () => Promise.resolve(NOTHING));
+    for (let seq = 1; seq <= 20; seq++) await watch.oneShot(seq);
+    expect(watch.asked()).toBe(2);
+    expect(watch.retired()).toBe(18);
+  });
+});
+
 describe('a watcher whose room is short', () => {
   const REMOVED = [{ id: 'abcd', manifest: null }];
+  /** What an earlier watch has left may be there at first. */
+  const FIRST = { thinAbove: undefined, onlyIfAny: false };
   const THOROUGH = { thinAbove: undefined, onlyIfAny: true };
 
   it('applies its policy before the checkpoint, and frees all that can be freed', async () => {
@@ -147,7 +245,7 @@ describe('a watcher whose room is short', () => {
     watch.room.missingBytes = 0;
     await watch.take();
     expect(watch.done).toEqual([
-      ...['checkpoint', THOROUGH, 'checkpoint', THOROUGH, 'checkpoint'],
+      ...['checkpoint', FIRST, 'checkpoint', THOROUGH, 'checkpoint'],
       ...['checkpoint'],
     ]);
     expect(watch.warnings).toEqual([]);
@@ -170,7 +268,7 @@ describe('a watcher whose room is short', () => {
   });
 
   it('looks again with each checkpoint while there is none to be forgotten', async () => {
-    const watch = watcher({ last: 3 }, () => Promise.resolve(NOTHING));
+    const watch = watcher({ last: 3 }, () => Promise.resolve({ ...NOTHING, isSwept: false }));
     watch.room.missingBytes = 1000;
     for (let n = 0; n < 4; n++) await watch.take();
     expect(watch.asked()).toBe(3);

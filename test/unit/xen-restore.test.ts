@@ -6,12 +6,17 @@ import { restoreCheckpoint } from '../../adapters/xen/restore.js';
 import type { XenRestoreRequest } from '../../adapters/xen/restore-options.js';
 import { xenHypervisor } from '../../adapters/xen/xen-hypervisor.js';
 import { refuseForeignSettings, type RestoreSettings } from '../../src/hypervisor/restore-options.js';
-import type { CheckpointSource } from '../../src/hypervisor/restore.js';
+import type { CheckpointSource, PageChunk } from '../../src/hypervisor/restore.js';
 import { hypervisors } from '../../src/index.js';
 import type { DiskSnapshot } from '../../src/hypervisor/disks.js';
 import { layoutOf } from '../../adapters/xen/domain/physmap.js';
 import { encodeDeviceState } from '../../adapters/xen/stream/device-state.js';
 import { lastAfter } from '../../adapters/xen/stream/last-after.js';
+
+// eslint-disable-next-line @typescript-eslint/require-await -- a checkpoint without pages
+async function* noPages(): AsyncGenerator<PageChunk> {
+  yield* [];
+}
 
 const source: CheckpointSource = {
   checkpointId: 'abc',
@@ -24,10 +29,8 @@ const source: CheckpointSource = {
     Promise.resolve(
       encodeDeviceState({ guestType: 2, presentFrames: new Uint32Array(0), before: [], after: [] }),
     ),
-  // eslint-disable-next-line @typescript-eslint/require-await -- a checkpoint without pages
-  async *pages() {
-    yield* [];
-  },
+  pages: noPages,
+  pagesAsStored: noPages,
 };
 
 const request: XenRestoreRequest = { paused: false, keepDisks: false };

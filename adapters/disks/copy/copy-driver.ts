@@ -179,6 +179,11 @@ export class CopyDriver implements DiskDriver {
     const moved = { ...fileCopy(record), path, filePath: resolve(this.#means.cwd, path) };
     return { ...record, ...copyRecord(moved) };
   }
+
+  movedBy(record: DiskSnapshot, move: (path: string) => string): DiskSnapshot {
+    const { path, filePath, ...copy } = fileCopy(record);
+    return { ...record, ...copyRecord({ ...copy, path: move(path), filePath: move(filePath) }) };
+  }
 }
 
 /** @param before what it may still be: then it is not compressed again */

@@ -14,7 +14,7 @@ export interface QemuOption {
   readonly value: string | undefined;
 }
 
-/** All options of x86 system emulation that take no value. */
+/** Options of x86 system emulation that take no value. */
 const FLAGS = new Set([
   ...[
     'h',
@@ -48,7 +48,35 @@ const FLAGS = new Set([
     'enable-sync-profile',
     'show-cursor',
   ],
-  ...['alt-grab', 'ctrl-grab', 'no-quit', 'sdl', 'curses', 'no-kvm', 'perfmap', 'jitdump', 'semihosting'],
+  ...[
+    'async-teardown',
+    'alt-grab',
+    'ctrl-grab',
+    'no-quit',
+    'sdl',
+    'curses',
+    'no-kvm',
+    'perfmap',
+    'jitdump',
+    'semihosting',
+  ],
+]);
+
+/**
+ * Options that take one. An option that is in neither table is one of a QEMU that came later, and takes a value unless
+ * the next argument begins with a dash, or there is none. QEMU's own list (`-help`) is not asked: as root, Cairn would
+ * run the program of whoever runs the VM.
+ */
+const VALUED = new Set([
+  ...['accel', 'acpitable', 'action', 'add-fd', 'append', 'audio', 'audiodev', 'bios', 'blockdev', 'boot'],
+  ...['cdrom', 'chardev', 'chroot', 'compat', 'cpu', 'd', 'D', 'debugcon', 'device', 'dfilter', 'display'],
+  ...['drive', 'dtb', 'dump-vmstate', 'echr', 'fda', 'fdb', 'fsdev', 'fw_cfg', 'gdb', 'global', 'hda', 'hdb'],
+  ...['hdc', 'hdd', 'icount', 'incoming', 'initrd', 'iscsi', 'k', 'kernel', 'L', 'loadvm', 'm', 'machine'],
+  ...['mem-path', 'mon', 'monitor', 'msg', 'mtdblock', 'name', 'net', 'netdev', 'nic', 'numa', 'object'],
+  ...['option-rom', 'overcommit', 'parallel', 'pflash', 'pidfile', 'plugin', 'qmp', 'readconfig', 'rotate'],
+  ...['rtc', 'run-with', 'runas', 'sandbox', 'sd', 'seed', 'serial', 'set', 'shim', 'smbios', 'smp', 'spice'],
+  ...['tb-size', 'tpmdev', 'trace', 'usbdevice', 'uuid', 'vga', 'virtfs', 'vnc', 'watchdog'],
+  ...['watchdog-action', 'writeconfig', 'xen-domid'],
 ]);
 
 /** A map: an object has names of its own, such as `constructor`, and a command line may hold any. */
@@ -68,16 +96,19 @@ export function parseCommandLine(argv: readonly string[]): QemuOption[] {
     }
     const written = spelling.replace(/^--?/, '');
     const name = ALIASES.get(written) ?? written;
-    options.push(
-      FLAGS.has(name) ? { name, spelling, value: undefined } : { name, spelling, value: argv[++i] },
-    );
+    const takesNone = FLAGS.has(name) || (!VALUED.has(name) && isOption(argv[i + 1] ?? '-?'));
+    options.push(takesNone ? { name, spelling, value: undefined } : { name, spelling, value: argv[++i] });
   }
   return options;
 }
 
-/** Whether the option takes no value. */
-export function isFlag({ name }: QemuOption): boolean {
-  return FLAGS.has(name);
+function isOption(argument: string): boolean {
+  return argument.startsWith('-') && argument !== '-';
+}
+
+/** Whether an option that takes a value has none. */
+export function lacksValue({ name, value }: QemuOption): boolean {
+  return value === undefined && VALUED.has(name);
 }
 
 export function formatCommandLine(options: readonly QemuOption[]): string[] {

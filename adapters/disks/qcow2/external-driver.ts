@@ -16,7 +16,13 @@ import type { DiskDriverKind, DiskMeans } from '../disk-means.js';
 import { checkFrozenLayers, withFrozenLayers } from './frozen-layers.js';
 import { nobodyTakes, refuseOpenForWriting, withMode } from './images.js';
 import { overlayPathFor, putOverlayOn, refuseExisting } from './overlays.js';
-import { EXTERNAL, externalRecord, externalSnapshot, type ExternalSnapshot } from './qcow2-records.js';
+import {
+  EXTERNAL,
+  externalRecord,
+  externalSnapshot,
+  movedLayers,
+  type ExternalSnapshot,
+} from './qcow2-records.js';
 
 const TRAITS = { name: EXTERNAL, medium: 'qcow2', takenBy: 'hypervisor', isRemovable: false } as const;
 
@@ -96,6 +102,18 @@ class ExternalDriver implements DiskDriver {
     const snapshot = externalSnapshot(record);
     const below = snapshot.frozen?.filter((layer) => layer.path !== record.path);
     const moved = { ...snapshot, path, ...(below === undefined ? {} : { frozen: below }) };
+    return { ...record, ...externalRecord(moved) };
+  }
+
+  /** The layers go with their folders. */
+  movedBy(record: DiskSnapshot, move: (path: string) => string): DiskSnapshot {
+    const { frozen, ...snapshot } = externalSnapshot(record);
+    const moved = {
+      ...snapshot,
+      path: move(snapshot.path),
+      overlayPath: move(snapshot.overlayPath),
+      ...(frozen === undefined ? {} : { frozen: movedLayers(frozen, move) }),
+    };
     return { ...record, ...externalRecord(moved) };
   }
 

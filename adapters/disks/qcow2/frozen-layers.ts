@@ -13,7 +13,7 @@
 import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 
-import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
+import { CheckpointError, describeError, systemErrorCode } from '../../../src/errors.js';
 import type { VmDisk } from '../../../src/hypervisor/disks.js';
 import { isLocalPath } from '../../qemu/image-names.js';
 import type { ExternalSnapshot, FrozenLayer } from './qcow2-records.js';
@@ -21,7 +21,8 @@ import type { ExternalSnapshot, FrozenLayer } from './qcow2-records.js';
 /**
  * The same snapshots with their frozen layers. Right after they were taken: what they froze is not written to
  * from then on. Layers that are no files of this host (block devices, network) are left out: nothing here
- * tells whether they changed.
+ * tells whether they changed. So are those that cannot be looked at, with a warning: in a pause that must not fail the
+ * checkpoint.
  * @param disks as they were before the snapshot
  * @param cwd what relative paths of the hypervisor start from
  */
@@ -34,7 +35,9 @@ export function withFrozenLayers(
     snapshots.map(async (snapshot) => {
       const below = disks.find(({ id }) => id === snapshot.diskId)?.backingPaths ?? [];
       const paths = [snapshot.path, ...below].filter(isLocalPath);
-      const layers = await Promise.all(paths.map((path) => layerAt(resolve(cwd, path))));
+      const layers = await Promise.all(
+        paths.map((path) => layerAt(resolve(cwd, path), (error) => warnOf(path, error))),
+      );
       return { ...snapshot, frozen: layers.filter((layer) => layer !== undefined) };
     }),
   );
@@ -70,19 +73,30 @@ async function checkLayer(diskId: string, layer: FrozenLayer): Promise<void> {
 }
 
 /**
- * Undefined when there is no file. Also when it cannot be looked at: in a pause that must not fail the
- * checkpoint.
+ * Undefined when there is no file, or it cannot be looked at.
+ * @param onFailure hears why it cannot
  */
-async function layerAt(path: string): Promise<FrozenLayer | undefined> {
-  try {
-    const found = await stat(path, { bigint: true });
-    return found.isFile()
-      ? { path, sizeBytes: Number(found.size), mtimeNs: String(found.mtimeNs) }
-      : undefined;
-  } catch (error) {
+async function layerAt(
+  path: string,
+  onFailure: (error: unknown) => void = () => undefined,
+): Promise<FrozenLayer | undefined> {
+  return lookAt(path).catch((error: unknown) => {
     if (systemErrorCode(error) === undefined) throw error;
+    onFailure(error);
     return undefined;
-  }
+  });
+}
+
+function warnOf(path: string, error: unknown): void {
+  process.emitWarning(
+    `${path} is frozen by this checkpoint and cannot be looked at (${describeError(error)}): no restore will notice when it was written to`,
+  );
+}
+
+/** Undefined for what is no file. */
+async function lookAt(path: string): Promise<FrozenLayer | undefined> {
+  const found = await stat(path, { bigint: true });
+  return found.isFile() ? { path, sizeBytes: Number(found.size), mtimeNs: String(found.mtimeNs) } : undefined;
 }
 
 function timeOf({ mtimeNs }: FrozenLayer): string {

@@ -4,10 +4,25 @@ import { readFile, stat } from 'node:fs/promises';
 
 import { CheckpointError } from '../../../src/errors.js';
 import type { VmDisk } from '../../../src/hypervisor/disks.js';
-import { isLocalPath } from '../../qemu/image-names.js';
+import { isLocalPath, isTemporaryImage } from '../../qemu/image-names.js';
+
+/** Nodes between a device and its image: those of jobs come and go (BlockdevDriver of qapi/block-core.json). */
+const FILTERS: ReadonlySet<string> = new Set([
+  ...['mirror_top', 'commit_top', 'copy-before-write', 'copy-on-read', 'throttle', 'compress', 'preallocate'],
+  ...['blkdebug', 'blklogwrites', 'blkreplay', 'replication', 'snapshot-access'],
+]);
+
+function filtered(format: string): string {
+  const remedy =
+    format === 'throttle'
+      ? 'limits may be given by throttling.* of -drive, or by block_set_io_throttle, without one'
+      : 'that of a job is gone when the job ends';
+  return `QEMU's filter ${format} lies above its image: ${remedy}`;
+}
 
 /** The same disk; the mode is added to one that the VM writes to in a qcow2 image of this host. */
 export function withMode(disk: VmDisk, mode: string): VmDisk {
+  if (disk.writable && FILTERS.has(disk.format)) return { ...disk, whyNoSnapshot: filtered(disk.format) };
   if (disk.format !== 'qcow2' || !disk.writable) return disk;
   const whyNoSnapshot = obstacleOf(disk);
   if (whyNoSnapshot !== undefined) return { ...disk, whyNoSnapshot };
@@ -17,6 +32,8 @@ export function withMode(disk: VmDisk, mode: string): VmDisk {
 function obstacleOf({ path, isEncrypted }: VmDisk): string | undefined {
   // An overlay of QEMU's would hold in the clear what the guest writes, and qemu-img has no key to roll back with.
   if (isEncrypted === true) return 'its image is encrypted (LUKS), and a snapshot of it would not be';
+  if (isTemporaryImage(path))
+    return 'the guest writes to a temporary image (-snapshot), which ends with its QEMU';
   // What is behind another name cannot grow, or not be reached by qemu-img later.
   return isLocalPath(path) ? undefined : 'its image is no file of this host';
 }

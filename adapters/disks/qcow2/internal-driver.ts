@@ -175,6 +175,10 @@ class InternalDriver implements DiskDriver {
     return { ...record, path };
   }
 
+  movedBy(record: DiskSnapshot, move: (path: string) => string): DiskSnapshot {
+    return { ...record, path: move(record.path) };
+  }
+
   #absolute(record: DiskSnapshot): InternalSnapshot {
     return { ...internalSnapshot(record), path: resolve(this.#means.cwd, record.path) };
   }

@@ -67,6 +67,14 @@ export function externalSnapshot(record: DiskSnapshot): ExternalSnapshot {
   };
 }
 
+/** What showed that they are unchanged still does: a move keeps size and time. */
+export function movedLayers(
+  layers: readonly FrozenLayer[],
+  move: (path: string) => string,
+): readonly FrozenLayer[] {
+  return layers.map((layer) => ({ ...layer, path: move(layer.path) }));
+}
+
 function frozenLayer(fields: JsonFields): FrozenLayer {
   return {
     path: fields.matching('path', ABSOLUTE_PATH),

@@ -29,6 +29,7 @@ import type { DiskDriver } from '../../../src/hypervisor/disk-driver.js';
 import type { DiskSnapshot, OverwrittenFile, VmDisk } from '../../../src/hypervisor/disks.js';
 import { optionsFor, type DiskDriverKind, type DiskMeans } from '../disk-means.js';
 import { withFrozenLayers } from '../qcow2/frozen-layers.js';
+import { movedLayers } from '../qcow2/qcow2-records.js';
 import { quoted } from '../shell-quote.js';
 import { snapshotFailed } from '../snapshot-errors.js';
 import { cloneExtents, copyNoCow, giveName, isOpenForWriting, openUnnamed } from './file-calls.js';
@@ -197,6 +198,18 @@ export class ReflinkDriver implements DiskDriver {
 
   async rollBack(snapshots: readonly DiskSnapshot[]): Promise<void> {
     await rollBackClones(snapshots.map(cloneSnapshot));
+  }
+
+  /** A clone lies beside its image, so both go with their folder. */
+  movedBy(record: DiskSnapshot, move: (path: string) => string): DiskSnapshot {
+    const { path, imagePath, clonePath, frozen, ...clone } = cloneSnapshot(record);
+    return cloneRecord({
+      ...clone,
+      path: move(path),
+      imagePath: move(imagePath),
+      clonePath: move(clonePath),
+      ...(frozen === undefined ? {} : { frozen: movedLayers(frozen, move) }),
+    });
   }
 }
 

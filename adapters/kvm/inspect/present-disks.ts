@@ -18,9 +18,10 @@ import { valueOf, type QemuOption } from '../../disks/qcow2/command-line.js';
 import { imageInfo } from '../../disks/qcow2/qemu-img.js';
 import { diskReferences, type DiskReference } from '../../disks/qcow2/restore-disk-options.js';
 import { backingPathsOf } from '../../qemu/block-devices.js';
-import { imagePath, isLocalPath } from '../../qemu/image-names.js';
+import { imagePath, isLocalPath, isTemporaryImage } from '../../qemu/image-names.js';
 import type { Monitor } from '../../qemu/monitor.js';
 import { asArray, asObject, asText } from '../../qemu/qmp-json.js';
+import { isDiskLimits, limitsOf, type DiskLimits } from './disk-limits.js';
 
 /** A drive of the guest, and what is in it. */
 export interface PresentDisk {
@@ -34,6 +35,8 @@ export interface PresentDisk {
   readonly option?: number;
   /** Its image is one that QEMU makes at each start; see -snapshot. */
   readonly temporary?: boolean;
+  /** Absent for a drive without a medium, and in checkpoints of older versions. */
+  readonly limits?: DiskLimits;
 }
 
 /** The same with what it is found by in the command line. */
@@ -67,6 +70,7 @@ export function presentDisksOf(reply: Json): readonly ListedDisk[] {
       format: asText(inserted.drv),
       readOnly: inserted.ro === true,
       backingPaths: backingPathsOf(image),
+      ...(inserted.drv === undefined ? {} : { limits: limitsOf(inserted) }),
     };
   });
 }
@@ -108,8 +112,8 @@ export async function pairDisks(
   const disks: PresentDisk[] = [];
   const problems: string[] = [];
   for (const listed of found) {
-    const { device, path, format, readOnly } = listed;
-    const disk = { device, path, format, readOnly };
+    const { device, path, format, readOnly, limits } = listed;
+    const disk = { device, path, format, readOnly, ...(limits === undefined ? {} : { limits }) };
     const reference = optionOf.get(listed);
     if (reference !== undefined && isTemporary(options, reference.at))
       disks.push({ ...disk, temporary: true });
@@ -192,7 +196,7 @@ export async function strayDisks(
   if (edits.some((edit) => EDIT_OF_DISKS.test(edit))) {
     const allowed = expected.map(pathOf);
     for (const disk of found) {
-      const isNamed = edits.some((edit) => edit.includes(disk.path)) || TEMPORARY_IMAGE.test(disk.path);
+      const isNamed = edits.some((edit) => edit.includes(disk.path)) || isTemporaryImage(disk.path);
       if (!isNamed && !allowed.includes(disk.path) && !(await isOneOf(disk.path, allowed, cwd)))
         strays.push(`${disk.device} has ${has(disk)}, which the VM had not`);
     }
@@ -202,7 +206,13 @@ export async function strayDisks(
     const before = expected.find(({ device }) => device === disk.device);
     if (before?.temporary === true && disk.path !== '') continue;
     const path = pathOf(before);
-    if (path === disk.path || (await isSameFile(path, disk.path, cwd))) continue;
+    if (path === disk.path || (await isSameFile(path, disk.path, cwd))) {
+      if (path !== '' && before !== undefined && before.readOnly !== disk.readOnly)
+        strays.push(
+          `${disk.device} ${disk.readOnly ? 'cannot be written' : 'can be written'}, as it was not`,
+        );
+      continue;
+    }
     strays.push(`${disk.device} has ${has(disk)} instead of ${path === '' ? 'no medium' : path}`);
   }
   for (const { device, path } of expected)
@@ -213,8 +223,6 @@ export async function strayDisks(
 
 /** Options after which drives or devices are not those of the record. */
 const EDIT_OF_DISKS = /^--?(?:device|drive|blockdev|hd[a-d]|cdrom|fd[ab]|sd|pflash|mtdblock|snapshot)\b/;
-/** As QEMU calls those of -snapshot. */
-const TEMPORARY_IMAGE = /\/vl\.[A-Za-z0-9]{6}$/;
 
 async function isSameFile(one: string, other: string, cwd: string): Promise<boolean> {
   if (one === '' || other === '') return false;
@@ -252,12 +260,13 @@ export function readPresentDisks(record: Json | undefined): readonly PresentDisk
 }
 
 function isPresentDisk(one: unknown): one is PresentDisk {
-  const { device, path, format, readOnly, option, temporary } = asObject(one as Json);
+  const { device, path, format, readOnly, option, temporary, limits } = asObject(one as Json);
   const isText = (value: Json | undefined): boolean => typeof value === 'string' && !value.includes('\0');
   return (
     [device, path, format].every(isText) &&
     typeof readOnly === 'boolean' &&
     (option === undefined || Number.isSafeInteger(option)) &&
-    (temporary === undefined || temporary === true)
+    (temporary === undefined || temporary === true) &&
+    (limits === undefined || isDiskLimits(limits))
   );
 }

@@ -11,7 +11,10 @@ import { fieldOf } from '../../disks/qcow2/option-fields.js';
 import { listAddedDevices, type AddedDevice } from '../../qemu/added-devices.js';
 import type { Monitor } from '../../qemu/monitor.js';
 import { imagesElsewhere } from './open-images.js';
+import { changedChardevs } from './present-chardevs.js';
 import { listPresentDisks, pairDisks, type PresentDisk } from './present-disks.js';
+import { changedNetwork } from './present-network.js';
+import { presentObjects, type PresentObject } from './present-objects.js';
 
 const PERIPHERAL = '/machine/peripheral/';
 const ANONYMOUS = '/machine/peripheral-anon/';
@@ -23,8 +26,16 @@ const IMAGES_ELSEWHERE = 'IMAGES_ELSEWHERE';
 const ELSEWHERE_REMEDY =
   'run cairn where QEMU finds its files (nsenter --target PID --mount), or put the image back at its place; --allow-changed-machine takes the checkpoint all the same, for a restore into a QEMU of your own (--to)';
 
+/** Its command line has bytes that no manifest can hold. */
+const NOT_UTF8 = 'NOT_UTF8';
+const NOT_UTF8_REMEDY =
+  'rename that file and start the VM anew, or pass --allow-changed-machine and restore into a QEMU of your own (--to)';
+/** What decoding puts in the place of bytes that are no UTF-8. */
+const REPLACEMENT = '\uFFFD';
+
 interface Picture {
   readonly disks: readonly PresentDisk[];
+  readonly objects: readonly PresentObject[];
   readonly hazards: readonly VmHazard[];
 }
 
@@ -34,7 +45,7 @@ export class PresentMachine {
   readonly #options: readonly QemuOption[];
   readonly #cwd: string;
   readonly #isAllowed: boolean;
-  #disks: readonly PresentDisk[] | undefined;
+  #found: Pick<Picture, 'disks' | 'objects'> | undefined;
 
   /**
    * @param machine as `machineFacts` has found it
@@ -50,13 +61,18 @@ export class PresentMachine {
 
   /** What a manifest records, as the last `check` has found it. */
   get record(): JsonObject {
-    return this.#disks === undefined ? {} : { presentDisks: this.#disks as unknown as Json };
+    if (this.#found === undefined) return {};
+    const { disks, objects } = this.#found;
+    return { presentDisks: disks as unknown as Json, presentObjects: objects as unknown as Json };
   }
 
-  /** @throws VM_UNSUPPORTED, VM_GONE, QMP_TIMEOUT */
-  async check(): Promise<void> {
-    const { disks, hazards } = await this.#look();
-    this.#disks = disks;
+  /**
+   * @param monitor of the look that this is a part of
+   * @throws VM_UNSUPPORTED, VM_GONE, QMP_TIMEOUT
+   */
+  async check(monitor = this.#monitor): Promise<void> {
+    const { disks, objects, hazards } = await this.#look(monitor);
+    this.#found = { disks, objects };
     const refusing = hazards.find(({ effect }) => effect === 'refuse');
     if (refusing === undefined) return;
     throw new CheckpointError('VM_UNSUPPORTED', `no checkpoint: ${refusing.text}`, {
@@ -70,23 +86,32 @@ export class PresentMachine {
    * the disks, so the record stays as it is.
    * @throws VM_GONE, QMP_TIMEOUT
    */
-  async hazards(): Promise<readonly VmHazard[]> {
-    return (await this.#look()).hazards;
+  async hazards(monitor = this.#monitor): Promise<readonly VmHazard[]> {
+    return (await this.#look(monitor)).hazards;
   }
 
-  async #look(): Promise<Picture> {
-    const [found, devices] = await Promise.all([
-      listPresentDisks(this.#monitor),
-      listAddedDevices(this.#monitor),
-    ]);
-    const { disks, problems } = await pairDisks(found, this.#options, this.#cwd);
-    const plugged = await pluggedDevices(this.#monitor, devices);
+  async #look(monitor: Monitor): Promise<Picture> {
+    const [found, devices] = await Promise.all([listPresentDisks(monitor), listAddedDevices(monitor)]);
+    const [{ disks, problems }, plugged, { objects, problems: objectProblems }, chardevs, network] =
+      await Promise.all([
+        pairDisks(found, this.#options, this.#cwd),
+        pluggedDevices(monitor, devices),
+        presentObjects(monitor, this.#options),
+        changedChardevs(monitor, this.#options, { pid: this.#pid, cwd: this.#cwd }),
+        changedNetwork(monitor),
+      ]);
     const changes = [
       ...problems,
       ...plugged.map(({ path, type }) => `${type} (${nameOf(path)}) was plugged in while it ran`),
       ...unpluggedDevices(devices, this.#options),
+      ...objectProblems,
+      ...chardevs,
+      ...network,
     ];
-    const elsewhere = await imagesElsewhere(this.#pid, found, this.#cwd);
+    // QEMU has removed the name of an image of -snapshot: nobody finds it, nor needs to.
+    const temporary = new Set(disks.flatMap((disk) => (disk.temporary === true ? [disk.device] : [])));
+    const named = found.map((disk) => (temporary.has(disk.device) ? { ...disk, path: '' } : disk));
+    const elsewhere = await imagesElsewhere(this.#pid, named, this.#cwd);
     const hazard = (code: string, text: string, remedy: string): VmHazard => ({
       code,
       effect: this.#isAllowed ? 'note' : 'refuse',
@@ -95,7 +120,17 @@ export class PresentMachine {
     });
     return {
       disks,
+      objects,
       hazards: [
+        ...this.#options
+          .filter(({ value }) => value?.includes(REPLACEMENT) === true)
+          .map(({ spelling, value = '' }) =>
+            hazard(
+              NOT_UTF8,
+              `not all of ${spelling} ${value} is UTF-8, so it cannot be recorded`,
+              NOT_UTF8_REMEDY,
+            ),
+          ),
         ...(elsewhere.length === 0 ? [] : [hazard(IMAGES_ELSEWHERE, elsewhere.join('; '), ELSEWHERE_REMEDY)]),
         ...(changes.length === 0 ? [] : [hazard(MACHINE_CHANGED, changedText(changes), REMEDY)]),
       ],

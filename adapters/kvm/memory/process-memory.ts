@@ -1,10 +1,11 @@
 /**
- * Reading another process' memory with process_vm_readv(2): many runs in one call, straight into the memory
- * given. Needs the right to ptrace the process; neither stops it nor takes part in its faults beyond reading.
+ * Reading and writing another process' memory with process_vm_readv(2) and process_vm_writev(2): many runs in one
+ * call, straight into the memory given or out of it. Needs the right to ptrace the process; neither stops it nor
+ * takes part in its faults beyond reading and writing.
  */
 
 import { CheckpointError } from '../../../src/errors.js';
-import { addressOf, errnoName, libc } from '../../../src/ffi/libc.js';
+import { addressOf, errnoName, libc, type CallResult } from '../../../src/ffi/libc.js';
 
 /** IOV_MAX of Linux. */
 export const MAX_IOVECS = 1024;
@@ -27,14 +28,35 @@ export function readVectors(
   // referenced by the caller's frame, and the kernel writes at most its length.
   local[0] = addressOf(into);
   local[1] = BigInt(into.length);
-  const read = libc().processVmReadv(pid, local, 1, remote, remoteCount);
-  if (read.value >= 0) return read.value;
-  const name = errnoName(read.errno);
+  return moved(pid, libc().processVmReadv(pid, local, 1, remote, remoteCount), 'read');
+}
+
+/**
+ * Writes `from` to where `remote` says; otherwise as `readVectors`. The kernel takes it for a write of the process
+ * itself: write-protection for a userfaultfd sees it.
+ * @returns bytes written; fewer when a page cannot be written: the first missing byte is the one that failed
+ * @throws VM_GONE, VM_PERMISSION
+ */
+export function writeVectors(
+  pid: number,
+  remote: BigUint64Array,
+  remoteCount: number,
+  from: Uint8Array,
+): number {
+  // SAFETY: as above; the kernel reads at most the length of `from`.
+  local[0] = addressOf(from);
+  local[1] = BigInt(from.length);
+  return moved(pid, libc().processVmWritev(pid, local, 1, remote, remoteCount), 'written');
+}
+
+function moved(pid: number, { value, errno }: CallResult, what: 'read' | 'written'): number {
+  if (value >= 0) return value;
+  const name = errnoName(errno);
   if (name === 'EFAULT') return 0;
   if (name === 'ESRCH')
-    throw new CheckpointError('VM_GONE', `process ${pid} has ended while its memory was read`);
+    throw new CheckpointError('VM_GONE', `process ${pid} has ended while its memory was ${what}`);
   if (name === 'EPERM' || name === 'EACCES') throw memoryPermission(pid);
-  throw new CheckpointError('FFI_FAILED', `reading memory of process ${pid}: ${name}`, {
+  throw new CheckpointError('FFI_FAILED', `memory of process ${pid} cannot be ${what}: ${name}`, {
     detail: { pid, errno: name },
   });
 }

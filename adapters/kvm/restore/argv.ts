@@ -22,7 +22,7 @@ import { resolve } from 'node:path';
 import { CheckpointError } from '../../../src/errors.js';
 import {
   escapeCommas,
-  isFlag,
+  lacksValue,
   option,
   parseCommandLine,
   splitValue,
@@ -163,7 +163,7 @@ function refuseDescriptors(options: readonly QemuOption[]): void {
 
 /** An option without its value would take the next argument for it, -incoming in the end: a fresh guest would start. */
 function refuseDangling(options: readonly QemuOption[]): void {
-  const found = options.find((one) => one.value === undefined && !isFlag(one));
+  const found = options.find(lacksValue);
   if (found === undefined) return;
   throw new CheckpointError(
     'VM_UNSUPPORTED',

@@ -44,6 +44,29 @@ export async function incomingCompleted(
   return text(fields(await monitor.execute('query-status')).status);
 }
 
+/**
+ * The same of a VM that runs while its memory still comes in.
+ * @returns the run state that QEMU reports once it no longer waits for its device state
+ * @throws RESTORE_FAILED, and what the monitor throws
+ */
+export async function incomingStarted(
+  monitor: Monitor,
+  hasEnded: () => string | undefined,
+  signal: AbortSignal | undefined,
+): Promise<string> {
+  const deadlineMs = Date.now() + COMPLETION_TIMEOUT_MS;
+  for (;;) {
+    signal?.throwIfAborted();
+    const ended = hasEnded();
+    if (ended !== undefined) throw new CheckpointError('RESTORE_FAILED', ended);
+    const state = text(fields(await monitor.execute('query-status')).status);
+    if (state !== 'inmigrate') return state;
+    if (Date.now() > deadlineMs)
+      throw new CheckpointError('RESTORE_FAILED', 'QEMU took the device state but does not run on it');
+    await delay(POLL_MS);
+  }
+}
+
 function fields(reply: Json): Readonly<Record<string, Json | undefined>> {
   return typeof reply === 'object' && reply !== null && !Array.isArray(reply)
     ? (reply as Record<string, Json>)

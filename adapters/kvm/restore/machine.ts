@@ -7,6 +7,7 @@ import { CheckpointError } from '../../../src/errors.js';
 import type { JsonObject, Json } from '../../../src/types.js';
 import { onlyKept } from '../inspect/kept-environment.js';
 import { readPresentDisks, type PresentDisk } from '../inspect/present-disks.js';
+import { readPresentObjects, type PresentObject } from '../inspect/present-objects.js';
 import type { ProcessRights } from '../inspect/process-rights.js';
 import { readRights } from '../inspect/rights-record.js';
 
@@ -26,6 +27,8 @@ export interface RecordedMachine {
   readonly qmpPath: string;
   /** The disks that it had at the checkpoint; undefined in checkpoints of older versions. */
   readonly presentDisks: readonly PresentDisk[] | undefined;
+  /** Objects whose settings it had; none in checkpoints of older versions. */
+  readonly presentObjects: readonly PresentObject[];
 }
 
 /** @throws RESTORE_FAILED when something that a start needs is missing */
@@ -44,6 +47,7 @@ export function recordedMachine(machine: JsonObject): RecordedMachine {
     machineType: text(machine, 'machineType'),
     qmpPath: optionalText(machine, 'qmpPath'),
     presentDisks: readPresentDisks(machine.presentDisks),
+    presentObjects: readPresentObjects(machine.presentObjects),
   };
 }
 

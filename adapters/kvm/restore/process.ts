@@ -79,13 +79,14 @@ export class RestoredQemu {
   }
 
   /** @throws what the connection says when the process does not open its monitor */
-  async connect(signal: AbortSignal | undefined): Promise<QmpClient> {
+  async connect(signal: AbortSignal | undefined, outOfBand = false): Promise<QmpClient> {
     const deadlineMs = Date.now() + START_TIMEOUT_MS;
     for (;;) {
       signal?.throwIfAborted();
       try {
         const client = await QmpClient.connect(this.#start.qmpPath, {
           greetingTimeoutMs: START_TIMEOUT_MS,
+          outOfBand,
           signal,
         });
         this.#pid = peerPid(client.descriptor);

@@ -5,32 +5,36 @@
  *     recorded command line --edits--> new QEMU, waiting ---QMP: getfd, migrate-incoming---> socket
  *     pages, verified as they are read --> stream ----------------------------------------------^
  *
- * Invariant: a VM runs only when the whole checkpoint has been read, verified and loaded. On any failure
+ * With `lazy` it runs on its device state, and a page server brings its memory meanwhile (`lazy/start-lazily.ts`).
+ *
+ * Invariant: otherwise a VM runs only when the whole checkpoint has been read, verified and loaded. On any failure
  * before that the new QEMU is killed, and the disks are put back to what they were; a QEMU that loses its stream (Cairn killed in the middle) ends by
  * itself.
  */
 
-import { closeSync } from 'node:fs';
-import { Socket } from 'node:net';
-
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
-import { openSocketPair } from '../../../src/ffi/socket-pair.js';
-import type { CheckpointSource, PageChunk, RestoreResult } from '../../../src/hypervisor/restore.js';
+import { fillRateOf } from '../../../src/hypervisor/fill-rate.js';
+import type { CheckpointSource, RestoreResult } from '../../../src/hypervisor/restore.js';
 import { agentPathIn } from '../run/guest-agent/agent-path.js';
-import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
+import { tendBySocket } from '../run/guest-agent/restored-guest.js';
 import type { QmpClient } from '../../qemu/qmp-client.js';
-import { listPresentDisks, strayDisks } from '../inspect/present-disks.js';
 import { rightsOf } from '../inspect/process-rights.js';
 import { disksOfStoppedQemu, folderOf, removeStandIns, type DiskDrivers } from '../../disks/disk-drivers.js';
 import { formatCommandLine, type QemuOption } from '../../disks/qcow2/command-line.js';
 import { RestoredImages } from '../../disks/qcow2/restored-images.js';
 import { withDisksPutBack, type RolledBack } from '../../disks/rolled-back.js';
+import { asRecorded } from './as-recorded.js';
 import { incomingCompleted } from './follow.js';
+import { refuseLazily, refuseTarget } from './lazy/refusals.js';
+import { startLazily } from './lazy/start-lazily.js';
 import { openLog } from './log-file.js';
+import { refuseMissing } from './missing-paths.js';
 import { refuseNeighbours } from './neighbours.js';
 import type { KvmRestoreRequest } from './options.js';
+import { OwnFailure, ownStep } from './own-failure.js';
 import { RestoredQemu } from './process.js';
 import { withoutOptionValues } from './redact.js';
+import { sendStream } from './send-stream.js';
 import { checkSocketsFree } from './sockets.js';
 import { withRights } from './start-command.js';
 import { refuseMoreRights, type StartRights } from './start-rights.js';
@@ -38,13 +42,9 @@ import { allowStart, planStart, type PlannedStart } from './start.js';
 import { withStandIns, type StoodIn } from './stand-ins.js';
 import { restoreIntoTarget } from './target.js';
 import { deviceSections } from '../../qemu/stream/device-state.js';
-import { pushStream } from '../../qemu/stream/push.js';
-import { writeMigrationStream } from '../../qemu/stream/writer.js';
 
 /** How long a QEMU that closed the stream gets to say why and exit. */
 const EXIT_WAIT_MS = 3000;
-/** Of the descriptor, among those that QEMU's monitor was given. */
-const STREAM_NAME = 'cairn-stream';
 
 /**
  * @throws RESTORE_RIGHTS, RESTORE_REPLACEABLE; RESTORE_TARGET_BUSY when a socket or a disk of the VM is in
@@ -58,6 +58,7 @@ export async function restoreCheckpoint(
 ): Promise<RestoreResult> {
   try {
     request.signal?.throwIfAborted();
+    refuseTarget(request);
     const sections = deviceSections(await source.deviceState());
     if (request.target !== undefined)
       return await restoreIntoTarget(source, sections, request.target, request);
@@ -81,10 +82,12 @@ async function restoreIntoNewQemu(
   request: KvmRestoreRequest,
 ): Promise<RestoreResult> {
   const start = await planStart(source.machine, request);
+  if (request.lazy === true) refuseLazily(start.options);
   const rights = await allowStart(start, request.asRoot === true);
   const disks = request.keepDisks ? [] : source.disks;
   const images = new RestoredImages(folderOf(source.machine));
   const drivers = disksOfStoppedQemu(source.machine, images);
+  await refuseMissing(start);
   await checkSocketsFree(start.options, start.cwd, start.qmpPath);
   await drivers.check(disks);
   const standIns = drivers.standIns(disks, source.checkpointId);
@@ -104,9 +107,12 @@ async function restoreIntoNewQemu(
       const { streamBytes, running } = await loadInto(qemu, load);
       await log.belongsTo(qemu.pid);
       const agentPath = request.guestAgent ?? agentPathIn(stoodIn.options, start.cwd);
-      const frozen = await thawBySocket(source, running, agentPath);
-      const notes = rights.notes.length === 0 ? {} : { notes: rights.notes };
-      return { vmAddress: `qmp:${start.qmpPath}`, pid: qemu.pid, running, streamBytes, ...frozen, ...notes };
+      const tended = await tendBySocket(source, running, agentPath, request);
+      const notes = [...rights.notes, ...(tended.notes ?? [])];
+      return {
+        ...{ vmAddress: `qmp:${start.qmpPath}`, pid: qemu.pid, running, streamBytes, ...tended },
+        ...(notes.length === 0 ? {} : { notes }),
+      };
     } catch (error) {
       const failure = await afterFailure(qemu, error, stoodIn.options, request.signal?.aborted === true);
       images.monitor = undefined;
@@ -140,12 +146,13 @@ async function loadInto(
 ): Promise<{ readonly streamBytes: number; readonly running: boolean }> {
   const { request, rights } = load;
   let monitor: QmpClient | undefined;
+  let letGo: (() => void) | undefined;
   try {
-    monitor = await qemu.connect(request.signal);
+    monitor = await qemu.connect(request.signal, request.lazy === true);
     if (rights.atMost !== undefined) refuseMoreRights(await rightsOf(qemu.pid), rights.atMost);
-    await ownStep(refuseOtherDisks(monitor, load));
-    const streamBytes = await sendStream(await openStream(monitor), load);
-    const state = await incomingCompleted(monitor, () => qemu.exitText, request.signal);
+    await ownStep(asRecorded(monitor, load));
+    const { streamBytes, state, ...loaded } =
+      request.lazy === true ? await startFilling(monitor, qemu, load) : await fillFirst(monitor, qemu, load);
     if (!request.paused && (state === 'paused' || state === 'prelaunch' || state === 'inmigrate')) {
       throw new CheckpointError(
         'RESTORE_FAILED',
@@ -154,117 +161,64 @@ async function loadInto(
     }
     load.images.monitor = monitor;
     await load.rolledBack?.settle();
+    letGo = loaded.letGo;
     return { streamBytes, running: state === 'running' };
   } finally {
-    await monitor?.close();
+    // The page server goes on with the connection of a VM that is being filled.
+    if (letGo === undefined) await monitor?.close();
+    else monitor?.leave();
+    letGo?.();
   }
 }
 
-/**
- * Looks at what the new QEMU has open before it is given anything, and before any disk is rolled back.
- * @throws RESTORE_FAILED when that is not what the checkpoint has recorded
- */
-async function refuseOtherDisks(monitor: QmpClient, { start, stoodIn, request }: Load): Promise<void> {
-  if (start.presentDisks === undefined) return;
-  const strays = await strayDisks(start.presentDisks, await listPresentDisks(monitor), {
-    cwd: start.cwd,
-    instead: stoodIn.instead,
-    edits: [...(request.setArgs ?? []), ...(request.dropArgs ?? [])],
+/** Failures of a lazy start that are QEMU's end, seen from here. */
+const OF_QEMU: ReadonlySet<string> = new Set([
+  'VM_GONE',
+  'RESTORE_FAILED',
+  'QMP_COMMAND',
+  'QMP_TIMEOUT',
+  'INTERRUPTED',
+]);
+
+interface Loaded {
+  readonly streamBytes: number;
+  /** Of the VM, as QEMU calls it. */
+  readonly state: string;
+  /** Of a VM that is being filled: called when its monitor was left. */
+  readonly letGo?: () => void;
+}
+
+async function fillFirst(monitor: QmpClient, qemu: RestoredQemu, load: Load): Promise<Loaded> {
+  const { source, sections, request, stoodIn } = load;
+  const { signal, onProgress } = request;
+  const streamBytes = await sendStream(monitor, {
+    ...{ source, sections, options: stoodIn.options, beforeDeviceState: () => rollBack(load) },
+    ...(signal === undefined ? {} : { signal }),
+    ...(onProgress === undefined ? {} : { onProgress }),
   });
-  if (strays.length === 0) return;
-  throw new CheckpointError(
-    'RESTORE_FAILED',
-    `the new QEMU has other disks than the VM had at the checkpoint: ${strays.join('; ')}`,
-    {
-      hint: 'name what it is to have with --set-arg; cairn show prints the recorded command line',
-      detail: { disks: [...strays] },
-    },
-  );
+  return { streamBytes, state: await incomingCompleted(monitor, () => qemu.exitText, signal) };
 }
 
-/**
- * Has QEMU read the stream from one end of a pair of sockets. It gets that end open: another user's QEMU, or
- * one in a folder of its own (-chroot), could not open a socket of Cairn's.
- */
-async function openStream(monitor: QmpClient): Promise<Socket> {
-  const { ours, theirs } = openSocketPair(0);
-  // From here on it is closed with the socket.
-  const socket = new Socket({ fd: ours, readable: false, writable: true });
-  // Whoever writes listens too; between writes an error must not end the process.
-  socket.on('error', () => undefined);
-  try {
-    await monitor.execute('getfd', { fdname: STREAM_NAME }, { passDescriptor: theirs });
-    await monitor.execute('migrate-incoming', { uri: `fd:${STREAM_NAME}` });
-    return socket;
-  } catch (error) {
-    socket.destroy();
-    throw error;
-  } finally {
-    closeSync(theirs);
-  }
-}
-
-async function sendStream(socket: Socket, load: Load): Promise<number> {
-  const { source, sections, request, drivers, stoodIn } = load;
-  try {
-    const stream = writeMigrationStream(
-      {
-        machineType: source.machineType,
-        layout: source.layout,
-        deviceSections: sections,
-        pages: (signal) => ownPages(source, signal),
-      },
-      {
-        omitZeroPagesOf: freshMemory(stoodIn.options),
-        beforeDeviceState: async () => {
-          load.rolledBack = await ownStep(drivers.rollBack(request.keepDisks ? [] : source.disks));
-        },
-        onProgress: (done) => request.onProgress?.(done, source.layout.sizeBytes),
-        ...(request.signal === undefined ? {} : { signal: request.signal }),
-      },
-    );
-    return await pushStream(stream, socket, request.signal);
-  } finally {
-    socket.destroy();
-  }
-}
-
-/**
- * Main memory of a new QEMU is all zero: QEMU skips loading ROM images at reset while it waits for a stream.
- * Memory in a file keeps what the file held.
- */
-function freshMemory(options: readonly QemuOption[]): (regionId: string) => boolean {
-  const isFileBacked = options.some(
-    ({ name, value }) => name === 'mem-path' || value?.includes('memory-backend-file') === true,
-  );
-  return (regionId) => regionId === 'pc.ram' && !isFileBacked;
-}
-
-/** A failure on this side of the stream. It makes QEMU end too, and must not be taken for QEMU's. */
-class OwnFailure extends Error {
-  readonly reason: unknown;
-
-  constructor(reason: unknown) {
-    super(describeError(reason));
-    this.reason = reason;
-  }
-}
-
-async function* ownPages(
-  source: CheckpointSource,
-  signal: AbortSignal | undefined,
-): AsyncGenerator<PageChunk> {
-  try {
-    yield* source.pages(signal);
-  } catch (error) {
-    throw new OwnFailure(error);
-  }
-}
-
-async function ownStep<Value>(step: Promise<Value>): Promise<Value> {
-  return step.catch((error: unknown) => {
-    throw new OwnFailure(error);
+async function startFilling(monitor: QmpClient, qemu: RestoredQemu, load: Load): Promise<Loaded> {
+  const { request, start } = load;
+  const { startPageServer } = request;
+  if (startPageServer === undefined)
+    throw new CheckpointError('VM_UNSUPPORTED', 'no page server can be started from here');
+  const started = await startLazily({
+    ...{ monitor, pid: qemu.pid, qmpPath: start.qmpPath, startPageServer },
+    bytesPerSecond: fillRateOf(request.fillRate),
+    beforeRun: () => rollBack(load),
+    hasEnded: () => qemu.exitText,
+    signal: request.signal,
+  }).catch((error: unknown) => {
+    throw isCheckpointError(error) && !OF_QEMU.has(error.code) ? new OwnFailure(error) : error;
   });
+  return { streamBytes: 0, ...started };
+}
+
+async function rollBack(load: Load): Promise<void> {
+  const { drivers, request, source } = load;
+  load.rolledBack = await ownStep(drivers.rollBack(request.keepDisks ? [] : source.disks));
 }
 
 /** Kills the new QEMU. @returns the error to throw, with what QEMU wrote when the failure is QEMU's */

@@ -8,6 +8,7 @@ import { isAbsolute, join, resolve } from 'node:path';
 
 import { onlyKept, startEnvironment } from '../inspect/kept-environment.js';
 import type { PresentDisk } from '../inspect/present-disks.js';
+import type { PresentObject } from '../inspect/present-objects.js';
 import { rightsOf, type ProcessRights } from '../inspect/process-rights.js';
 import { restoredCommandLine, type RestoredCommandLine } from './argv.js';
 import { recordedMachine } from './machine.js';
@@ -23,6 +24,7 @@ export interface PlannedStart extends RestoredCommandLine {
   readonly env: Readonly<Record<string, string>>;
   readonly recordedRights: ProcessRights | undefined;
   readonly presentDisks: readonly PresentDisk[] | undefined;
+  readonly presentObjects: readonly PresentObject[];
 }
 
 /** @throws RESTORE_FAILED, VM_UNSUPPORTED, USAGE: see `restoredCommandLine` and `recordedMachine` */
@@ -42,6 +44,7 @@ export async function planStart(machine: JsonObject, request: KvmRestoreRequest)
     env,
     recordedRights: recorded.rights,
     presentDisks: recorded.presentDisks,
+    presentObjects: recorded.presentObjects,
   };
 }
 

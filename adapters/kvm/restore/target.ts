@@ -7,7 +7,7 @@ import { processStartTime } from '../../../src/host/process-identity.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
 import type { StandIn } from '../../../src/hypervisor/disk-driver.js';
 import type { CheckpointSource, RestoreResult } from '../../../src/hypervisor/restore.js';
-import { thawBySocket } from '../run/guest-agent/thaw-restored.js';
+import { tendBySocket } from '../run/guest-agent/restored-guest.js';
 import { peerPid } from '../../qemu/peer-process.js';
 import { descriptorOf } from '../../../src/host/socket-descriptor.js';
 import { QmpClient } from '../../qemu/qmp-client.js';
@@ -61,7 +61,7 @@ export async function restoreIntoTarget(
             layout: source.layout,
             // There is no -S to keep it stopped with; QEMU takes this state over instead of starting.
             deviceSections: request.paused ? withRunState(deviceSections, 'paused') : deviceSections,
-            pages: (signal) => source.pages(signal),
+            pages: (signal) => source.pagesAsStored(signal),
           },
           {
             beforeDeviceState: async () => {
@@ -86,13 +86,13 @@ export async function restoreIntoTarget(
         await rolledBack?.settle();
         const vmAddress = `qmp:${request.socketPath ?? ''}`;
         const running = state === 'running';
-        const frozen = await thawBySocket(source, running, request.guestAgent);
-        return { vmAddress, pid: peerPid(monitor.descriptor), running, streamBytes, ...frozen };
+        const tended = await tendBySocket(source, running, request.guestAgent, request);
+        return { vmAddress, pid: peerPid(monitor.descriptor), running, streamBytes, ...tended };
       }
       await receiver.tookIt(target);
       const running = !request.paused;
-      const frozen = await thawBySocket(source, running, request.guestAgent);
-      return { vmAddress: '', pid: receiver.pid, running, streamBytes, ...frozen };
+      const tended = await tendBySocket(source, running, request.guestAgent, request);
+      return { vmAddress: '', pid: receiver.pid, running, streamBytes, ...tended };
     } finally {
       socket.destroy();
     }

@@ -4,16 +4,24 @@
  */
 
 import type { VmDeviceState } from '../../../src/hypervisor/device-state.js';
+import { askedOnce } from '../../qemu/asked-once.js';
 import { DeviceState } from '../../qemu/device-state.js';
 import { refuseBlocked } from '../../qemu/migration-blockers.js';
 import { findBlockers } from '../inspect/blockers.js';
 import type { PresentMachine } from '../inspect/present-machine.js';
 import type { Monitor } from '../../qemu/monitor.js';
 
+export interface PauseRules {
+  /** Throws when the pause was taken away. */
+  readonly mustHold?: () => void;
+  /** Throws when the VM is of no moment. */
+  readonly mayBegin?: () => void;
+}
+
 export class KvmDeviceState implements VmDeviceState {
   readonly #monitor: Monitor;
   readonly #machine: PresentMachine | undefined;
-  readonly #mustHold: () => void;
+  readonly #pause: PauseRules;
   #opening: Promise<DeviceState> | undefined;
   /** The same once it is there. */
   #open: DeviceState | undefined;
@@ -21,12 +29,11 @@ export class KvmDeviceState implements VmDeviceState {
 
   /**
    * @param machine where a restore goes by the command line, and it has to be the machine's own
-   * @param mustHold throws when the pause was taken away
    */
-  constructor(monitor: Monitor, machine?: PresentMachine, mustHold: () => void = () => undefined) {
+  constructor(monitor: Monitor, machine?: PresentMachine, pause: PauseRules = {}) {
     this.#monitor = monitor;
     this.#machine = machine;
-    this.#mustHold = mustHold;
+    this.#pause = pause;
   }
 
   /** QEMU is writing it, and may write to guest memory on the way. */
@@ -34,10 +41,15 @@ export class KvmDeviceState implements VmDeviceState {
     return this.#savesUnderWay > 0;
   }
 
-  /** @throws VM_UNSUPPORTED for a VM that QEMU would not migrate or its command line not start, VM_GONE, QMP_TIMEOUT */
+  /** @throws REWIND_UNFINISHED, VM_UNSUPPORTED for a VM that QEMU would not migrate or its command line not start, VM_GONE, QMP_TIMEOUT */
   async check(): Promise<void> {
-    refuseBlocked(await findBlockers(this.#monitor));
-    await this.#machine?.check();
+    this.#pause.mayBegin?.();
+    const monitor = askedOnce(this.#monitor);
+    const machine = this.#machine?.check(monitor);
+    // Waited for below: what QEMU itself says comes first.
+    machine?.catch(() => undefined);
+    refuseBlocked(await findBlockers(monitor));
+    await machine;
   }
 
   /** What `save` needs is there. @throws FFI_FAILED, QMP_COMMAND, VM_GONE */
@@ -59,7 +71,7 @@ export class KvmDeviceState implements VmDeviceState {
     // the harvest.
     const devices = this.#open ?? (await this.#ready());
     // QEMU would stop a VM that runs by now for as long as it writes. libvirt lets the command through.
-    this.#mustHold();
+    this.#pause.mustHold?.();
     this.#savesUnderWay++;
     try {
       await devices.save();

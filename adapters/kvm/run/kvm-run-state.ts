@@ -4,6 +4,7 @@
  */
 
 import type { PauseRequest, RunState, VmRunState } from '../../../src/hypervisor/run-state.js';
+import type { JsonObject } from '../../../src/types.js';
 import type { QuietVm } from '../trackers/quiet-vm.js';
 import type { KvmDeviceState } from './kvm-device-state.js';
 import type { RunStateControl } from './run-state.js';
@@ -39,6 +40,25 @@ export class KvmRunState implements VmRunState {
       this.#disturbances++;
       throw error;
     }
+  }
+
+  /** A pause in which QEMU is not asked for its device state. */
+  async pauseToRewind(request: PauseRequest): Promise<boolean> {
+    this.#isHeld = await this.#control.pause(request);
+    return this.#isHeld;
+  }
+
+  /** See `RunStateControl.beginRewind`. From here on this process holds the VM, whoever has paused it. */
+  async beginRewind(note: JsonObject): Promise<void> {
+    await this.#control.beginRewind(note);
+    this.#isHeld = true;
+  }
+
+  /** See `RunStateControl.endRewind`; then the VM runs, or is nobody's. */
+  async endRewind(runs: boolean, running?: () => void): Promise<void> {
+    await this.#control.endRewind(runs);
+    if (runs) await this.resume(running);
+    this.#isHeld = false;
   }
 
   quiet(): QuietVm {

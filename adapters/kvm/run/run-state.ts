@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto';
 
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
 import { SHORT_PAUSE_LIMIT_MS, type PauseRequest, type RunState } from '../../../src/hypervisor/run-state.js';
-import type { Json } from '../../../src/types.js';
+import type { Json, JsonObject } from '../../../src/types.js';
 import { isMigrating } from '../inspect/hazards.js';
 import { blockersOf, refuseBlocked } from '../../qemu/migration-blockers.js';
 import { eventsOf, type Monitor } from '../../qemu/monitor.js';
@@ -15,11 +15,14 @@ import {
   clearPauseMarker,
   frozenMarkerPath,
   isLeftPaused,
+  isRewinding,
   pauseMarkerPath,
+  readPauseMarker,
   type PauseMarker,
 } from '../../guard/pause-marker.js';
 import type { QemuProcess } from '../../qemu/peer-process.js';
 import { asObject, asText } from '../../qemu/qmp-json.js';
+import { notResumed, resumedByOthers, unanswered } from './run-errors.js';
 import { runStateOf, stateRefused, statusOf } from './run-states.js';
 
 export interface RunStateOptions {
@@ -155,6 +158,30 @@ export class RunStateControl {
     if (this.#guarded.isTaken()) throw pauseTaken();
   }
 
+  /** What the rewind that was cut off has left; undefined when there is none. */
+  unfinishedRewind(): JsonObject | undefined {
+    const marker = readPauseMarker(this.#markerPath);
+    return isRewinding(marker) ? marker?.rewind : undefined;
+  }
+
+  /** In the pause: nobody resumes the VM before `endRewind`. @throws as `GuardedPause.beginRewind` */
+  async beginRewind(note: JsonObject): Promise<void> {
+    await this.#guarded.beginRewind(note);
+    this.#stopSent = false;
+    this.#isStopped = false;
+  }
+
+  /**
+   * Guest memory is of one moment again.
+   * @param runs the VM is to be resumed next; otherwise it stays paused, and is nobody's any more
+   */
+  async endRewind(runs: boolean): Promise<void> {
+    if (!runs) return this.#pauseIsOver();
+    await this.#guarded.endRewind(SHORT_PAUSE_LIMIT_MS);
+    this.#stopSent = true;
+    this.#isStopped = true;
+  }
+
   /** See `PauseControl.resume`. @throws VM_NOT_RESUMED, VM_STATE, PAUSE_LIMIT, VM_GONE */
   async resume(running?: () => void): Promise<void> {
     if (this.#resumedByOthers || this.#stopSent) await this.resumeFromMigration(running);
@@ -267,36 +294,6 @@ export class RunStateControl {
     this.#isStopped = false;
     await this.#guarded.end();
   }
-}
-
-function notResumed(why: string, cause?: unknown): CheckpointError {
-  return new CheckpointError('VM_NOT_RESUMED', `the VM does not run after cont: ${why}`, {
-    ...(cause === undefined ? {} : { cause }),
-    hint: 'look at the VM in its monitor (info status)',
-  });
-}
-
-/**
- * QEMU's main loop waits in `stop` for requests to a disk. It carries out after that, in order, what was sent
- * to it.
- */
-function unanswered(cause: unknown): CheckpointError {
-  const why = describeError(cause);
-  return new CheckpointError('VM_NOT_RESUMED', `QEMU does not answer, \`cont\` neither: ${why}`, {
-    cause,
-    hint: 'it probably waits for a disk whose storage hangs; as soon as that answers, QEMU or the guard process of Cairn resumes the VM',
-  });
-}
-
-function resumedByOthers(): CheckpointError {
-  return new CheckpointError(
-    'VM_STATE',
-    'the VM was resumed by somebody else while it was paused for a checkpoint',
-    {
-      hint: 'the checkpoint is dropped; find out who sends `cont` or `virsh resume` to this VM',
-      retryable: true,
-    },
-  );
 }
 
 /** libvirt hands no events on: there only the run state itself shows what others do. */

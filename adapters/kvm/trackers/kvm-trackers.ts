@@ -40,14 +40,16 @@ export class KvmTrackers {
   }
 
   /**
-   * Reports on the trackers, in the order in which they are preferred. @param blocks undefined when this
-   * process may not read QEMU's memory
+   * Reports on the trackers, in the order in which they are preferred.
+   * @param monitor of the look that this is a part of
+   * @param blocks undefined when this process may not read QEMU's memory
    */
   async reports(
+    monitor: Monitor,
     memoryBytes: number,
     blocks: readonly RamBlock[] | undefined,
   ): Promise<readonly TrackerReport[]> {
-    const { monitor, process } = this.#deps;
+    const { process } = this.#deps;
     return [
       pagemapScanReport(process.pid),
       softDirtyReport(process.pid, blocks ?? []),

@@ -5,7 +5,7 @@
  */
 
 import { describeError } from '../../../src/errors.js';
-import type { Json } from '../../../src/types.js';
+import type { Json, JsonObject } from '../../../src/types.js';
 import { agentError, resultOf, type GuestAgent } from '../../kvm/run/guest-agent/guest-agent.js';
 import { parseReply } from '../../qemu/qmp-json.js';
 import type { LibvirtDomain } from '../domain.js';
@@ -17,9 +17,9 @@ export class DomainAgent implements GuestAgent {
     this.#domain = domain;
   }
 
-  async command(name: string, timeoutMs: number): Promise<Json> {
+  async command(name: string, timeoutMs: number, args?: JsonObject): Promise<Json> {
     const reply = await this.#domain
-      .agentCommand(JSON.stringify({ execute: name }), timeoutMs)
+      .agentCommand(JSON.stringify({ execute: name, arguments: args }), timeoutMs)
       .catch((cause: unknown) => {
         throw agentError(
           `${name} to the guest of ${this.#domain.name}: ${describeError(cause)}`,

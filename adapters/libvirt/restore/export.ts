@@ -8,7 +8,7 @@ import { pushStream } from '../../qemu/stream/push.js';
 import { SAVE_IMAGE } from '../formats.js';
 import { compressInto, IMAGE_COMPRESSIONS } from './compression.js';
 import { recordedXml } from '../xml/domain-xml.js';
-import { saveImageHead } from './save-image.js';
+import { saveImageHead } from '../save-image.js';
 
 /**
  * Does not end the sink.

@@ -9,7 +9,7 @@ import { KVM_RESTORE_OPTIONS, type KvmRestoreOptions } from '../../kvm/restore/o
 
 export interface LibvirtRestoreOptions extends Pick<
   KvmRestoreOptions,
-  'target' | 'setArgs' | 'socketPath' | 'guestAgent'
+  'target' | 'setArgs' | 'socketPath' | 'guestAgent' | 'setTime' | 'lazy' | 'eager'
 > {
   /** Restores under another name, and with it under another UUID. */
   readonly newName?: string;
@@ -22,13 +22,16 @@ export interface LibvirtRestoreOptions extends Pick<
 
 export type LibvirtRestoreRequest = RestoreRequest & LibvirtRestoreOptions;
 
-const { target, setArgs, socketPath, guestAgent } = KVM_RESTORE_OPTIONS;
+const { target, setArgs, socketPath, guestAgent, setTime, lazy, eager } = KVM_RESTORE_OPTIONS;
 
 export const LIBVIRT_RESTORE_OPTIONS: RestoreOptionTable<LibvirtRestoreOptions> = {
   target,
   setArgs,
   socketPath,
   guestAgent,
+  setTime,
+  lazy,
+  eager,
   newName: {
     flags: '--new-name <name>',
     description: 'restore under this name and a new UUID',

@@ -20,7 +20,7 @@ import { disksOfStoppedQemu, folderOf, removeStandIns, type DiskDrivers } from '
 import { RestoredImages } from '../../disks/qcow2/restored-images.js';
 import { withDisksPutBack, type RolledBack } from '../../disks/rolled-back.js';
 import type { DiskSnapshot } from '../../../src/hypervisor/disks.js';
-import { asResult, thawRestored } from '../../kvm/run/guest-agent/thaw-restored.js';
+import { tendGuest } from '../../kvm/run/guest-agent/restored-guest.js';
 import { restoreCheckpoint as restoreOfKvm } from '../../kvm/restore/restore.js';
 import { deviceSections } from '../../qemu/stream/device-state.js';
 import { pushStream } from '../../qemu/stream/push.js';
@@ -37,7 +37,7 @@ import { makeFifo, openForReader } from './fifo.js';
 import { libvirt } from '../native/native.js';
 import { editsIn, type LibvirtRestoreRequest } from './options.js';
 import { followInDefinition, overlayDisks } from './restore-disks.js';
-import { saveImageHead } from './save-image.js';
+import { saveImageHead } from '../save-image.js';
 
 /** virDomainSaveRestoreFlags */
 const SAVE_RUNNING = 2;
@@ -54,6 +54,7 @@ export async function restoreDomain(
   source: CheckpointSource,
   request: LibvirtRestoreRequest,
 ): Promise<RestoreResult> {
+  refuseLazily(request);
   const uri = request.target === undefined ? recordedUri(source) : parseRestoreTarget(request.target);
   if (uri === undefined) return intoWaitingQemu(source, request);
   refuseOptionsOfQemu(request);
@@ -83,8 +84,8 @@ export async function restoreDomain(
     const { pid } = await domainProcess(domain);
     const vmAddress = formatDomainAddress({ uri, domain: domain.name });
     const running = (await domain.state()) === 'running';
-    const frozen = asResult(await thawRestored(source, running, new DomainAgent(domain)));
-    return { vmAddress, pid, running, streamBytes, ...frozen };
+    const tended = await tendGuest(source, running, new DomainAgent(domain), request);
+    return { vmAddress, pid, running, streamBytes, ...tended };
   } catch (error) {
     if (request.signal?.aborted !== true) throw error;
     const text = `restoring ${source.checkpointId} was interrupted; nothing was left running`;
@@ -92,6 +93,16 @@ export async function restoreDomain(
   } finally {
     await connection.close();
   }
+}
+
+/** libvirt reads a save image to its end, and has nothing by which QEMU could ask for a page. */
+function refuseLazily({ lazy }: LibvirtRestoreRequest): void {
+  if (lazy !== true) return;
+  throw new CheckpointError(
+    'VM_UNSUPPORTED',
+    'no restore with --lazy through libvirt: it gives QEMU a save image, which has no way back to ask for pages',
+    { hint: 'restore it without --lazy' },
+  );
 }
 
 interface Load {
@@ -154,7 +165,7 @@ async function send(path: string, work: Load, isOver: () => boolean): Promise<nu
         machineType: source.machineType,
         layout: source.layout,
         deviceSections: sections,
-        pages: (signal) => source.pages(signal),
+        pages: (signal) => source.pagesAsStored(signal),
       },
       {
         // Main memory of a new QEMU is all zero, unless it lies in a file that held something.

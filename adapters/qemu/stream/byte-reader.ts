@@ -1,11 +1,16 @@
 /** Sequential big-endian reads from a stream of buffers, with a bounded buffer of its own. */
 
 import { CheckpointError } from '../../../src/errors.js';
+import type { ByteSource } from '../../../src/hypervisor/byte-source.js';
+import { formatBytes } from '../../../src/text.js';
 
 const BUFFER_BYTES = 1024 * 1024;
+/** More than the devices of most machines. */
+const LONG_BYTES = 8 * BUFFER_BYTES;
 
 export class ByteReader {
   readonly #source: AsyncIterator<Uint8Array>;
+  readonly #skipInSource: ByteSource['skip'];
   #buffer = Buffer.allocUnsafe(BUFFER_BYTES);
   #start = 0;
   #end = 0;
@@ -13,8 +18,9 @@ export class ByteReader {
   #rest: Uint8Array = new Uint8Array(0);
   #taken = 0;
 
-  constructor(source: AsyncIterable<Uint8Array>) {
+  constructor(source: ByteSource) {
     this.#source = source[Symbol.asyncIterator]();
+    this.#skipInSource = source.skip;
   }
 
   /** Position in the stream, for messages. */
@@ -45,6 +51,23 @@ export class ByteReader {
       this.#rest = this.#rest.subarray(count);
     }
     return true;
+  }
+
+  /**
+   * Leaves out so many bytes, without reading them where the source can do that.
+   * @throws STREAM_MALFORMED as `need`
+   */
+  async skip(bytes: number): Promise<void> {
+    let left = bytes;
+    while (left > 0 && (this.available > 0 || this.#rest.length > 0 || this.#skipInSource === undefined)) {
+      if (this.available === 0) await this.need(1);
+      const count = Math.min(left, this.available);
+      this.view(count);
+      left -= count;
+    }
+    if (left === 0) return;
+    this.#skipInSource?.(left);
+    this.#taken += left;
   }
 
   /** @throws STREAM_MALFORMED when the stream ends before */
@@ -95,20 +118,25 @@ export class ByteReader {
     return text;
   }
 
-  /** All that follows. @throws STREAM_MALFORMED above `limitBytes` */
-  async rest(limitBytes: number): Promise<Buffer> {
-    const parts: Buffer[] = [];
-    let length = 0;
+  /** All that follows, behind `head`. @throws STREAM_MALFORMED above `limitBytes`, without `head` */
+  async rest(limitBytes: number, head: Uint8Array): Promise<Buffer> {
+    const mostBytes = head.length + limitBytes;
+    let all: Buffer = Buffer.allocUnsafe(BUFFER_BYTES);
+    all.set(head);
+    let length = head.length;
     for (;;) {
-      // Whole buffers: each part costs memory of its own, and a sender may cut the stream into single bytes.
       await this.fill(BUFFER_BYTES);
-      if (this.available === 0) break;
-      const part = Buffer.from(this.view(this.available));
-      length += part.length;
-      if (length > limitBytes) throw this.malformed(`more than ${limitBytes} bytes of device state`);
-      parts.push(part);
+      if (this.available === 0) return all.subarray(0, length);
+      const part = this.view(this.available);
+      if (length + part.length > mostBytes)
+        throw this.malformed(`more than ${formatBytes(limitBytes)} of device state`);
+      if (length + part.length > all.length) {
+        const longer = roomFor(length + part.length, mostBytes);
+        all.copy(longer, 0, 0, length);
+        all = longer;
+      }
+      length += part.copy(all, length);
     }
-    return Buffer.concat(parts);
   }
 
   malformed(what: string): CheckpointError {
@@ -117,5 +145,20 @@ export class ByteReader {
       `the migration stream is not usable at byte ${this.#taken}: ${what}`,
       { hint: 'is it a plain stream, as `migrate "exec:cat >FILE"` writes it, and whole?' },
     );
+  }
+}
+
+/**
+ * What is long gets room for all that may come: memory that nobody has written to costs nothing, and what is
+ * there need not be held twice, as it is when it moves into a longer buffer.
+ */
+function roomFor(bytes: number, mostBytes: number): Buffer {
+  const doubled = Math.min(bytes * 2, mostBytes);
+  if (bytes < LONG_BYTES) return Buffer.allocUnsafeSlow(doubled);
+  try {
+    return Buffer.allocUnsafeSlow(mostBytes);
+  } catch {
+    // A host that promises no more memory than it has.
+    return Buffer.allocUnsafeSlow(doubled);
   }
 }

@@ -1,46 +1,40 @@
-/** Holds a page source to its promise: every page of every region exactly once, in order. */
+/** Holds a page source to its promise: every page of every region exactly once. */
 
 import { CheckpointError } from '../../../src/errors.js';
 import type { PageChunk } from '../../../src/hypervisor/restore.js';
-import type { MemoryLayout, MemoryRegion } from '../../../src/hypervisor/memory-layout.js';
+import { regionOfPage, type MemoryLayout, type MemoryRegion } from '../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 
-export class CoverageCursor {
+export class Coverage {
   readonly #layout: MemoryLayout;
-  #regionIndex = 0;
-  #nextPage = 0;
+  readonly #isCovered: Uint8Array;
 
   constructor(layout: MemoryLayout) {
     this.#layout = layout;
-    this.#nextPage = layout.regions[0]?.firstPage ?? 0;
+    this.#isCovered = new Uint8Array(layout.pageSpan);
   }
 
-  /** The region that the chunk lies in. @throws REPO_DAMAGED when it is not the next one */
-  accept(chunk: PageChunk): MemoryRegion {
-    const region = this.#layout.regions[this.#regionIndex];
-    if (region === undefined) throw uncovered(`page ${chunk.firstPage} lies past the last memory region`);
-    if (chunk.firstPage !== this.#nextPage) {
-      throw uncovered(
-        `page ${this.#nextPage} of ${region.id} is missing, page ${chunk.firstPage} follows instead`,
-      );
-    }
-    const end = chunk.firstPage + chunk.pageCount;
-    const regionEnd = region.firstPage + region.pageCount;
-    if (chunk.pageCount <= 0 || end > regionEnd)
+  /** The region that the chunk lies in. @throws REPO_DAMAGED when it lies in none, or comes again */
+  accept({ firstPage, pageCount, bytes }: PageChunk): MemoryRegion {
+    const region = regionOfPage(this.#layout, firstPage);
+    if (region === undefined) throw uncovered(`page ${firstPage} lies in no memory region`);
+    const end = firstPage + pageCount;
+    if (pageCount <= 0 || end > region.firstPage + region.pageCount)
       throw uncovered(`pages up to ${end} pass the end of ${region.id}`);
-    if (chunk.bytes !== null && chunk.bytes.length !== chunk.pageCount * PAGE_SIZE_BYTES) {
-      throw uncovered(`${chunk.bytes.length} bytes for ${chunk.pageCount} pages of ${region.id}`);
-    }
-    this.#nextPage = end;
-    if (end === regionEnd) this.#nextPage = this.#layout.regions[++this.#regionIndex]?.firstPage ?? end;
+    if (bytes !== null && bytes.length !== pageCount * PAGE_SIZE_BYTES)
+      throw uncovered(`${bytes.length} bytes for ${pageCount} pages of ${region.id}`);
+    const again = this.#isCovered.subarray(firstPage, end).indexOf(1);
+    if (again >= 0) throw uncovered(`page ${firstPage + again} of ${region.id} comes twice`);
+    this.#isCovered.fill(1, firstPage, end);
     return region;
   }
 
   /** @throws REPO_DAMAGED when pages are missing at the end */
   finish(): void {
-    const region = this.#layout.regions[this.#regionIndex];
-    if (region !== undefined)
-      throw uncovered(`page ${this.#nextPage} of ${region.id} and all after it are missing`);
+    for (const { id, firstPage, pageCount } of this.#layout.regions) {
+      const missing = this.#isCovered.subarray(firstPage, firstPage + pageCount).indexOf(0);
+      if (missing >= 0) throw uncovered(`page ${firstPage + missing} of ${id} is missing`);
+    }
   }
 }
 

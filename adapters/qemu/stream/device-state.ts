@@ -39,23 +39,42 @@ const RUN_STATE_BYTES = 32;
  * its command line.
  * @returns a copy; the caller owns it
  * @throws STREAM_MALFORMED when there is no such section
- *
- *     04 | u32 id | 0b "globalstate" | u32 0 | u32 1 | u32 length with NUL | char[100]
  */
 export function withRunState(sections: Uint8Array, state: 'running' | 'paused'): Buffer {
   const bytes = Buffer.from(sections);
+  putRunState(bytes, state);
+  return bytes;
+}
+
+/** Does what `withRunState` does, in place. */
+export function putRunState(sections: Uint8Array, state: 'running' | 'paused'): void {
+  const bytes = Buffer.from(sections.buffer, sections.byteOffset, sections.byteLength);
+  const found = globalState(bytes);
+  if (found === undefined) throw malformed('it has no "globalstate" section');
+  bytes.writeUInt32BE(state.length + 1, found.at);
+  bytes.fill(0, found.at + 4, found.at + 4 + found.state.length + 1);
+  bytes.write(state, found.at + 4, 'latin1');
+}
+
+/** The run state in "globalstate", such as running, paused, postmigrate; undefined without such a section. */
+export function runStateIn(sections: Uint8Array): string | undefined {
+  return globalState(Buffer.from(sections.buffer, sections.byteOffset, sections.byteLength))?.state;
+}
+
+/**
+ *     04 | u32 id | 0b "globalstate" | u32 0 | u32 1 | u32 length with NUL | char[100]
+ *
+ * @returns where the length stands, and the text
+ */
+function globalState(bytes: Buffer): { readonly at: number; readonly state: string } | undefined {
   for (let at = bytes.indexOf(GLOBAL_STATE_NAME); at >= 0; at = bytes.indexOf(GLOBAL_STATE_NAME, at + 1)) {
     const body = at + GLOBAL_STATE_NAME.length + 8;
     if (at < 5 || bytes[at - 5] !== SECTION.FULL || body + 4 + RUN_STATE_BYTES > bytes.length) continue;
-    const length = bytes.readUInt32BE(body);
     const text = bytes.toString('latin1', body + 4, body + 4 + RUN_STATE_BYTES);
-    if (!/^[a-z-]+\0/.test(text) || text.indexOf('\0') + 1 !== length) continue;
-    bytes.writeUInt32BE(state.length + 1, body);
-    bytes.fill(0, body + 4, body + 4 + length);
-    bytes.write(state, body + 4, 'latin1');
-    return bytes;
+    const state = /^[a-z-]+(?=\0)/.exec(text)?.[0];
+    if (state !== undefined && state.length + 1 === bytes.readUInt32BE(body)) return { at: body, state };
   }
-  throw malformed('it has no "globalstate" section');
+  return undefined;
 }
 
 function malformed(what: string): CheckpointError {

@@ -2,6 +2,8 @@
 
 import type { Writable } from 'node:stream';
 
+import { SendQueue } from './send-queue.js';
+
 /** What may wait in the receiver's queue: enough that producing and sending overlap. */
 const MAX_QUEUED_BYTES = 2 * 1024 * 1024;
 
@@ -16,7 +18,7 @@ export async function pushStream(
   sink: Writable,
   signal?: AbortSignal,
 ): Promise<number> {
-  const queue = new Queue(sink, signal);
+  const queue = new SendQueue(sink, signal);
   let sentBytes = 0;
   try {
     for await (const bytes of stream) {
@@ -28,53 +30,5 @@ export async function pushStream(
     return sentBytes;
   } finally {
     queue.detach();
-  }
-}
-
-class Queue {
-  readonly #sink: Writable;
-  readonly #signal: AbortSignal | undefined;
-  #queuedBytes = 0;
-  #failure: { readonly error: unknown } | undefined;
-  #wake: () => void = () => undefined;
-
-  constructor(sink: Writable, signal: AbortSignal | undefined) {
-    this.#sink = sink;
-    this.#signal = signal;
-    sink.on('error', this.#onError);
-    sink.on('close', this.#onClose);
-    signal?.addEventListener('abort', this.#onAbort);
-    if (signal?.aborted === true) this.#onAbort();
-  }
-
-  write(bytes: Uint8Array): void {
-    this.#queuedBytes += bytes.length;
-    this.#sink.write(bytes, (error) => {
-      this.#queuedBytes -= bytes.length;
-      if (error !== null && error !== undefined) this.#fail(error);
-      this.#wake();
-    });
-  }
-
-  async below(bytes: number): Promise<void> {
-    while (this.#queuedBytes > bytes && this.#failure === undefined) {
-      await new Promise<void>((resolve) => (this.#wake = resolve));
-    }
-    if (this.#failure !== undefined) throw this.#failure.error;
-  }
-
-  detach(): void {
-    this.#sink.off('error', this.#onError);
-    this.#sink.off('close', this.#onClose);
-    this.#signal?.removeEventListener('abort', this.#onAbort);
-  }
-
-  readonly #onError = (error: unknown): void => this.#fail(error);
-  readonly #onClose = (): void => this.#fail(new Error('the receiver closed the connection'));
-  readonly #onAbort = (): void => this.#fail(this.#signal?.reason);
-
-  #fail(error: unknown): void {
-    this.#failure ??= { error };
-    this.#wake();
   }
 }

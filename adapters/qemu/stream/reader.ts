@@ -3,13 +3,18 @@
  * but the numbers in `format.ts`, so that one proves the other.
  *
  * The input is hostile: every length is checked before it is used, memory is bounded by one buffer, the
- * device part and the block list. Refused: compressed, XBZRLE and RDMA records, mapped-ram, postcopy, and
- * sections other than "ram" that are sent while the VM runs (block, dirty-bitmap, vfio).
+ * device part and the block list. Refused: compressed, XBZRLE and RDMA records, postcopy, and sections other
+ * than "ram" that are sent while the VM runs (block, dirty-bitmap, vfio).
+ *
+ * In a mapped-ram file the pages of a block stand in the list of blocks, before the next block is named.
+ * Whoever has to know the list first reads such a file twice: `readMigrationStream`, then `readMappedPages`.
  */
 
-import type { CheckpointError } from '../../../src/errors.js';
+import type { ByteSource } from '../../../src/hypervisor/byte-source.js';
+import { MAX_DEVICE_STATE_BYTES } from '../../../src/hypervisor/device-state.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 import { ByteReader } from './byte-reader.js';
+import { namedCommand, namedRecord, namedSection, namedStart } from './features.js';
 import {
   FOOTER_BYTES,
   RAM_FLAG,
@@ -18,9 +23,11 @@ import {
   RAM_SECTION_VERSION,
   SECTION,
   SECTION_HEADER_BYTES,
+  STREAM_HEADER_BYTES,
   STREAM_MAGIC,
   STREAM_VERSION,
 } from './format.js';
+import { readMappedBlock } from './mapped-ram.js';
 import { type DeviceSection, splitSections } from './sections.js';
 import { sectionLengths } from './vm-description.js';
 
@@ -45,41 +52,70 @@ export interface MigrationStream {
   readonly sections: readonly DeviceSection[];
   /** Header, body and footer of all device sections, as they stood: what `deviceSections` gives of a blob. */
   readonly deviceBytes: Buffer;
+  /** The same as a blob: `deviceBytes` is a view of it. */
+  readonly deviceBlob: Buffer;
   readonly pageRecords: number;
   readonly zeroRecords: number;
   readonly hasDescription: boolean;
+  /** Its pages lie at fixed places and were left out: `readMappedPages`. */
+  readonly isMapped: boolean;
 }
 
-export interface StreamLimits {
-  /** Device sections and vmdesc together. */
-  readonly maxDeviceBytes: number;
+export interface StreamOptions {
+  /** Device sections and vmdesc together; default: what a checkpoint can hold. */
+  readonly maxDeviceBytes?: number;
+  /** Take a mapped-ram file as well, see `MigrationStream.isMapped`; default: refuse it. */
+  readonly takesMapped?: boolean;
+  /** Place of the stream in its file, from which places in a mapped-ram file count; default 0. */
+  readonly startByte?: number;
 }
 
-const DEFAULT_LIMITS: StreamLimits = { maxDeviceBytes: 128 * 1024 * 1024 };
 const MAX_BLOCKS = 4096;
 /** 64 TiB: more than any x86 machine of QEMU. */
 const MAX_RAM_BYTES = 2 ** 46;
 const MAX_RECORD_BYTES = 8 + 1 + 255 + PAGE_SIZE_BYTES;
+/** QEMU 10.0 has some twenty. */
+const MAX_CAPABILITIES = 64;
+const MAPPED_RAM = 'mapped-ram';
+/** How far from the end a vmdesc is looked for: twice what it may be. */
+const MAX_DESCRIPTION_BYTES = 32 << 20;
 /** Sent by QEMU >= 10.0 before the device state; no payload. */
 const COMMAND_SWITCHOVER_START = 11;
 
-/** @throws STREAM_MALFORMED */
+/** @throws STREAM_MALFORMED, also for more device state than `maxDeviceBytes` */
 export async function readMigrationStream(
-  input: AsyncIterable<Uint8Array>,
+  input: ByteSource,
   handlers: StreamHandlers = {},
-  limits: StreamLimits = DEFAULT_LIMITS,
+  options: StreamOptions = {},
 ): Promise<MigrationStream> {
   const reader = new ByteReader(input);
   const machineType = await readHeader(reader);
-  const ram = new RamSections(reader, handlers);
+  const ram = new RamSections(reader, handlers, options);
   // The EOF byte is left for the device part, which ends with it.
   while ((await reader.fill(1)) && (await ram.next()));
-  return { machineType, ...ram.result(), ...(await readDevicePart(reader, limits)) };
+  const { maxDeviceBytes = MAX_DEVICE_STATE_BYTES - STREAM_HEADER_BYTES } = options;
+  return { machineType, ...ram.result(), ...(await readDevicePart(reader, maxDeviceBytes)) };
+}
+
+/**
+ * The pages of a mapped-ram file, block by block, and of a block in order. A page that is not there is zero.
+ * @throws STREAM_MALFORMED
+ */
+export async function readMappedPages(
+  input: ByteSource,
+  onPage: (block: RamBlock, pageOfBlock: number, bytes: Buffer) => void,
+  startByte = 0,
+): Promise<void> {
+  const reader = new ByteReader(input);
+  await readHeader(reader);
+  const ram = new RamSections(reader, {}, { takesMapped: true, startByte }, onPage);
+  while ((await reader.fill(1)) && (await ram.next())) if (ram.isStarted) return;
 }
 
 async function readHeader(reader: ByteReader): Promise<string> {
   await reader.need(8);
-  if (reader.u32() !== STREAM_MAGIC) throw reader.malformed('it does not start with "QEVM"');
+  const magic = reader.u32();
+  if (magic !== STREAM_MAGIC) throw reader.malformed(namedStart(magic));
   const version = reader.u32();
   if (version !== STREAM_VERSION) throw reader.malformed(`version ${version} instead of ${STREAM_VERSION}`);
   await reader.need(5);
@@ -92,21 +128,36 @@ async function readHeader(reader: ByteReader): Promise<string> {
   return machineType;
 }
 
-type RamResult = Pick<MigrationStream, 'blocks' | 'pageRecords' | 'zeroRecords'>;
+type RamResult = Pick<MigrationStream, 'blocks' | 'pageRecords' | 'zeroRecords' | 'isMapped'>;
 
 /** The part of the stream before the first device section. */
 class RamSections {
   readonly #reader: ByteReader;
   readonly #handlers: StreamHandlers;
+  readonly #options: StreamOptions;
+  readonly #onMappedPage: ((block: RamBlock, page: number, bytes: Buffer) => void) | undefined;
+  #isMapped = false;
   readonly #blocks = new Map<string, RamBlock>();
   #sectionId: number | undefined;
   #lastBlock: RamBlock | undefined;
   #pageRecords = 0;
   #zeroRecords = 0;
 
-  constructor(reader: ByteReader, handlers: StreamHandlers) {
+  constructor(
+    reader: ByteReader,
+    handlers: StreamHandlers,
+    options: StreamOptions,
+    onMappedPage?: (block: RamBlock, page: number, bytes: Buffer) => void,
+  ) {
     this.#reader = reader;
     this.#handlers = handlers;
+    this.#options = options;
+    this.#onMappedPage = onMappedPage;
+  }
+
+  /** The list of blocks has been read. */
+  get isStarted(): boolean {
+    return this.#sectionId !== undefined;
   }
 
   result(): RamResult {
@@ -115,6 +166,7 @@ class RamSections {
       blocks: [...this.#blocks.values()],
       pageRecords: this.#pageRecords,
       zeroRecords: this.#zeroRecords,
+      isMapped: this.#isMapped,
     };
   }
 
@@ -140,14 +192,11 @@ class RamSections {
     const command = this.#reader.u16();
     const length = this.#reader.u16();
     if (command !== COMMAND_SWITCHOVER_START || length !== 0) {
-      throw this.#reader.malformed(`command ${command}; only a plain stream can be read, without postcopy`);
+      throw this.#reader.malformed(namedCommand(command));
     }
   }
 
-  /**
-   * `configuration/capabilities` must not list anything that changes the stream; a page-size subsection never
-   * occurs on x86.
-   */
+  /** A page-size subsection never occurs on x86. */
   async #readConfigurationSubsection(): Promise<void> {
     const reader = this.#reader;
     if (this.#sectionId !== undefined) throw reader.malformed('a configuration behind the memory');
@@ -158,7 +207,20 @@ class RamSections {
       reader.view(16);
       return;
     }
-    throw reader.malformed(`the configuration asks for "${name}", which is not supported`);
+    if (name !== 'configuration/capabilities')
+      throw reader.malformed(`the configuration asks for "${name}", which is not supported`);
+    const count = reader.u32();
+    if (count > MAX_CAPABILITIES) throw reader.malformed('too many capabilities');
+    for (let i = 0; i < count; i++) this.#capability(reader.name());
+  }
+
+  /** Those are listed that change the stream. */
+  #capability(name: string): void {
+    if (name !== MAPPED_RAM) {
+      throw this.#reader.malformed(`the capability ${name} was on; switch it off`);
+    }
+    if (this.#options.takesMapped !== true) throw this.#reader.malformed('a mapped-ram file');
+    this.#isMapped = true;
   }
 
   async #readStart(): Promise<void> {
@@ -168,8 +230,7 @@ class RamSections {
     const name = reader.name();
     reader.u32();
     const version = reader.u32();
-    if (name !== RAM_SECTION_NAME)
-      throw reader.malformed(`the section "${name}" is sent live, which is not supported`);
+    if (name !== RAM_SECTION_NAME) throw reader.malformed(namedSection(name));
     if (version !== RAM_SECTION_VERSION) throw reader.malformed(`memory of version ${version}`);
     if (this.#sectionId !== undefined) throw reader.malformed('a second list of memory blocks');
     this.#sectionId = id;
@@ -180,7 +241,11 @@ class RamSections {
     await this.#readBlocks(total.offset);
     this.#handlers.onBlocks?.([...this.#blocks.values()]);
     await reader.need(8);
-    const end = this.#word();
+    let end = this.#word();
+    if (this.#isMapped && end.flags === RAM_FLAG.MULTIFD_FLUSH) {
+      await reader.need(8);
+      end = this.#word();
+    }
     if (end.flags !== RAM_FLAG.EOS)
       throw reader.malformed('something unknown behind the list of memory blocks');
     await this.#readFooter();
@@ -198,9 +263,22 @@ class RamSections {
       }
       if (this.#blocks.has(id)) throw reader.malformed(`the memory block "${id}" is listed twice`);
       if (this.#blocks.size === MAX_BLOCKS) throw reader.malformed('too many memory blocks');
-      this.#blocks.set(id, { id, sizeBytes });
+      const block = { id, sizeBytes };
+      this.#blocks.set(id, block);
       left -= sizeBytes;
+      if (this.#isMapped) await this.#readMapped(block);
     }
+  }
+
+  #readMapped(block: RamBlock): Promise<void> {
+    const { startByte = 0 } = this.#options;
+    const onPage = this.#onMappedPage;
+    return readMappedBlock(
+      this.#reader,
+      block.sizeBytes,
+      startByte,
+      onPage === undefined ? undefined : (page, bytes) => onPage(block, page, bytes),
+    );
   }
 
   async #readRecords(): Promise<void> {
@@ -213,7 +291,10 @@ class RamSections {
       const { offset, flags } = this.#word();
       if (flags === RAM_FLAG.EOS) break;
       const kind = flags & ~RAM_FLAG.CONTINUE;
-      if (kind !== RAM_FLAG.PAGE && kind !== RAM_FLAG.ZERO) throw this.#unsupported(kind);
+      // Pages that multifd has put at their places need no order.
+      if (this.#isMapped && kind === RAM_FLAG.MULTIFD_FLUSH) continue;
+      if (this.#isMapped || (kind !== RAM_FLAG.PAGE && kind !== RAM_FLAG.ZERO))
+        throw reader.malformed(namedRecord(kind));
       this.#page(offset, (flags & RAM_FLAG.CONTINUE) !== 0, kind === RAM_FLAG.ZERO);
     }
     await this.#readFooter();
@@ -237,16 +318,6 @@ class RamSections {
     }
   }
 
-  #unsupported(kind: number): CheckpointError {
-    const names: Readonly<Record<number, string>> = {
-      [RAM_FLAG.XBZRLE]: 'an XBZRLE record; switch the capability xbzrle off',
-      [RAM_FLAG.COMPRESS_PAGE]: 'a compressed page; switch the capability compress off',
-      [RAM_FLAG.MULTIFD_FLUSH]: 'a multifd mark; switch the capability multifd off',
-      [RAM_FLAG.HOOK]: 'an RDMA record',
-    };
-    return this.#reader.malformed(names[kind] ?? `a record of unknown kind 0x${kind.toString(16)}`);
-  }
-
   #word(): { readonly offset: number; readonly flags: number } {
     const high = this.#reader.u32();
     const low = this.#reader.u32();
@@ -264,14 +335,24 @@ class RamSections {
 
 async function readDevicePart(
   reader: ByteReader,
-  limits: StreamLimits,
-): Promise<Pick<MigrationStream, 'sections' | 'deviceBytes' | 'hasDescription'>> {
-  const part = await reader.rest(limits.maxDeviceBytes);
+  maxDeviceBytes: number,
+): Promise<Pick<MigrationStream, 'sections' | 'deviceBytes' | 'deviceBlob' | 'hasDescription'>> {
+  const header = Buffer.alloc(STREAM_HEADER_BYTES);
+  header.writeUInt32BE(STREAM_MAGIC, 0);
+  header.writeUInt32BE(STREAM_VERSION, 4);
+  // One buffer for all: the state may be large.
+  const blob = await reader.rest(maxDeviceBytes, header);
+  const part = blob.subarray(STREAM_HEADER_BYTES);
   const description = findDescription(part);
   const lengths = description === undefined ? undefined : sectionLengths(description);
   const { sections, length, sawEof } = splitSections(part, lengths);
   if (!sawEof) throw reader.malformed('it ends without the EOF byte: the sender was cut off');
-  return { sections, deviceBytes: part.subarray(0, length - 1), hasDescription: description !== undefined };
+  return {
+    sections,
+    deviceBytes: part.subarray(0, length - 1),
+    deviceBlob: blob.subarray(0, STREAM_HEADER_BYTES + length),
+    hasDescription: description !== undefined,
+  };
 }
 
 /**
@@ -280,7 +361,8 @@ async function readDevicePart(
  */
 function findDescription(part: Buffer): string | undefined {
   const mark = Buffer.from([SECTION.EOF, SECTION.VMDESC]);
-  for (let at = part.lastIndexOf(mark); at >= 0; at = at === 0 ? -1 : part.lastIndexOf(mark, at - 1)) {
+  const first = Math.max(0, part.length - MAX_DESCRIPTION_BYTES);
+  for (let at = part.lastIndexOf(mark); at >= first; at = at === 0 ? -1 : part.lastIndexOf(mark, at - 1)) {
     if (
       at + 6 <= part.length &&
       at + 6 + part.readUInt32BE(at + 2) === part.length &&

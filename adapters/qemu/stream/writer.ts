@@ -9,24 +9,22 @@
  * block has been read and verified. A source that throws midway leaves a stream that cannot be loaded.
  */
 
-import { CheckpointError } from '../../../src/errors.js';
 import type { PageChunk } from '../../../src/hypervisor/restore.js';
 import type { MemoryLayout, MemoryRegion } from '../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
-import { CoverageCursor } from './coverage.js';
+import { Coverage } from './coverage.js';
 import {
-  FOOTER_BYTES,
-  RAM_FLAG,
-  RAM_SECTION_NAME,
-  RAM_SECTION_VERSION,
-  SECTION,
-  SECTION_HEADER_BYTES,
-  STREAM_MAGIC,
-  STREAM_VERSION,
-} from './format.js';
-
-/** Far above the registration numbers that QEMU gives its own sections, so never one of the spliced ones. */
-const RAM_SECTION_ID = 0x00ffff00;
+  blockName,
+  footer,
+  RAM_SECTION_ID,
+  ramStart,
+  sectionStart,
+  streamHead,
+  u32,
+  u64,
+  writeU64,
+} from './encode.js';
+import { RAM_FLAG, SECTION } from './format.js';
 
 /**
  * Pages leave in buffers of this size. Large enough that a system call a buffer is no cost, small enough to
@@ -42,6 +40,7 @@ export interface StreamContent {
   readonly layout: MemoryLayout;
   /** What `deviceSections` returned. */
   readonly deviceSections: Uint8Array;
+  /** In any order. */
   pages(signal?: AbortSignal): AsyncIterable<PageChunk>;
 }
 
@@ -67,7 +66,7 @@ export async function* writeMigrationStream(
   content: StreamContent,
   options: StreamOptions = {},
 ): AsyncGenerator<Buffer, void, void> {
-  yield header(content.machineType);
+  yield streamHead(content.machineType);
   yield ramStart(content.layout);
   yield sectionStart(SECTION.END, RAM_SECTION_ID);
   yield* ramRecords(content, options);
@@ -75,47 +74,19 @@ export async function* writeMigrationStream(
   await options.beforeDeviceState?.();
   options.signal?.throwIfAborted();
   yield Buffer.from(content.deviceSections);
-  yield Buffer.concat([Buffer.from([SECTION.EOF, SECTION.VMDESC]), u32(2), Buffer.from('{}')]);
+  yield end();
 }
 
-/** What the stream has at most, when no zero page is left out and none is all zero. */
-export function maxStreamBytes(
-  content: Pick<StreamContent, 'machineType' | 'layout' | 'deviceSections'>,
-): number {
-  const { regions } = content.layout;
-  const pageCount = content.layout.sizeBytes / PAGE_SIZE_BYTES;
-  const names = regions.reduce((sum, region) => sum + 1 + Buffer.byteLength(region.id), 0);
-  const fixed =
-    header(content.machineType).length + ramStart(content.layout).length + 5 + 8 + FOOTER_BYTES + 1 + 5 + 2;
-  return fixed + pageCount * (8 + PAGE_SIZE_BYTES) + names + content.deviceSections.byteLength;
+function end(): Buffer {
+  return Buffer.concat([Buffer.from([SECTION.EOF, SECTION.VMDESC]), u32(2), Buffer.from('{}')]);
 }
 
-function header(machineType: string): Buffer {
-  return Buffer.concat([
-    u32(STREAM_MAGIC),
-    u32(STREAM_VERSION),
-    Buffer.from([SECTION.CONFIGURATION]),
-    u32(Buffer.byteLength(machineType)),
-    Buffer.from(machineType),
-  ]);
-}
-
-function ramStart(layout: MemoryLayout): Buffer {
-  const name = Buffer.from(RAM_SECTION_NAME);
-  const head = Buffer.alloc(SECTION_HEADER_BYTES + name.length);
-  head.writeUInt8(SECTION.START, 0);
-  head.writeUInt32BE(RAM_SECTION_ID, 1);
-  head.writeUInt8(name.length, 5);
-  name.copy(head, 6);
-  head.writeUInt32BE(RAM_SECTION_VERSION, 6 + name.length + 4);
-  const blocks = layout.regions.flatMap((region) => [blockName(region), u64(region.sizeBytes)]);
-  return Buffer.concat([
-    head,
-    u64(layout.sizeBytes + RAM_FLAG.MEM_SIZE),
-    ...blocks,
-    u64(RAM_FLAG.EOS),
-    footer(RAM_SECTION_ID),
-  ]);
+/**
+ * A stream with the device state alone, for a QEMU whose memory is right already: what `snapshot-load` takes from the
+ * vmstate of a snapshot. It fits in one buffer.
+ */
+export function deviceStream(machineType: string, deviceSections: Uint8Array): Buffer {
+  return Buffer.concat([streamHead(machineType), deviceSections, end()]);
 }
 
 async function* ramRecords(
@@ -123,14 +94,14 @@ async function* ramRecords(
   options: StreamOptions,
 ): AsyncGenerator<Buffer, void, void> {
   const { layout } = content;
-  const cursor = new CoverageCursor(layout);
+  const coverage = new Coverage(layout);
   let batch = Buffer.allocUnsafe(BATCH_BYTES);
   let length = 0;
   let coveredBytes = 0;
   let lastRegion: MemoryRegion | undefined;
   for await (const chunk of content.pages(options.signal)) {
     options.signal?.throwIfAborted();
-    const region = cursor.accept(chunk);
+    const region = coverage.accept(chunk);
     coveredBytes += chunk.pageCount * PAGE_SIZE_BYTES;
     if (chunk.bytes !== null || options.omitZeroPagesOf?.(region.id) !== true) {
       const name = blockName(region);
@@ -157,40 +128,6 @@ async function* ramRecords(
     }
     options.onProgress?.(coveredBytes);
   }
-  cursor.finish();
+  coverage.finish();
   if (length > 0) yield batch.subarray(0, length);
-}
-
-function blockName(region: MemoryRegion): Buffer {
-  const name = Buffer.from(region.id);
-  if (name.length === 0 || name.length > 255) {
-    throw new CheckpointError('STREAM_MALFORMED', `"${region.id}" cannot be the name of a RAM block`);
-  }
-  return Buffer.concat([Buffer.from([name.length]), name]);
-}
-
-function sectionStart(type: number, id: number): Buffer {
-  return Buffer.concat([Buffer.from([type]), u32(id)]);
-}
-
-function footer(id: number): Buffer {
-  return sectionStart(SECTION.FOOTER, id);
-}
-
-function u32(value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(value);
-  return bytes;
-}
-
-function u64(value: number): Buffer {
-  const bytes = Buffer.alloc(8);
-  writeU64(bytes, value, 0);
-  return bytes;
-}
-
-/** `value` is a safe integer; two 32-bit writes are several times faster than one of a bigint. */
-function writeU64(into: Buffer, value: number, at: number): number {
-  into.writeUInt32BE(Math.floor(value / 2 ** 32), at);
-  return into.writeUInt32BE(value % 2 ** 32, at + 4);
 }

@@ -7,6 +7,8 @@
  *
  *     owed                     a collect may have happened that no manifest covers: compare all pages
  *     clean, checkpoint X      every collect up to now is covered by checkpoint X of that repository
+ *     clean, X, rewound to R   the same, but the VM was put back to R afterwards: every page in which R differs from X
+ *                              counts as written, besides what the tracker reports
  *
  * It is written before the first collect of a checkpoint and after the manifest. Not synced to disk: if the
  * host goes down, the VM and its tracker go with it.
@@ -25,6 +27,8 @@ export interface LedgerEntry {
   readonly repositoryId: string;
   readonly chain: string;
   readonly checkpointId: string;
+  /** Of the same chain. */
+  readonly rewoundTo?: string;
 }
 
 export class Ledger {
@@ -43,6 +47,8 @@ export class Ledger {
       const whole = [entry.state, entry.token, entry.repositoryId, entry.chain, entry.checkpointId].every(
         (field) => typeof field === 'string',
       );
+      const { rewoundTo } = entry;
+      if (rewoundTo !== undefined && typeof rewoundTo !== 'string') return undefined;
       return whole ? (entry as LedgerEntry) : undefined;
     } catch {
       return undefined;

@@ -27,6 +27,8 @@ export interface ScopeFacts {
   readonly trackerReason: string;
   readonly repositoryId: string;
   readonly chain: string;
+  /** False when the VM was rewound to a checkpoint that is not there any more. */
+  readonly isRewindKnown?: boolean;
 }
 
 export function decideScope(facts: ScopeFacts): Scope {
@@ -61,5 +63,7 @@ export function decideScope(facts: ScopeFacts): Scope {
       reason: 'the last checkpoint of the chain is not the one the tracker counts from',
     };
   }
+  if (facts.isRewindKnown === false)
+    return { kind: 'compare', reason: 'the checkpoint that the VM was rewound to is not there any more' };
   return { kind: 'dirty', reason: '' };
 }

@@ -19,7 +19,18 @@ export function doctorCommand(): Command {
     .action((address: string, options: SharedOptions) =>
       run(options, async ({ reporter, signal }) => {
         const runtimeDir = await openRuntimeDir(defaultRuntimeDir());
-        const vm = await hypervisors().forAddress(address).attach(address, { runtimeDir, signal });
+        const vm = await hypervisors()
+          .forAddress(address)
+          .attach(address, { runtimeDir, signal })
+          .catch((error: unknown) => {
+            if (isCheckpointError(error, 'VM_FILLING')) return error;
+            throw error;
+          });
+        if (isCheckpointError(vm)) {
+          const { message, hint = '', detail } = vm;
+          reporter.summary({ vm: address, filling: detail }, `${printable(message)}\n${printable(hint)}`);
+          return EXIT.refused;
+        }
         try {
           const [report, layout, disks, runState] = [
             await vm.inspect(),

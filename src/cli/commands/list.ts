@@ -1,9 +1,12 @@
 import type { Command } from 'commander';
 
+import { isCheckpointError } from '../../errors.js';
+import { fillingNotes, type FillingNote } from '../../host/filling-note.js';
+import { defaultRuntimeDir } from '../../host/runtime-dir.js';
 import type { Manifest } from '../../format/manifest.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { formatBytes, formatMs, formatTable } from '../../text.js';
+import { formatBytes, formatMs, formatTable, printable } from '../../text.js';
 import { statNumber } from '../manifest-stats.js';
 
 interface Options extends SharedOptions {
@@ -21,8 +24,11 @@ export function listCommand(): Command {
         const repository = await openRepository();
         const { manifests, damaged } = await repository.checkpoints(options.name);
         for (const problem of damaged) reporter.warning(problem.message);
-        reporter.summary(
-          { checkpoints: manifests.map(listed), damaged: damaged.map((problem) => problem.message) },
+        const { location } = repository.backend.properties;
+        const filling = fillingFrom(location).filter(
+          ({ vmName }) => options.name === undefined || vmName === options.name,
+        );
+        const table =
           manifests.length === 0
             ? 'no checkpoints'
             : formatTable(
@@ -36,11 +42,37 @@ export function listCommand(): Command {
                   `${statNumber(manifest, 'dirtyPages')}`,
                   formatBytes(manifest.storedBytes),
                 ]),
-              ),
+              );
+        reporter.summary(
+          {
+            checkpoints: manifests.map(listed),
+            damaged: damaged.map((problem) => problem.message),
+            filling: filling.map(({ vmAddress, checkpointId, donePages, totalPages }) => ({
+              ...{ vmAddress, checkpointId, donePages, totalPages },
+            })),
+          },
+          [table, ...filling.map((note) => printable(fillingLine(note)))].join('\n'),
         );
         return damaged.length === 0 ? undefined : EXIT.damaged;
       }),
     );
+}
+
+/** VMs of this host whose memory still comes out of this repository. */
+function fillingFrom(location: string): readonly FillingNote[] {
+  try {
+    return fillingNotes(defaultRuntimeDir()).filter(({ repository }) => repository === location);
+  } catch (error) {
+    // A user without a runtime folder fills none.
+    if (isCheckpointError(error, 'VM_PERMISSION')) return [];
+    throw error;
+  }
+}
+
+function fillingLine({ vmAddress, checkpointId, donePages, totalPages, state }: FillingNote): string {
+  const percent = totalPages === 0 ? 100 : Math.floor((100 * donePages) / totalPages);
+  const how = state === 'damaged' ? ', and some of it cannot be read' : '';
+  return `${vmAddress} is still being filled from ${checkpointId}: ${percent} % are there${how}`;
 }
 
 function listed(manifest: Manifest): Record<string, unknown> {

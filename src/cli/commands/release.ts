@@ -7,7 +7,7 @@ import { command, run, type SharedOptions } from '../command.js';
 
 export function releaseCommand(): Command {
   return command('release', 'end the tracking that checkpoints leave armed in a running VM', [
-    'cairn release qmp:/run/web1.qmp   # before a background snapshot or a postcopy migration',
+    'cairn release qmp:/run/web1.qmp   # before QEMU takes a background snapshot',
   ])
     .argument('<vm>', 'address of the VM')
     .action((address: string, options: SharedOptions) =>

@@ -4,31 +4,34 @@ import type { Command } from 'commander';
 
 import { openSession } from '../../checkpoint/open-session.js';
 import type { CheckpointSession } from '../../checkpoint/session.js';
-import { CheckpointError, isCheckpointError } from '../../errors.js';
+import { isCheckpointError, type CheckpointError } from '../../errors.js';
 import { hypervisors } from '../../index.js';
 import { checkpointText } from '../checkpoint-text.js';
 import { command, run } from '../command.js';
 import { EXIT } from '../exit-codes.js';
-import { addKeepOptions, keepPolicyOf, type KeepCliOptions } from '../keep-options.js';
+import { addPolicyOptions, policyOf, type PolicyCliOptions } from '../keep-options.js';
 import { secondsForTimer, wholeNumber } from '../parse.js';
 import { asCheckpointError } from '../reporter.js';
 import { addSessionOptions, sessionSettings, type SessionCliOptions } from '../session-options.js';
+import { MissedIntervals } from '../missed-intervals.js';
 import { WatchForgetting } from '../watch-forgetting.js';
 
-interface Options extends SessionCliOptions, KeepCliOptions {
+interface Options extends SessionCliOptions, PolicyCliOptions {
   readonly every: number;
   readonly count?: number;
-  readonly withDisks?: boolean;
 }
 
 /** For a checkpoint under way when the watcher is ended. */
 const GRACE_MS = 1000;
+/** What a watcher does between checkpoints gets so long to come to an end before the next one is due: at most this share. */
+const ENDING_MS = 200;
+const ENDING_SHARE = 1 / 4;
 
 /** Errors after which there is no next checkpoint to wait for. */
 const FATAL = ['VM_GONE', 'VM_UNREACHABLE', 'VM_NOT_RESUMED', 'REPO_DAMAGED', 'WORKER_FAILED'] as const;
 
 export function watchCommand(): Command {
-  return addKeepOptions(
+  return addPolicyOptions(
     addSessionOptions(
       command('watch', 'take a checkpoint every so often until stopped (a signal ends it cleanly)', [
         'cairn watch qmp:/run/web1.qmp --every 10 --repo /srv/cairn',
@@ -45,12 +48,9 @@ export function watchCommand(): Command {
       60,
     )
     .option('--count <n>', 'stop after that many checkpoints', wholeNumber(1))
-    .option('--with-disks', 'with --keep-...: remove the disk snapshots of forgotten checkpoints too')
     .action((vm: string, options: Options) =>
       run(options, async ({ reporter, signal, openRepository }) => {
-        const policy = keepPolicyOf(options);
-        if (options.withDisks === true && policy === undefined)
-          throw new CheckpointError('USAGE', '--with-disks is for --keep-... alone');
+        const forgetting = new WatchForgetting(policyOf(options), reporter);
         const repository = await openRepository();
         const work = afterGrace(signal);
         const open = (): Promise<CheckpointSession> =>
@@ -59,13 +59,13 @@ export function watchCommand(): Command {
             repository,
             signal: work,
             waitSignal: signal,
+            regroup: 'between',
             onNotice: (text) => reporter.warning(text),
           });
         let session: CheckpointSession | undefined = await open();
         let taken = 0;
         let failed = 0;
-        const { withDisks = false, keepMisdated } = options;
-        const forgetting = new WatchForgetting({ policy, withDisks, keepMisdated }, reporter);
+        const missed = new MissedIntervals(options.every * 1000);
         try {
           let tracker = '';
           while (!signal.aborted && (options.count === undefined || taken + failed < options.count)) {
@@ -81,7 +81,14 @@ export function watchCommand(): Command {
               for (const warning of summary.warnings) reporter.warning(warning);
               reporter.summary({ ...summary }, checkpointText(summary));
               const isLast = taken + failed === options.count;
-              await forgetting.afterCheckpoint(present, isLast, signal);
+              const due = isLast ? undefined : shortlyBeforeNext(startedMs, options.every * 1000, signal);
+              await forgetting.afterCheckpoint(present, signal, due);
+              if (due !== undefined) {
+                const warning = await present.upkeep(due);
+                if (warning !== '') reporter.warning(warning);
+              }
+              const late = isLast ? undefined : missed.after(summary, Date.now() - startedMs);
+              if (late !== undefined) reporter.warning(late);
             } catch (error) {
               const known = asCheckpointError(error);
               // Whoever ends the watcher knows that it takes no more.
@@ -101,7 +108,10 @@ export function watchCommand(): Command {
         } finally {
           await session?.close();
         }
-        reporter.summary({ checkpoints: taken, failed }, `${taken} checkpoints, ${failed} failed`);
+        reporter.summary(
+          { checkpoints: taken, failed, missed: missed.count },
+          `${taken} checkpoints, ${failed} failed${missed.count > 0 ? `, ${missed.count} intervals missed` : ''}`,
+        );
         return failed === 0 && forgetting.isWhole ? undefined : EXIT.incomplete;
       }),
     );
@@ -117,6 +127,15 @@ function afterGrace(signal: AbortSignal): AbortSignal {
     setTimeout(() => work.abort(signal.reason), GRACE_MS).unref();
   });
   return work.signal;
+}
+
+/**
+ * Aborted shortly before the next checkpoint is due, or with a signal that ends the watcher.
+ * @param startedMs when the last one began
+ */
+function shortlyBeforeNext(startedMs: number, everyMs: number, signal: AbortSignal): AbortSignal {
+  const leftMs = startedMs + everyMs - Math.min(ENDING_MS, everyMs * ENDING_SHARE) - Date.now();
+  return leftMs <= 0 ? AbortSignal.abort() : AbortSignal.any([AbortSignal.timeout(leftMs), signal]);
 }
 
 function isFatal(error: CheckpointError): boolean {

@@ -5,6 +5,7 @@
 
 import { isCheckpointError } from '../../errors.js';
 import type { CallOptions, StorageBackend, StoredObject } from '../../storage/backend.js';
+import { unlessEnded } from '../../storage/interrupted.js';
 import type { Calendar } from './calendar.js';
 import { idOfKey } from '../../format/chain-keys.js';
 import { removeUnfinished } from '../locks/unfinished.js';
@@ -38,6 +39,10 @@ export interface ForgetOptions extends CallOptions {
   readonly thinAbove?: number;
   /** Looks for what is not needed only when checkpoints go: to look takes reading much of the chain. */
   readonly onlyIfAny?: boolean;
+  /** Removes the checkpoints, and leaves what nobody needs any more for the next call without this. */
+  readonly manifestsOnly?: boolean;
+  /** Ends looking for what is not needed, and removing it, early: `isCutShort`. The next call goes on. */
+  readonly until?: AbortSignal | undefined;
   /** Id of a checkpoint that a policy must keep, whatever it says. */
   readonly inUse?: string | undefined;
   /**
@@ -68,6 +73,10 @@ export interface ForgetResult {
   /** Count of packs and segments that were removed. */
   readonly removedObjects: number;
   readonly thinnedPacks: number;
+  /** Whether it was looked for what is not needed. */
+  readonly isSwept: boolean;
+  /** That was ended early by `until`: `isSwept` is false then. */
+  readonly isCutShort: boolean;
   /** Damage because of which less was freed than could have been; what stays is as it was. */
   readonly problems: readonly string[];
   /** There was no room to write packs anew without what is not needed: less was freed than could have been. */
@@ -137,11 +146,17 @@ export async function forgetHeld(
   }
   await options.onForgotten?.(gone);
   const kept = plan.kept.map(({ manifest }) => manifest);
-  const { signal, thinAbove } = options;
-  const swept = await sweepToTheEnd(source, kept, plan.sweep, { signal, thinAbove, checkLock });
+  const { signal, thinAbove, until } = options;
+  if (!plan.isSwept)
+    return {
+      ...resultOf(keys.chain, plan),
+      ...{ freedBytes: plan.manifestBytes, removedObjects: 0, thinnedPacks: 0, isShortOfRoom: false },
+    };
+  const swept = await sweepToTheEnd(source, kept, plan.sweep, { signal, until, thinAbove, checkLock });
   return {
     ...resultOf(keys.chain, plan),
     ...swept,
+    isSwept: !swept.isCutShort,
     freedBytes: plan.manifestBytes + swept.freedBytes,
     problems: [...plan.sweep.problems, ...swept.problems],
   };
@@ -165,14 +180,17 @@ interface ForgetPlan {
   /** The manifests to be removed, oldest first. */
   readonly leaving: readonly { readonly object: StoredObject; readonly checkpoint: ForgottenCheckpoint }[];
   readonly manifestBytes: number;
+  /** Empty when it was not looked for what is not needed. */
   readonly sweep: SweepPlan;
+  readonly isSwept: boolean;
+  readonly isCutShort: boolean;
 }
 
 function resultOf(
   chain: string,
-  { kept, removed, misdated, sweep: { problems } }: ForgetPlan,
-): Pick<ForgetResult, 'chain' | 'kept' | 'removed' | 'misdated' | 'problems'> {
-  return { chain, kept, removed, misdated, problems };
+  { kept, removed, misdated, isSwept, isCutShort, sweep: { problems } }: ForgetPlan,
+): Pick<ForgetResult, 'chain' | 'kept' | 'removed' | 'misdated' | 'isSwept' | 'isCutShort' | 'problems'> {
+  return { chain, kept, removed, misdated, isSwept, isCutShort, problems };
 }
 
 async function planForget(
@@ -197,15 +215,14 @@ async function planForget(
     ...removed.map((manifest) => [manifestKey(manifest), { id: manifest.id, manifest }] as const),
     ...removedDamaged.map(({ key }) => [key, { id: idOfKey(key) ?? '', manifest: null }] as const),
   ]);
-  const isNothing = options.onlyIfAny === true && forgotten.size === 0;
-  const plan = isNothing
-    ? NOTHING
-    : await planSweep(
-        source,
-        kept.map(({ manifest }) => manifest),
-        damaged.filter(({ key }) => !forgotten.has(key)),
-        options,
-      );
+  const isWanted = options.manifestsOnly !== true && (options.onlyIfAny !== true || forgotten.size > 0);
+  const stay = kept.map(({ manifest }) => manifest);
+  const unreadable = damaged.filter(({ key }) => !forgotten.has(key));
+  const plan = isWanted
+    ? await unlessEnded(options.until, options, (call) =>
+        planSweep(source, stay, unreadable, { ...options, ...call }),
+      )
+    : undefined;
   const leaving = objects.flatMap((object) => {
     const checkpoint = forgotten.get(object.key);
     return checkpoint === undefined ? [] : [{ object, checkpoint }];
@@ -216,7 +233,9 @@ async function planForget(
     misdated,
     leaving,
     manifestBytes: leaving.reduce((sum, { object }) => sum + object.sizeBytes, 0),
-    sweep: plan,
+    sweep: plan ?? NOTHING,
+    isSwept: plan !== undefined,
+    isCutShort: isWanted && plan === undefined,
   };
 }
 

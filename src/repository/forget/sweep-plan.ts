@@ -14,6 +14,7 @@
 
 import type { CallOptions, StorageBackend, StoredObject } from '../../storage/backend.js';
 import { ownerTag, seqOfKey, type ChainKeys } from '../../format/chain-keys.js';
+import { isBlankRecord } from '../../format/blank-record.js';
 import { asDamagedObject, damaged, type DamagedObject } from '../../records/damage.js';
 import { effectiveRefs } from '../read/effective-refs.js';
 import {
@@ -30,7 +31,6 @@ import { PackReader } from '../read/pack-reader.js';
 import { readPatch } from '../../format/patch-frame.js';
 import { frameKey, frameKeyOfRef, ZERO_REF } from '../../format/record-ref.js';
 import { isMark } from '../write/sequence-mark.js';
-import { canThinPatch } from './thin-patch.js';
 
 export interface SweepSource {
   readonly backend: StorageBackend;
@@ -127,12 +127,13 @@ function nothing(problems: readonly string[]): SweepPlan {
 /** What the records of a frame need. */
 interface FrameNeeds {
   readonly lengthBytes: number;
+  /** Without those of a patch frame that are blank. */
   readonly recordCount: number;
   /** Base of each record; undefined when no record has one. */
   readonly baseRefs?: Float64Array;
   /** Sources of a patch frame, which all its records need alike. */
   readonly sources?: Float64Array;
-  /** Length of each record before compression; undefined for a blob and for a patch frame. */
+  /** Length of each record before compression, 0 of a blank one; undefined for a blob and for a patch frame. */
   readonly recordBytes?: Uint16Array;
 }
 
@@ -236,8 +237,7 @@ class Planner {
       if (sources !== undefined) {
         await this.#needed.add(sources, this.#options);
         const keptCount = needed.countOf(frame);
-        if (keptCount < recordCount && canThinPatch(sources.length, keptCount, recordCount))
-          freedBytes += (lengthBytes - FRAME_HEADER_BYTES) * (1 - keptCount / recordCount);
+        freedBytes += (lengthBytes - FRAME_HEADER_BYTES) * (1 - keptCount / recordCount);
       }
       const kept = baseRefs?.filter((_, record) => needed.has(frame, record));
       if (kept !== undefined) await this.#needed.add(kept, this.#options);
@@ -248,7 +248,7 @@ class Planner {
         allBytes += bytes;
         if (needed.has(frame, record)) keptBytes += bytes;
       });
-      freedBytes += (lengthBytes - FRAME_HEADER_BYTES) * (1 - keptBytes / allBytes);
+      if (allBytes > 0) freedBytes += (lengthBytes - FRAME_HEADER_BYTES) * (1 - keptBytes / allBytes);
     }
     return Math.floor(freedBytes);
   }
@@ -263,12 +263,15 @@ class Planner {
       const { lengthBytes, kind, recordCount } = stored.entry;
       const own = frameKey(seq, stored.frame);
       if (kind === FRAME_KIND_BLOB) frames.push({ lengthBytes, recordCount });
-      else if (kind === FRAME_KIND_PATCH)
-        frames.push({ lengthBytes, recordCount, sources: readPatch(stored.bytes, seq, stored).sources });
-      else {
+      else if (kind === FRAME_KIND_PATCH) {
+        const { sources, blanks } = readPatch(stored.bytes, seq, stored);
+        frames.push({ lengthBytes, recordCount: recordCount - blanks.length, sources });
+      } else {
         const records = await decodeFrameAsync(stored.bytes, stored);
         const { count, baseRefs, controlOffsets, dataOffsets } = records;
         const recordBytes = Uint16Array.from({ length: count }, (_, i) => {
+          // It was given up before: nothing is left of it to be freed.
+          if (isBlankRecord(records, i)) return 0;
           const control = controlOffsets[i + 1]! - controlOffsets[i]!;
           return control + dataOffsets[i + 1]! - dataOffsets[i]! + COLUMN_BYTES;
         });

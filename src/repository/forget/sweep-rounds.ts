@@ -23,7 +23,7 @@ export async function sweepToTheEnd(
     return sweep(source, await planSweep(source, manifests, [], { signal, thinAbove }), options);
   };
   let result = await sweep(source, plan, options);
-  while (result.isShortOfRoom) {
+  while (result.isShortOfRoom && !result.isCutShort) {
     const whole = await sweepAbove(Infinity);
     if (whole.freedBytes === 0) break;
     result = sumOf(sumOf(result, whole), await sweepAbove(options.thinAbove));
@@ -39,5 +39,6 @@ function sumOf(first: SweepResult, second: SweepResult): SweepResult {
     thinnedPacks: first.thinnedPacks + second.thinnedPacks,
     problems: [...first.problems, ...second.problems],
     isShortOfRoom: second.isShortOfRoom,
+    isCutShort: second.isCutShort,
   };
 }

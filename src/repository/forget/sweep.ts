@@ -6,7 +6,8 @@
 import { sharedKernels } from '../../kernels/shared-kernels.js';
 import { isCheckpointError } from '../../errors.js';
 import type { CallOptions, StoredObject } from '../../storage/backend.js';
-import { ChainReader, VERIFY_WINDOW_PAGES } from '../read/chain-reader.js';
+import { unlessEnded } from '../../storage/interrupted.js';
+import { ChainReader } from '../read/chain-reader.js';
 import { asDamagedObject } from '../../records/damage.js';
 import { withReserve } from '../reserve.js';
 import { keepHighestNumber } from '../write/sequence-mark.js';
@@ -16,6 +17,8 @@ import { thinPack } from './thin-pack.js';
 export interface SweepOptions extends CallOptions {
   /** @throws REPO_LOCKED when the lock of the chain is not held any more */
   readonly checkLock: () => Promise<void>;
+  /** Ends the sweep early, between two objects or while one is written anew, which stays as it was then. */
+  readonly until?: AbortSignal | undefined;
 }
 
 export interface SweepResult {
@@ -26,22 +29,23 @@ export interface SweepResult {
   readonly problems: readonly string[];
   /** A pack could not be written anew for lack of room: it stays as it is, and so do older ones. */
   readonly isShortOfRoom: boolean;
+  /** It was ended early: more could go. */
+  readonly isCutShort: boolean;
 }
 
 /** @throws REPO_LOCKED, and what the backend throws; what is done until then is done */
 export async function sweep(
   source: SweepSource,
   plan: SweepPlan,
-  { checkLock, signal }: SweepOptions,
+  { checkLock, signal, until }: SweepOptions,
 ): Promise<SweepResult> {
   const { backend, repositoryId, keys } = source;
   const call = { signal };
-  // Reading the pack takes a while, in which the lock may be lost.
-  const thinning = { signal, beforeVisible: checkLock };
   let freedBytes = 0;
   let removedObjects = 0;
   let thinnedPacks = 0;
   let isShortOfRoom = false;
+  const isEnded = (): boolean => until?.aborted === true && signal?.aborted !== true;
   const problems: string[] = [];
   const remove = async ({ key, sizeBytes }: StoredObject): Promise<void> => {
     await checkLock();
@@ -61,17 +65,22 @@ export async function sweep(
     await withReserve(backend, keys, call, mark);
   }
   const reader = new ChainReader(backend, repositoryId, keys.chain, {
-    windowPages: VERIFY_WINDOW_PAGES,
     givesBlank: true,
   });
   for (const { object, thinTo } of plan.packs) {
+    if (isEnded()) break;
     if (thinTo === undefined) {
       await remove(object);
       continue;
     }
     await checkLock();
     try {
-      freedBytes += object.sizeBytes - (await thinPack(source, thinTo, reader, sharedKernels(), thinning));
+      const sizeBytes = await unlessEnded(until, call, (thinning) =>
+        // Reading the pack takes a while, in which the lock may be lost.
+        thinPack(source, thinTo, reader, sharedKernels(), { ...thinning, beforeVisible: checkLock }),
+      );
+      if (sizeBytes === undefined) break;
+      freedBytes += object.sizeBytes - sizeBytes;
       thinnedPacks++;
     } catch (error) {
       isShortOfRoom = isCheckpointError(error, 'STORAGE_FULL');
@@ -81,6 +90,8 @@ export async function sweep(
       break;
     }
   }
+  if (isEnded())
+    return { freedBytes, removedObjects, thinnedPacks, problems, isShortOfRoom, isCutShort: true };
   if (plan.segments.length > 0) {
     const present = await backend.list(keys.index, call);
     const leaving = new Set(plan.segments.map(({ key }) => key));
@@ -88,5 +99,5 @@ export async function sweep(
     await withReserve(backend, keys, call, mark);
   }
   for (const object of plan.segments) await remove(object);
-  return { freedBytes, removedObjects, thinnedPacks, problems, isShortOfRoom };
+  return { freedBytes, removedObjects, thinnedPacks, problems, isShortOfRoom, isCutShort: false };
 }

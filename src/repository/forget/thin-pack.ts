@@ -1,8 +1,8 @@
 /**
  * Writes a pack anew without the records that nobody needs (docs/format.md, forgetting). References stay what
  * they are: frames keep their numbers, and so do the records in them; what goes leaves a blank record behind,
- * or a frame of one. A patch frame has no place for blank records: one without sources becomes a frame of whole
- * pages, if those that are needed fit into one.
+ * or a frame of one. A patch frame says which of its records are blank; one without sources may become a frame of whole
+ * pages instead, if those that are needed fit into one.
  */
 
 import { CODEC_RAW, CODEC_RUNS } from '../../kernels/codec-ids.js';
@@ -22,13 +22,13 @@ import {
   FRAME_KIND_PATCH,
   type PageRecords,
 } from '../../format/frame.js';
-import { readPatch, unpackPatch } from '../../format/patch-frame.js';
+import { encodePatchFrame, readPatch, wholePages, type Patch } from '../../format/patch-frame.js';
 import type { NeededOfPack } from './needed-records.js';
 import type { StoredFrame } from '../read/pack-reader.js';
 import { PackWriter } from '../write/pack-writer.js';
 import { makeRef } from '../../format/record-ref.js';
 import type { SweepSource } from './sweep-plan.js';
-import { canThinPatch } from './thin-patch.js';
+import { canBecomePages } from './thin-patch.js';
 import { digestOf } from '../../format/page-digest.js';
 
 /** zstd's own default level, also for packs that were written at another level. */
@@ -40,6 +40,20 @@ interface ThinFrame {
   readonly recordCount: number;
   readonly isBlank: boolean;
 }
+
+/** A frame some of whose pages are not needed. */
+interface PartlyNeeded {
+  readonly stored: StoredFrame;
+  readonly kept: readonly boolean[];
+  /** Of a frame of pages. */
+  readonly records?: PageRecords;
+  /** Of a patch frame. */
+  readonly patch?: Patch;
+}
+
+/** Frames are thinned together until they have so many records whose pages are read, 32 MiB, or take so much as stored. */
+const BATCH_RECORDS = 8192;
+const BATCH_BYTES = 16 * 1024 * 1024;
 
 /**
  * Replaces the pack.
@@ -66,16 +80,28 @@ export async function thinPack(
       await writer.drained();
     };
     const numbers = pack.frames.map((_, frame) => frame);
-    for await (const stored of reader.packs.frames(pack.seq, numbers, options)) {
-      const thin = await thinFrame(stored, needed, reader, kernels, options);
+    const write = async (thin: ThinFrame): Promise<void> => {
       if (thin.isBlank) {
         blanks.push(thin);
-        continue;
+        return;
       }
       for (const blank of blanks) await append(blank);
       blanks = [];
       await append(thin);
+    };
+    let some: (ThinFrame | PartlyNeeded)[] = [];
+    let [recordCount, storedBytes] = [0, 0];
+    for await (const stored of reader.packs.frames(pack.seq, numbers, options)) {
+      const frame = lookAt(stored, needed);
+      some.push(frame);
+      storedBytes += stored.bytes.length;
+      if ('kept' in frame) recordCount += frame.kept.length + (frame.patch?.sources.length ?? 0);
+      if (recordCount < BATCH_RECORDS && storedBytes < BATCH_BYTES) continue;
+      for (const thin of await thinned(some, needed, reader, kernels, options)) await write(thin);
+      some = [];
+      [recordCount, storedBytes] = [0, 0];
     }
+    for (const thin of await thinned(some, needed, reader, kernels, options)) await write(thin);
     return (await writer.finish()).sizeBytes;
   } catch (error) {
     await writer.abort();
@@ -83,49 +109,79 @@ export async function thinPack(
   }
 }
 
-async function thinFrame(
-  stored: StoredFrame,
-  needed: NeededOfPack,
-  reader: ChainReader,
-  kernels: Kernels,
-  options: CallOptions,
-): Promise<ThinFrame> {
+/** What becomes of a frame, or what has to be read for that. @throws REPO_DAMAGED */
+function lookAt(stored: StoredFrame, needed: NeededOfPack): ThinFrame | PartlyNeeded {
   const { entry, frame, bytes } = stored;
   const { kind, recordCount } = entry;
   const asIs: ThinFrame = { bytes, kind, recordCount, isBlank: false };
   if (!needed.hasAny(frame)) return blankFrame();
   if (kind === FRAME_KIND_BLOB) return asIs;
-  if (kind === FRAME_KIND_PATCH) return thinPatch(stored, needed, kernels) ?? asIs;
-  const records = decodeFrame(bytes, stored);
-  const kept = Array.from({ length: records.count }, (_, record) => needed.has(frame, record));
+  const kept = Array.from({ length: recordCount }, (_, record) => needed.has(frame, record));
   if (!kept.includes(false)) return asIs;
-  const pages = new Uint8Array(records.count * PAGE_SIZE_BYTES);
-  const refs = Float64Array.from(kept, (_, record) => makeRef(needed.pack.seq, frame, record));
-  await reader.readPagesByRef(refs, pages, options);
-  // The new digest would hide what the old one shows.
-  if (digestOf(kernels, pages) !== records.digest)
-    throw damaged(stored.key, 'decoded pages differ from the digest', { frame });
-  return encodeKept(records, kept, pages, kernels);
+  if (kind !== FRAME_KIND_PATCH) return { stored, kept, records: decodeFrame(bytes, stored) };
+  const patch = readPatch(bytes, needed.pack.seq, stored);
+  const isThinAlready = kept.filter((isKept) => !isKept).length === patch.blanks.length;
+  return isThinAlready ? asIs : { stored, kept, patch };
 }
 
-/** Undefined when it is to stay as it is. @throws REPO_DAMAGED */
-function thinPatch(
-  { key, frame, bytes }: StoredFrame,
+/** The records whose pages have to be read: those of the frame, and the sources of a patch frame. */
+function refsOf({ stored, kept, patch }: PartlyNeeded, packSeq: number): readonly number[] {
+  const own = kept.map((_, record) => makeRef(packSeq, stored.frame, record));
+  return patch === undefined ? own : [...own, ...patch.sources];
+}
+
+/**
+ * Reads the pages of all frames that are needed in part together, and encodes those frames anew.
+ * @returns one frame for each of `frames`
+ */
+async function thinned(
+  frames: readonly (ThinFrame | PartlyNeeded)[],
   needed: NeededOfPack,
+  reader: ChainReader,
   kernels: Kernels,
-): ThinFrame | undefined {
-  const place = { key, frame };
-  const patch = readPatch(bytes, needed.pack.seq, place);
-  const kept = Array.from(patch.pages, (_, record) => needed.has(frame, record));
-  const keptCount = kept.filter(Boolean).length;
-  if (keptCount === kept.length || !canThinPatch(patch.sources.length, keptCount, kept.length))
-    return undefined;
-  const records = unpackPatch(patch, new Uint8Array(0), place);
-  if (digestOf(kernels, records.body) !== records.digest)
-    throw damaged(key, 'decoded pages differ from the digest', { frame });
-  const thin = encodeKept(records, kept, records.body.slice(), kernels);
+  options: CallOptions,
+): Promise<readonly ThinFrame[]> {
+  const refs = frames.flatMap((one) => ('kept' in one ? refsOf(one, needed.pack.seq) : []));
+  const read = new Uint8Array(refs.length * PAGE_SIZE_BYTES);
+  await reader.readPagesByRef(Float64Array.from(refs), read, options);
+  let at = 0;
+  const next = (count: number): Uint8Array => read.subarray(at, (at += count * PAGE_SIZE_BYTES));
+  return frames.map((one) => {
+    if (!('kept' in one)) return one;
+    const { stored, kept, records, patch } = one;
+    const pages = next(kept.length);
+    // The new digest would hide what the old one shows.
+    if (digestOf(kernels, pages) !== (records ?? patch!).digest)
+      throw damaged(stored.key, 'decoded pages differ from the digest', { frame: stored.frame });
+    if (records !== undefined) return encodeKept(records, kept, pages, kernels);
+    return thinPatch(patch!, kept, pages, next(patch!.sources.length), kernels);
+  });
+}
+
+/**
+ * Never the frame as it was, even where nothing is gained: it would look worth thinning for ever.
+ * @param pages of all records; changed
+ */
+function thinPatch(
+  patch: Patch,
+  kept: readonly boolean[],
+  pages: Uint8Array,
+  prefix: Uint8Array,
+  kernels: Kernels,
+): ThinFrame {
+  const { pages: numbers, sources } = patch;
+  const recordCount = kept.length;
+  const blanks = Uint16Array.from([...kept.keys()].filter((record) => kept[record] !== true));
+  for (const record of blanks) pages.fill(0, record * PAGE_SIZE_BYTES, (record + 1) * PAGE_SIZE_BYTES);
+  const { bytes } = encodePatchFrame(
+    { pages: numbers, contents: pages, sources, prefix, blanks, depth: 0, digest: digestOf(kernels, pages) },
+    LEVEL,
+  );
+  const thin: ThinFrame = { bytes, kind: FRAME_KIND_PATCH, recordCount, isBlank: false };
+  if (!canBecomePages(sources.length, recordCount - blanks.length, recordCount)) return thin;
+  const raw = encodeKept(wholePages(patch, pages), kept, pages, kernels);
   // Many pages in one piece may take less than a few of them by themselves.
-  return thin.bytes.length < bytes.length ? thin : undefined;
+  return raw.bytes.length < bytes.length ? raw : thin;
 }
 
 /** @param pages of all records; changed */

@@ -1,4 +1,4 @@
-/** Which patch frames can lose some of their records (docs/format.md, forgetting). */
+/** Which patch frames can become frames of pages (docs/format.md, forgetting). */
 
 import { BLANK_CONTROL, BLANK_DATA } from '../../format/blank-record.js';
 import { MAX_PAYLOAD_BYTES } from '../../format/frame-limits.js';
@@ -10,7 +10,7 @@ const BLANK_BYTES = BLANK_CONTROL.length + BLANK_DATA.length;
  * Its needed pages must fit, raw, into a frame of pages. With sources its records lie deeper than raw pages do,
  * and the segments say how deep.
  */
-export function canThinPatch(sourceCount: number, keptCount: number, recordCount: number): boolean {
+export function canBecomePages(sourceCount: number, keptCount: number, recordCount: number): boolean {
   const blankBytes = (recordCount - keptCount) * BLANK_BYTES;
   return sourceCount === 0 && keptCount * PAGE_SIZE_BYTES + blankBytes <= MAX_PAYLOAD_BYTES;
 }

@@ -1,37 +1,25 @@
 /**
- * Makes pages from their records: finds the whole page at the bottom of each chain of deltas and applies the
- * deltas to it.
+ * Makes pages from their records: finds the whole page at the bottom of each chain of deltas and applies the deltas to it,
+ * and unpacks patches against the pages that they were held against. However scattered the records are, a read decodes each
+ * frame once (`planned-read.ts`); what is read together is therefore cheaper than what is read piece by piece.
  *
- * Works on windows of pages, level by level: all records asked for, then all their bases, and so on. So a
- * frame is decoded about once a window however scattered its pages are, and memory is bounded by window and
- * cache.
- *
- *              level 0         level 1         level 2          then
- *     slot 0   delta ───base─> delta ───base─> whole page       deltas applied from the oldest: the page
- *     slot 1   whole page                                       nothing to apply
- *     slot 2   delta ───base─> zero page                        the delta applied to 4096 zero bytes
- *     slot 3   patch ──sources─> pages, read in the same way    unpacked with them as prefix
+ *     refs, any order --> sorted by place --> parts, so large as memory allows --> PlannedRead --> pages, in any order
  */
 
 import type { Kernels } from '../../kernels/kernels.js';
 import { sharedKernels } from '../../kernels/shared-kernels.js';
+import { Scratch } from '../../host/scratch.js';
 import type { CallOptions, StorageBackend } from '../../storage/backend.js';
 import { PAGE_SIZE_BYTES } from '../../types.js';
 import { ChainKeys, ownerTag } from '../../format/chain-keys.js';
 import { damaged } from '../../records/damage.js';
-import { decodeBlobFrame, type PageRecords } from '../../format/frame.js';
-import {
-  frameOfRef,
-  MAX_DELTA_DEPTH,
-  packOfRef,
-  recordOfRef,
-  ZERO_REF,
-  type RecordRef,
-} from '../../format/record-ref.js';
-import { FrameSource, type NestedOptions } from './frame-source.js';
+import { decodeBlobFrame } from '../../format/frame.js';
+import { frameOfRef, MAX_DELTA_DEPTH, packOfRef, recordOfRef, ZERO_REF } from '../../format/record-ref.js';
+import { FrameSource } from './frame-source.js';
 import { PackReader } from './pack-reader.js';
-import { PageWindow, type Bottoms, type BottomsTarget, type PageWindowDeps } from './page-window.js';
-import { sortByRef, splitLargestPack, type WantedRecords } from './wanted-records.js';
+import type { PageSink } from './page-builder.js';
+import { PlannedRead, type PlannedReadDeps } from './planned-read.js';
+import type { ReadEffort } from './read-effort.js';
 
 export interface ChainReaderOptions {
   /**
@@ -42,10 +30,10 @@ export interface ChainReaderOptions {
   /** Kernels whose memory is free for scratch during each synchronous step. */
   readonly kernels?: Kernels;
   /**
-   * Pages resolved together. More costs memory (5 to 10 KiB each) and saves decoding where pages are
-   * scattered.
+   * Budget in bytes for the pages that patch frames of one read are held against. Reads that need more are made in parts,
+   * which decode some frames again. Default 160 MiB.
    */
-  readonly windowPages?: number;
+  readonly sourceBytes?: number;
   /**
    * Give zero pages for records that were blanked because nobody needed them, instead of failing. Default
    * false.
@@ -54,24 +42,24 @@ export interface ChainReaderOptions {
 }
 
 const DEFAULT_READER_CACHE_BYTES = 64 * 1024 * 1024;
-/**
- * Default of `windowPages`. The deltas may take as much again per level, in the worst case; commonly far
- * less.
- */
-export const WINDOW_PAGES = 2048;
-/**
- * For whoever reads every record of a chain, as verification does: 32 MiB of pages, so that fewer frames are
- * decoded twice.
- */
-export const VERIFY_WINDOW_PAGES = 8192;
+const DEFAULT_SOURCE_BYTES = 160 * 1024 * 1024;
+/** One page alone may lead to so many times as many sources, before its patch frames are unpacked one within the other. */
+const SOURCES_OF_ONE = 4;
+/** Pages of one plan, 512 MiB: it takes some hundred bytes for each of them, and what the deltas take. */
+const PLANNED_PAGES = 131_072;
+
+/** What lies at the bottom of each page's deltas: one entry a page in each array. */
+export interface Bottoms {
+  /** The record that is whole, or a delta on the zero page; ZERO_REF for the zero page. */
+  readonly refs: Float64Array;
+  /** How many deltas lie on it. */
+  readonly deltas: Uint8Array;
+}
 
 export class ChainReader {
   readonly packs: PackReader;
   readonly #keys: ChainKeys;
-  readonly #frames: FrameSource;
-  readonly #kernels: () => Kernels;
-  readonly #windowPages: number;
-  readonly #windowDeps: PageWindowDeps;
+  readonly #deps: PlannedReadDeps;
 
   constructor(
     backend: StorageBackend,
@@ -82,16 +70,17 @@ export class ChainReader {
     this.#keys = new ChainKeys(chain);
     const cacheBytes = options.cacheBytes ?? DEFAULT_READER_CACHE_BYTES;
     this.packs = new PackReader(backend, this.#keys, ownerTag(repositoryId, chain), cacheBytes / 4);
-    this.#frames = new FrameSource({
-      packs: this.packs,
-      cacheBytes,
-      readPages: (refs, into, nested) => this.#readPages(refs, into, undefined, nested),
-    });
-    this.#windowPages = options.windowPages ?? WINDOW_PAGES;
-    this.#kernels = () => options.kernels ?? sharedKernels();
-    this.#windowDeps = {
+    this.#deps = {
+      frames: new FrameSource(this.packs, cacheBytes),
+      scratch: new Scratch(),
+      kernels: () => options.kernels ?? sharedKernels(),
       givesBlank: options.givesBlank ?? false,
-      damagedRecord: (ref, what) => this.#damagedRecord(ref, what),
+      mostSources: Math.floor((options.sourceBytes ?? DEFAULT_SOURCE_BYTES) / PAGE_SIZE_BYTES),
+      damagedRecord: (ref, what) => {
+        const where = { frame: frameOfRef(ref), record: recordOfRef(ref) };
+        return damaged(this.#keys.pack(packOfRef(ref)), what, where);
+      },
+      damagedFrame: (pack, frame, what) => damaged(this.#keys.pack(pack), what, { frame }),
     };
   }
 
@@ -102,10 +91,20 @@ export class ChainReader {
    *   `into` is unspecified
    */
   async readPagesByRef(refs: Float64Array, into: Uint8Array, options: CallOptions = {}): Promise<void> {
-    if (into.length !== refs.length * PAGE_SIZE_BYTES) {
-      throw new RangeError(`${refs.length} pages do not fit ${into.length} bytes`);
-    }
-    await this.#readPages(refs, into, undefined, topmost(options));
+    await this.#readInto(refs, into, MAX_DELTA_DEPTH, options);
+  }
+
+  /**
+   * Reads as `readPagesByRef` does, and hands the pages out as they come: each once, in any order. `sink` is called with the
+   * place of the page in `refs`; zero pages are left out.
+   */
+  async readEach(refs: Float64Array, sink: PageSink, options: CallOptions = {}): Promise<void> {
+    await finished(this.readEachInSteps(refs, sink, options));
+  }
+
+  /** Reads as `readEach` does, a step at a time; between two steps `sink` is not called. */
+  readEachInSteps(refs: Float64Array, sink: PageSink, options: CallOptions = {}): AsyncGenerator<void> {
+    return this.#read(refs, sink, MAX_DELTA_DEPTH, options);
   }
 
   /**
@@ -115,7 +114,7 @@ export class ChainReader {
    * @returns the bottom of each ref, and how many deltas lie on it
    */
   readBottoms(refs: Float64Array, into: Uint8Array, options: CallOptions = {}): Promise<Bottoms> {
-    return this.#readBottoms(refs, into, undefined, options);
+    return this.#readBottoms(refs, undefined, into, options);
   }
 
   /**
@@ -132,9 +131,9 @@ export class ChainReader {
     return this.#readBottoms(refs, into, bottomsInto, options);
   }
 
-  /** One decoded frame; shared with the cache, do not change it. @throws as `readPagesByRef` */
-  frame(packSeq: number, frame: number, options: CallOptions = {}): Promise<PageRecords> {
-    return this.#frames.frame(packSeq, frame, topmost(options));
+  /** So far, of all reads together. */
+  get effort(): ReadEffort {
+    return this.packs.effort;
   }
 
   /** A blob frame, such as the device state. Caller owns the bytes. @throws as `readPagesByRef` */
@@ -147,81 +146,94 @@ export class ChainReader {
 
   async #readBottoms(
     refs: Float64Array,
-    into: Uint8Array,
-    bottomsInto: Uint8Array | undefined,
+    into: Uint8Array | undefined,
+    bottomsInto: Uint8Array,
     options: CallOptions,
   ): Promise<Bottoms> {
     const bottoms = { refs: new Float64Array(refs.length), deltas: new Uint8Array(refs.length) };
-    await this.#readPages(refs, into, { ...bottoms, into: bottomsInto }, topmost(options));
+    const sink: PageSink = {
+      page: into === undefined ? () => undefined : (slot, page) => into.set(page, slot * PAGE_SIZE_BYTES),
+      bottom: (slot, ref, deltas, page) => {
+        bottoms.refs[slot] = ref;
+        bottoms.deltas[slot] = deltas;
+        bottomsInto.set(page, slot * PAGE_SIZE_BYTES);
+      },
+    };
+    for (const buffer of [into, bottomsInto]) if (buffer !== undefined) clearZeroPages(refs, buffer);
+    await finished(this.#read(refs, sink, MAX_DELTA_DEPTH, options));
     return bottoms;
   }
 
-  /** Window by window. */
-  async #readPages(
+  /** @param nesting patch frames that may still be met one below the other, in reads that are part of another */
+  async #readInto(
     refs: Float64Array,
     into: Uint8Array,
-    bottoms: BottomsTarget | undefined,
-    options: NestedOptions,
+    nesting: number,
+    options: CallOptions,
   ): Promise<void> {
-    for (let from = 0; from < refs.length; from += this.#windowPages) {
-      const to = Math.min(refs.length, from + this.#windowPages);
-      const [fromByte, toByte] = [from * PAGE_SIZE_BYTES, to * PAGE_SIZE_BYTES];
-      const target = bottoms && {
-        refs: bottoms.refs.subarray(from, to),
-        deltas: bottoms.deltas.subarray(from, to),
-        into: bottoms.into?.subarray(fromByte, toByte),
-      };
-      const window = new PageWindow(into.subarray(fromByte, toByte), target, this.#windowDeps);
-      await this.#readWindow(refs.subarray(from, to), window, options);
+    if (into.length !== refs.length * PAGE_SIZE_BYTES) {
+      throw new RangeError(`${refs.length} pages do not fit ${into.length} bytes`);
     }
+    clearZeroPages(refs, into);
+    const sink: PageSink = { page: (slot, page) => into.set(page, slot * PAGE_SIZE_BYTES) };
+    await finished(this.#read(refs, sink, nesting, options));
   }
 
-  async #readWindow(refs: Float64Array, window: PageWindow, options: NestedOptions): Promise<void> {
-    const slots = Uint32Array.from(refs, (_, slot) => slot);
-    for (const slot of slots) if (refs[slot] === ZERO_REF) window.setZero(slot);
-    const wanted = sortByRef(
-      refs,
-      slots.filter((slot) => refs[slot] !== ZERO_REF),
-    );
-    // The slots are parted at the top only: below, the parts would multiply with each patch frame.
-    if (options.patches === MAX_DELTA_DEPTH) {
-      const settled = await Promise.allSettled(
-        splitLargestPack(wanted).map((part) => this.#followDown(part, window, options)),
-      );
-      for (const one of settled) if (one.status === 'rejected') throw one.reason;
-    } else await this.#followDown(wanted, window, options);
-    window.finish(this.#kernels());
+  async *#read(
+    refs: Float64Array,
+    sink: PageSink,
+    nesting: number,
+    options: CallOptions,
+  ): AsyncGenerator<void> {
+    const slots = Uint32Array.from([...refs.keys()].filter((slot) => refs[slot] !== ZERO_REF));
+    slots.sort((a, b) => refs[a]! - refs[b]!);
+    for (let from = 0; from < slots.length; from += PLANNED_PAGES)
+      yield* this.#readPart(refs, slots.subarray(from, from + PLANNED_PAGES), sink, nesting, options);
   }
 
-  /** Takes all records of some slots, then all their bases, and so on down to the whole pages. */
-  async #followDown(start: WantedRecords, window: PageWindow, options: NestedOptions): Promise<void> {
-    let wanted = start;
-    for (let level = 0; wanted.slots.length > 0; level++) {
-      if (level > MAX_DELTA_DEPTH) {
-        throw this.#damagedRecord(wanted.refs[0]!, `more than ${MAX_DELTA_DEPTH} deltas lead to this record`);
-      }
-      const nextRefs = new Float64Array(window.slotCount);
-      const nextSlots: number[] = [];
-      for await (const [{ from, to }, frame] of this.#frames.framesOf(wanted, options)) {
-        for (let i = from; i < to; i++) {
-          const slot = wanted.slots[i]!;
-          const base = window.take(slot, wanted.refs[i]!, level, frame);
-          if (base === ZERO_REF) continue;
-          nextRefs[slot] = base;
-          nextSlots.push(slot);
+  /** @param slots the part of `refs` to be read, in the order of the records */
+  async *#readPart(
+    refs: Float64Array,
+    slots: Uint32Array,
+    sink: PageSink,
+    nesting: number,
+    options: CallOptions,
+    readSources?: PlannedReadDeps['readSources'],
+  ): AsyncGenerator<void> {
+    const wanted = Float64Array.from(slots, (slot) => refs[slot]!);
+    const { bottom } = sink;
+    const placed: PageSink = {
+      page: (i, page) => sink.page(slots[i]!, page),
+      bottom: bottom && ((i, ref, deltas, page) => bottom(slots[i]!, ref, deltas, page)),
+    };
+    const mostSources = this.#deps.mostSources * (slots.length === 1 ? SOURCES_OF_ONE : 1);
+    const read = new PlannedRead(wanted, placed, { ...this.#deps, mostSources, readSources });
+    const left = Uint32Array.from(yield* read.run(options), (i) => slots[i]!);
+    if (left.length > 1) {
+      const half = left.length >>> 1;
+      yield* this.#readPart(refs, left.subarray(0, half), sink, nesting, options);
+      yield* this.#readPart(refs, left.subarray(half), sink, nesting, options);
+    } else if (left.length === 1 && slots.length > 1) {
+      yield* this.#readPart(refs, left, sink, nesting, options);
+    } else if (left.length === 1) {
+      // Slow, since frames are decoded again and again, but in little memory.
+      yield* this.#readPart(refs, left, sink, nesting, options, async (sources, into) => {
+        if (nesting === 0) {
+          const what = `more than ${MAX_DELTA_DEPTH} patch frames lead to this record`;
+          throw this.#deps.damagedRecord(refs[left[0]!]!, what);
         }
-      }
-      wanted = sortByRef(nextRefs, Uint32Array.from(nextSlots));
+        await this.#readInto(sources, into, nesting - 1, options);
+      });
     }
-  }
-
-  #damagedRecord(ref: RecordRef, what: string): Error {
-    const where = { frame: frameOfRef(ref), record: recordOfRef(ref) };
-    return damaged(this.#keys.pack(packOfRef(ref)), what, where);
   }
 }
 
-/** Options of a read that is not part of decoding a patch frame. */
-function topmost(options: CallOptions): NestedOptions {
-  return { ...options, patches: MAX_DELTA_DEPTH };
+function clearZeroPages(refs: Float64Array, into: Uint8Array): void {
+  for (const [slot, ref] of refs.entries())
+    if (ref === ZERO_REF) into.fill(0, slot * PAGE_SIZE_BYTES, (slot + 1) * PAGE_SIZE_BYTES);
+}
+
+async function finished(steps: AsyncGenerator<void>): Promise<void> {
+  let step = await steps.next();
+  while (step.done !== true) step = await steps.next();
 }

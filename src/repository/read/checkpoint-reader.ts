@@ -11,17 +11,26 @@ import type { CallOptions, StorageBackend } from '../../storage/backend.js';
 import { throwIfInterrupted } from '../../storage/interrupted.js';
 import { PAGE_SIZE_BYTES, type JsonObject } from '../../types.js';
 import { ChainKeys } from '../../format/chain-keys.js';
-import { ChainReader, WINDOW_PAGES, type ChainReaderOptions } from './chain-reader.js';
+import { ChainReader, type ChainReaderOptions } from './chain-reader.js';
 import { damaged } from '../../records/damage.js';
 import { orGone } from './gone.js';
 import { loadMap } from './load-map.js';
 import type { Manifest } from '../../format/manifest.js';
+import { PageBatch } from './page-batch.js';
 import type { PageMap } from './page-map.js';
+import type { ReadEffort } from './read-effort.js';
 import { ZERO_REF, type RecordRef } from '../../format/record-ref.js';
 import { sha256Hex } from '../../format/sealed-json.js';
 
 /** 1 MiB. */
 const MAX_CHUNK_PAGES = 256;
+/**
+ * Pages that are read together where they are asked for in their order, 32 MiB: each such window decodes the frames that it
+ * needs once, and two of them are in memory.
+ */
+export const WINDOW_PAGES = 8192;
+
+const NO_BYTES = new Uint8Array(0);
 
 /**
  * Pages [firstPage, endPage) of one region, with the bytes of those that have a record, one after the other.
@@ -57,6 +66,11 @@ export class CheckpointReader implements CheckpointSource {
     this.disks = manifest.disks;
     this.frozen = manifest.frozen;
     this.#chain = new ChainReader(backend, repositoryId, manifest.chain, options);
+  }
+
+  /** So far, of all reads together. */
+  get effort(): ReadEffort {
+    return this.#chain.effort;
   }
 
   /** Where each page lies. Shared: do not change it. @throws REPO_DAMAGED */
@@ -129,6 +143,34 @@ export class CheckpointReader implements CheckpointSource {
     if (ahead !== undefined) yield* chunksOf(map, await ahead, signal);
   }
 
+  /**
+   * All pages of all regions, each once, in the order that costs least: nearly every frame of the chain is decoded once. Runs
+   * of zero pages come last. At most 1 MiB a chunk.
+   * @throws as `pages`
+   */
+  async *pagesAsStored(signal?: AbortSignal): AsyncGenerator<PageChunk> {
+    const options = { signal };
+    const map = await this.map(options);
+    const { refs } = map;
+    const stored = Uint32Array.from(pagesOf(this.layout)).filter((page) => refs[page] !== ZERO_REF);
+    const batch = new PageBatch(this.layout, MAX_CHUNK_PAGES);
+    const steps = this.#chain.readEachInSteps(
+      Float64Array.from(stored, (page) => refs[page]!),
+      { page: (slot, page) => batch.add(stored[slot]!, page) },
+      options,
+    );
+    for (;;) {
+      throwIfInterrupted(signal, 'reading the pages of a checkpoint');
+      const { done } = await this.#orGone(options, () => steps.next());
+      yield* batch.take();
+      if (done === true) break;
+    }
+    for (const [firstPage, endPage] of windowsOf(this.layout)) {
+      const window: Window = { firstPage, endPage, bytes: NO_BYTES };
+      for (const chunk of chunksOf(map, window, signal)) if (chunk.bytes === null) yield chunk;
+    }
+  }
+
   #orGone<T>(options: CallOptions, work: () => Promise<T>): Promise<T> {
     return orGone(this.backend, this.manifest, options, work);
   }
@@ -145,6 +187,11 @@ export class CheckpointReader implements CheckpointSource {
     await this.readPagesByRef(refs, bytes, options);
     return { firstPage, endPage, bytes };
   }
+}
+
+function* pagesOf({ regions }: MemoryLayout): Generator<number> {
+  for (const { firstPage, pageCount } of regions)
+    for (let page = firstPage; page < firstPage + pageCount; page++) yield page;
 }
 
 function* windowsOf(layout: MemoryLayout): Generator<readonly [number, number]> {

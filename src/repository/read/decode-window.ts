@@ -12,7 +12,7 @@ const DECODES_IN_FLIGHT = 4;
 /** What was put in for a frame, and what it decodes to. */
 interface Entry<Frame, Decoded> {
   readonly frame: Frame;
-  readonly decoded: () => Promise<Decoded>;
+  readonly decoded: Promise<Decoded>;
 }
 
 export class DecodeWindow<Frame, Decoded> {
@@ -31,17 +31,11 @@ export class DecodeWindow<Frame, Decoded> {
     const decoded = decode();
     // A failure is met when the frame's turn comes, or not at all after another one's.
     decoded.catch(() => undefined);
-    this.#entries.push({ frame, decoded: () => decoded });
-  }
-
-  /** Begins to decode only when the frame's turn comes. */
-  defer(frame: Frame, decode: () => Promise<Decoded>): void {
-    this.#entries.push({ frame, decoded: decode });
+    this.#entries.push({ frame, decoded });
   }
 
   /** The frame that was put in first. The window must not be empty. */
-  take(): { readonly frame: Frame; readonly decoded: Promise<Decoded> } {
-    const { frame, decoded } = this.#entries.shift()!;
-    return { frame, decoded: decoded() };
+  take(): Entry<Frame, Decoded> {
+    return this.#entries.shift()!;
   }
 }

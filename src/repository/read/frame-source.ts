@@ -1,142 +1,102 @@
 /**
- * Decoded frames of a chain: from the cache, or else read from their packs and decompressed a few at a time.
- *
- * A patch frame is compressed against pages that older records hold (docs/format.md, patch frames). Decoding
- * one reads those pages through the chain reader that owns this source, and so comes back here, at most
- * MAX_DELTA_DEPTH times:
- *
- *     framesOf -> patch frame -> readPages(its sources) -> framesOf -> patch frame -> ... -> whole pages
+ * Decoded frames of a chain: from the cache, or else read from their packs and decompressed a few at a time. A patch frame is
+ * compressed against pages that older records hold (docs/format.md, patch frames): of it, only what says which pages those
+ * are is read at first, and the rest once they are there.
  */
 
 import type { CallOptions } from '../../storage/backend.js';
-import { Scratch } from '../../host/scratch.js';
-import { PAGE_SIZE_BYTES } from '../../types.js';
-import { damaged } from '../../records/damage.js';
 import { decodeFrameAsync, FRAME_KIND_PATCH, type PageRecords } from '../../format/frame.js';
-import { readPatch, unpackPatch } from '../../format/patch-frame.js';
-import { frameKey, MAX_DELTA_DEPTH } from '../../format/record-ref.js';
+import { readPatch, unpackPatchAsync, type Patch } from '../../format/patch-frame.js';
+import { frameKey } from '../../format/record-ref.js';
 import { DecodeWindow } from './decode-window.js';
 import { FrameCache } from './frame-cache.js';
 import type { PackReader, StoredFrame } from './pack-reader.js';
-import { groupByPack, spansOf, type FrameSpan, type WantedRecords } from './wanted-records.js';
+import type { WantedFrame } from './wanted-frames.js';
 
-/**
- * Packs opened before their turn: a page of a long chain has records in many. Each holds a descriptor or two
- * meanwhile.
- */
-const OPENS_AHEAD = 8;
-
-/** Options of a read that may be part of decoding a patch frame. */
-export interface NestedOptions extends CallOptions {
-  /** Patch frames that may still be met on the way down; MAX_DELTA_DEPTH outside of any. */
-  readonly patches: number;
-}
-
-export interface FrameSourceDeps {
-  readonly packs: PackReader;
-  readonly cacheBytes: number;
-  /** Reads the pages that a patch frame is held against, 4096 bytes a reference. */
-  readonly readPages: (refs: Float64Array, into: Uint8Array, options: NestedOptions) => Promise<void>;
-}
+export type OpenedFrame =
+  | { readonly wanted: WantedFrame; readonly records: PageRecords; readonly sources?: never }
+  | { readonly wanted: WantedFrame; readonly sources: Float64Array; readonly records?: never };
 
 export class FrameSource {
   readonly #packs: PackReader;
   readonly #cache: FrameCache;
-  readonly #readPages: FrameSourceDeps['readPages'];
-  readonly #scratch = new Scratch();
 
-  constructor({ packs, cacheBytes, readPages }: FrameSourceDeps) {
+  constructor(packs: PackReader, cacheBytes: number) {
     this.#packs = packs;
     this.#cache = new FrameCache(cacheBytes);
-    this.#readPages = readPages;
+  }
+
+  /** Begins to open packs whose turn comes soon: a page of a long chain has records in many. */
+  openAhead(packs: readonly number[], options: CallOptions): void {
+    // A failure is met when the pack's turn comes, or not at all after another one's.
+    for (const pack of packs) this.#packs.open(pack, options).catch(() => undefined);
   }
 
   /**
-   * One frame; shared with the cache, do not change it.
+   * Frames of one pack, in any order; those that are kept decoded come first. Records are shared with the cache: do not
+   * change them. Of a patch frame that is held against other pages only those are said.
+   * @param wanted in the order of the frames
    * @throws REPO_DAMAGED, REPO_VERSION, and what the backend throws
    */
-  async frame(pack: number, frame: number, options: NestedOptions): Promise<PageRecords> {
-    const key = frameKey(pack, frame);
-    const cached = this.#cache.get(key);
-    if (cached !== undefined) return cached;
-    for await (const [, records] of this.#fetch([{ key, pack, frame, from: 0, to: 0 }], options))
-      return records;
-    throw damaged(this.#packs.keys.pack(pack), 'frame is missing', { frame });
-  }
-
-  /**
-   * Each frame that `wanted` needs, with the part of `wanted` that lies in it; cached frames come first.
-   * @throws as `frame`
-   */
   async *framesOf(
-    wanted: WantedRecords,
-    options: NestedOptions,
-  ): AsyncGenerator<readonly [FrameSpan, PageRecords]> {
-    const missing: FrameSpan[] = [];
-    for (const span of spansOf(wanted)) {
-      const cached = this.#cache.get(span.key);
-      if (cached !== undefined) yield [span, cached];
-      else missing.push(span);
+    pack: number,
+    wanted: readonly WantedFrame[],
+    options: CallOptions,
+  ): AsyncGenerator<OpenedFrame> {
+    const missing: WantedFrame[] = [];
+    for (const one of wanted) {
+      const records = this.#cache.get(frameKey(pack, one.frame));
+      if (records === undefined) missing.push(one);
+      else yield { wanted: one, records };
     }
-    yield* this.#fetch(missing, options);
-  }
-
-  /**
-   * Reads and decodes frames, a few of them at the same time, also of different packs.
-   * @param spans in ascending order
-   */
-  async *#fetch(
-    spans: readonly FrameSpan[],
-    options: NestedOptions,
-  ): AsyncGenerator<readonly [FrameSpan, PageRecords]> {
-    const window = new DecodeWindow<FrameSpan, PageRecords>();
-    const next = async (): Promise<readonly [FrameSpan, PageRecords]> => {
-      const { frame: span, decoded } = window.take();
-      const records = await decoded;
-      this.#cache.put(span.key, records);
-      return [span, records];
+    if (missing.length === 0) return;
+    const window = new DecodeWindow<WantedFrame, PageRecords | Patch>();
+    const next = async (): Promise<OpenedFrame> => {
+      const { frame: one, decoded } = window.take();
+      const opened = await decoded;
+      if ('packed' in opened) return { wanted: one, sources: opened.sources };
+      this.#keep(pack, one.frame, opened);
+      return { wanted: one, records: opened };
     };
-    const byPack = groupByPack(spans);
-    for (const [i, some] of byPack.entries()) {
-      this.#openAhead(byPack.slice(i, i + OPENS_AHEAD), options);
-      const { pack } = some[0]!;
-      const numbers = some.map(({ frame }) => frame);
-      let at = 0;
-      for await (const stored of this.#packs.frames(pack, numbers, options)) {
-        const span = some[at++]!;
-        if (stored.entry.kind !== FRAME_KIND_PATCH)
-          window.start(span, () => decodeFrameAsync(stored.bytes, stored));
-        // A patch reads frames of its own, and so on downwards: only the topmost ones at the same time, the
-        // others in their turn.
-        else if (options.patches === MAX_DELTA_DEPTH)
-          window.start(span, () => this.#decodePatch(pack, stored, options));
-        else window.defer(span, () => this.#decodePatch(pack, stored, options));
-        if (window.isFull) yield await next();
-      }
+    let at = 0;
+    for await (const stored of this.#packs.frames(pack, framesIn(missing), options)) {
+      window.start(missing[at++]!, () => opening(pack, stored));
+      if (window.isFull) yield await next();
     }
     while (!window.isEmpty) yield await next();
   }
 
-  #openAhead(byPack: readonly (readonly FrameSpan[])[], options: CallOptions): void {
-    for (const spans of byPack) {
-      // A failure is met when the pack's turn comes, or not at all after another one's.
-      this.#packs.open(spans[0]!.pack, options).catch(() => undefined);
-    }
+  /**
+   * Patch frames of one pack as they are stored, in ascending order.
+   * @throws as `framesOf`
+   */
+  patchesOf(pack: number, frames: readonly number[], options: CallOptions): AsyncGenerator<StoredFrame> {
+    return this.#packs.frames(pack, frames, options);
   }
 
-  async #decodePatch(pack: number, stored: StoredFrame, options: NestedOptions): Promise<PageRecords> {
-    const patch = readPatch(stored.bytes, pack, stored);
-    // One without sources, at depth 0, may lie below as many as have some.
-    if (options.patches === 0 && patch.sources.length > 0) {
-      const what = `more than ${MAX_DELTA_DEPTH} patch frames lead to this one`;
-      throw damaged(stored.key, what, { frame: stored.frame });
-    }
-    const prefix = this.#scratch.take(patch.sources.length * PAGE_SIZE_BYTES);
-    try {
-      await this.#readPages(patch.sources, prefix, { ...options, patches: options.patches - 1 });
-      return unpackPatch(patch, prefix, stored);
-    } finally {
-      this.#scratch.give(prefix);
-    }
+  /**
+   * Unpacks a patch frame on another thread.
+   * @param prefix the pages that it is held against, in order; must not change until then
+   * @throws REPO_DAMAGED
+   */
+  async unpack(pack: number, stored: StoredFrame, prefix: Uint8Array): Promise<PageRecords> {
+    const records = await unpackPatchAsync(readPatch(stored.bytes, pack, stored), prefix, stored);
+    this.#keep(pack, stored.frame, records);
+    return records;
   }
+
+  #keep(pack: number, frame: number, records: PageRecords): void {
+    this.#packs.effort.decoded(records.body);
+    this.#cache.put(frameKey(pack, frame), records);
+  }
+}
+
+async function opening(pack: number, stored: StoredFrame): Promise<PageRecords | Patch> {
+  if (stored.entry.kind !== FRAME_KIND_PATCH) return decodeFrameAsync(stored.bytes, stored);
+  const patch = readPatch(stored.bytes, pack, stored);
+  return patch.sources.length > 0 ? patch : unpackPatchAsync(patch, new Uint8Array(0), stored);
+}
+
+function framesIn(wanted: readonly WantedFrame[]): readonly number[] {
+  return wanted.map(({ frame }) => frame);
 }

@@ -20,6 +20,7 @@ import {
   PACK_TRAILER_BYTES,
   type FrameEntry,
 } from '../../format/pack-format.js';
+import { EffortCounter } from './read-effort.js';
 
 export interface OpenPack {
   readonly key: string;
@@ -47,6 +48,7 @@ const KEPT_BYTES = 16 * 1024 * 1024;
 
 export class PackReader {
   readonly #packs = new Map<number, Promise<OpenPack>>();
+  readonly effort = new EffortCounter();
   /** Whole packs by number. */
   readonly #whole: LRUCache<number, Uint8Array>;
 
@@ -178,7 +180,7 @@ export class PackReader {
     const end =
       endBytes <= tail.length
         ? tail.subarray(-endBytes)
-        : await load(this.backend, key, trailer.directoryOffset, endBytes, options);
+        : await this.#fetch(key, trailer.directoryOffset, endBytes, options);
     const { frames, sha256 } = decodeDirectory(key, header, end, trailer);
     return { key, seq, sizeBytes, frames, directorySha256: sha256 };
   }
@@ -191,21 +193,32 @@ export class PackReader {
     options: CallOptions,
   ): Promise<readonly [Uint8Array, Uint8Array]> {
     if (sizeBytes <= WHOLE_PACK_BYTES) {
-      const bytes = await load(this.backend, key, 0, sizeBytes, options);
+      const bytes = await this.#fetch(key, 0, sizeBytes, options);
       this.#whole.set(seq, bytes);
       return [bytes.subarray(0, PACK_HEADER_BYTES), bytes.subarray(PACK_HEADER_BYTES)];
     }
     const tailFrom = Math.max(PACK_HEADER_BYTES, sizeBytes - END_BYTES);
     return Promise.all([
-      load(this.backend, key, 0, PACK_HEADER_BYTES, options),
-      load(this.backend, key, tailFrom, sizeBytes - tailFrom, options),
+      this.#fetch(key, 0, PACK_HEADER_BYTES, options),
+      this.#fetch(key, tailFrom, sizeBytes - tailFrom, options),
     ]);
+  }
+
+  async #fetch(
+    key: string,
+    offsetBytes: number,
+    lengthBytes: number,
+    options: CallOptions,
+  ): Promise<Uint8Array> {
+    const bytes = await load(this.backend, key, offsetBytes, lengthBytes, options);
+    this.effort.fetched(bytes);
+    return bytes;
   }
 
   #load(pack: OpenPack, { offset, lengthBytes }: Span, options: CallOptions): Promise<Uint8Array> {
     const whole = this.#whole.get(pack.seq);
     if (whole !== undefined) return Promise.resolve(whole.subarray(offset, offset + lengthBytes));
-    return load(this.backend, pack.key, offset, lengthBytes, options);
+    return this.#fetch(pack.key, offset, lengthBytes, options);
   }
 }
 

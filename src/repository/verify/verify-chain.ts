@@ -11,7 +11,7 @@ import type { CallOptions, StorageBackend, StoredObject } from '../../storage/ba
 import type { ChainKeys } from '../../format/chain-keys.js';
 import { seqOfKey } from '../../format/chain-keys.js';
 import { decodeLock } from '../locks/lock-record.js';
-import { ChainReader, VERIFY_WINDOW_PAGES } from '../read/chain-reader.js';
+import { ChainReader } from '../read/chain-reader.js';
 import { CheckpointReader } from '../read/checkpoint-reader.js';
 import { damaged, type DamagedObject } from '../../records/damage.js';
 import { checkpointGone, isAbsent } from '../read/gone.js';
@@ -65,7 +65,6 @@ export class ChainVerifier {
     this.#deps = deps;
     this.#call = { signal: deps.signal };
     this.#reader = new ChainReader(deps.backend, deps.repositoryId, deps.keys.chain, {
-      windowPages: VERIFY_WINDOW_PAGES,
       givesBlank: true,
     });
     this.#problems = new ProblemLog(deps.onProblem);

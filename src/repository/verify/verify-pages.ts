@@ -3,16 +3,13 @@
  * with the frame's digest. That proves the whole way: a record applied to the wrong base gives another page,
  * and another digest.
  *
- * Records are taken in the order of their pages, whatever pack they are in: the versions of a page build on
- * each other, and scattered deltas taken pack by pack would have each pack decode most of the base again. So
- * a frame of the base is decoded once or twice in all; only the hashes of the pages are kept until their
- * frame is complete.
+ * Records are taken in the order of writing, many at a time: what they build on is then mostly among them, or decoded for
+ * many of them at once. Only the hashes of the pages are kept, until their frame is complete.
  */
 
 import type { Kernels } from '../../kernels/kernels.js';
 import type { CallOptions } from '../../storage/backend.js';
-import { PAGE_SIZE_BYTES } from '../../types.js';
-import { VERIFY_WINDOW_PAGES, type ChainReader } from '../read/chain-reader.js';
+import type { ChainReader } from '../read/chain-reader.js';
 import { damaged } from '../../records/damage.js';
 import { FRAME_KIND_BLOB } from '../../format/frame.js';
 import { digestOfHashes, hashOf } from '../../format/page-digest.js';
@@ -30,68 +27,52 @@ export interface PagesCheck {
   readonly onRecords: (count: number) => void;
 }
 
-/** Records are put in the order of stretches of pages this long, 8 MiB. */
-const STRETCH_SHIFT = 11;
+/** Records that are read together, 512 MiB of pages: each such window decodes the frames that it needs once. */
+const WINDOW_RECORDS = 131_072;
 
 /**
  * @returns true when frames are bad that `verifyPack` took for good
  * @throws what is not about damage: interruption, failures of the backend
  */
 export async function verifyPages(check: PagesCheck, options: CallOptions): Promise<boolean> {
-  const refs = readableInPageOrder(check.tables);
-  const pages = new Uint8Array(Math.min(refs.length, VERIFY_WINDOW_PAGES) * PAGE_SIZE_BYTES);
+  const refs = Float64Array.from(readableRecords(check.tables)).sort();
   let isWorse = false;
-  for (let from = 0; from < refs.length; from += VERIFY_WINDOW_PAGES) {
-    const window = refs.subarray(from, from + VERIFY_WINDOW_PAGES);
-    if (!(await hashRecords(window, pages, check, options))) isWorse = true;
+  for (let from = 0; from < refs.length; from += WINDOW_RECORDS) {
+    const window = refs.subarray(from, from + WINDOW_RECORDS);
+    if (!(await hashRecords(window, check, options))) isWorse = true;
     check.onRecords(window.length);
   }
   for (const table of check.tables.values()) if (!compareDigests(table, check)) isWorse = true;
   return isWorse;
 }
 
-function readableInPageOrder(tables: ReadonlyMap<number, RecordTable>): Float64Array {
-  let lastPage = 0;
-  for (const { pages } of tables.values()) for (const page of pages) if (page > lastPage) lastPage = page;
-  // Counting sort; inside a stretch it leaves the order of writing.
-  const starts = new Uint32Array((lastPage >>> STRETCH_SHIFT) + 2);
-  visitReadable(tables, (page) => starts[(page >>> STRETCH_SHIFT) + 1]!++);
-  for (let i = 1; i < starts.length; i++) starts[i]! += starts[i - 1]!;
-  const refs = new Float64Array(starts.at(-1)!);
-  visitReadable(tables, (page, ref) => (refs[starts[page >>> STRETCH_SHIFT]!++] = ref));
-  return refs;
-}
-
-function visitReadable(
-  tables: ReadonlyMap<number, RecordTable>,
-  visit: (page: number, ref: number) => void,
-): void {
-  for (const { pack, pages, depths } of tables.values()) {
+function* readableRecords(tables: ReadonlyMap<number, RecordTable>): Generator<number> {
+  for (const { pack, depths } of tables.values()) {
     let at = 0;
-    for (const [frame, { recordCount }] of pack.frames.entries()) {
-      for (let record = 0; record < recordCount; record++, at++) {
-        if (depths[at] !== BROKEN) visit(pages[at]!, makeRef(pack.seq, frame, record));
-      }
-    }
+    for (const [frame, { recordCount }] of pack.frames.entries())
+      for (let record = 0; record < recordCount; record++, at++)
+        if (depths[at] !== BROKEN) yield makeRef(pack.seq, frame, record);
   }
 }
 
 /** @returns false when some are bad; those are reported and marked */
-async function hashRecords(
-  refs: Float64Array,
-  scratch: Uint8Array,
-  check: PagesCheck,
-  options: CallOptions,
-): Promise<boolean> {
-  const pages = scratch.subarray(0, refs.length * PAGE_SIZE_BYTES);
+async function hashRecords(refs: Float64Array, check: PagesCheck, options: CallOptions): Promise<boolean> {
+  const isRead = new Uint8Array(refs.length);
+  const page = (i: number, bytes: Uint8Array): void => {
+    const { table, at } = placeOf(refs[i]!, check.tables);
+    table.hashes[at] = hashOf(check.kernels, bytes);
+    isRead[i] = 1;
+  };
   try {
-    await check.reader.readPagesByRef(refs, pages, options);
+    await check.reader.readEach(refs, { page }, options);
+    return true;
   } catch (error) {
     if (refs.length > 1) {
-      // The halves are checked apart, to find the bad records and check the others.
-      const half = refs.length >>> 1;
-      const first = await hashRecords(refs.subarray(0, half), scratch, check, options);
-      const second = await hashRecords(refs.subarray(half), scratch, check, options);
+      // The halves of what is left are checked apart, to find the bad records and check the others.
+      const left = refs.filter((_, i) => isRead[i] === 0);
+      const half = (left.length + 1) >>> 1;
+      const first = await hashRecords(left.subarray(0, half), check, options);
+      const second = await hashRecords(left.subarray(half), check, options);
       return first && second;
     }
     const { table, at } = placeOf(refs[0]!, check.tables);
@@ -99,11 +80,6 @@ async function hashRecords(
     table.depths[at] = BROKEN;
     return false;
   }
-  refs.forEach((ref, i) => {
-    const { table, at } = placeOf(ref, check.tables);
-    table.hashes[at] = hashOf(check.kernels, pages.subarray(i * PAGE_SIZE_BYTES, (i + 1) * PAGE_SIZE_BYTES));
-  });
-  return true;
 }
 
 function placeOf(

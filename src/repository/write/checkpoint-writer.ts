@@ -30,8 +30,9 @@ import {
 import { PACK_TARGET_BYTES } from '../../format/pack-format.js';
 import { enterRecords } from './enter-records.js';
 import { PackSeries } from './pack-series.js';
-import { PackWriter } from './pack-writer.js';
+import type { PackWriter } from './pack-writer.js';
 import type { PageMap } from '../read/page-map.js';
+import type { RegroupAhead } from './regroup-ahead.js';
 import { RegroupStep, type RegroupFigures } from './regroup-step.js';
 import type { RegroupedPack } from './regrouped-pack.js';
 import { packOfRef, ZERO_REF, type RecordRef } from '../../format/record-ref.js';
@@ -59,6 +60,8 @@ export interface CheckpointWriterOptions {
   readonly packTargetBytes?: number | undefined;
   /** Reads committed records of the chain. When given, scattered records are regrouped where it is due. */
   readonly regroupFrom?: ChainReader | undefined;
+  /** What was regrouped ahead of this checkpoint; the writer's from here on. */
+  readonly regroupedAhead?: RegroupAhead | undefined;
 }
 
 /** What the chain gives its writers. */
@@ -71,7 +74,8 @@ export interface CheckpointWriterDeps {
   readonly id: string;
   readonly seq: number;
   readonly signal: AbortSignal | undefined;
-  nextPackSeq(): number;
+  /** Begins a pack of the next number. */
+  newPack(): PackWriter;
   nextIndexSeq(): number;
   /** What each of the newest increments added to the chain, at most so many, in bytes. */
   storedLately(count: number): readonly number[];
@@ -130,6 +134,7 @@ export class CheckpointWriter {
         map: options.map,
         level: options.level,
         reader: options.regroupFrom,
+        ahead: options.regroupedAhead,
         written: this.#written,
         newPack,
         storedLately: (count) => deps.storedLately(count),
@@ -283,7 +288,7 @@ export class CheckpointWriter {
       machine: fields.machine,
       layout,
       runState: fields.runState ?? '',
-      packs: regrouped === undefined ? packs : [...packs, regrouped.entry],
+      packs: regrouped === undefined ? packs : [...packs, regrouped.entry].sort((a, b) => a.seq - b.seq),
       ...(regrouped === undefined
         ? {}
         : { regrouped: { pack: regrouped.entry.seq, pageCount: regrouped.pages.length } }),
@@ -310,6 +315,7 @@ export class CheckpointWriter {
     this.#state = 'aborted';
     this.#options.map.rollback();
     await this.#packs.abort();
+    await this.#options.regroupedAhead?.drop();
     // While it cannot be said whether the manifest is there, what it needs stays: as orphans, if it is not.
     this.#isAbsent = !this.#manifestUnsure || (await this.#isManifestAbsent());
     if (this.#isAbsent) await this.#written.takeAllBack();
@@ -347,11 +353,8 @@ export class CheckpointWriter {
   }
 
   #newPack(): PackWriter {
-    const { keys, owner, backend } = this.#deps;
-    const seq = this.#deps.nextPackSeq();
-    const key = keys.pack(seq);
-    const pack = new PackWriter(key, seq, owner, backend, this.#call);
-    this.#written.follow(key, pack.saved);
+    const pack = this.#deps.newPack();
+    this.#written.follow(pack.key, pack.saved);
     return pack;
   }
 

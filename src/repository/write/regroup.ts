@@ -8,6 +8,7 @@ import { CODEC_RUNS, CODEC_SAME, CODEC_ZERO } from '../../kernels/codec-ids.js';
 import { PageCodec, type EncodedPage } from '../../kernels/page-codec.js';
 import { sharedKernels } from '../../kernels/shared-kernels.js';
 import type { CallOptions } from '../../storage/backend.js';
+import { unlessEnded } from '../../storage/interrupted.js';
 import { PAGE_SIZE_BYTES } from '../../types.js';
 import type { ChainReader } from '../read/chain-reader.js';
 import { encodeFrame, type EncodedFrame } from '../../format/frame.js';
@@ -40,6 +41,8 @@ export interface RegroupRequest {
   /** zstd level, 0 = off. */
   readonly level: number;
   readonly reader: ChainReader;
+  /** Ends the work early: what was appended by then is all there is. */
+  readonly until?: AbortSignal | undefined;
   /** Takes a frame and gives the addresses of its records. */
   readonly append: (frame: EncodedFrame) => Promise<readonly RecordRef[]>;
 }
@@ -61,7 +64,7 @@ interface Entry {
 
 /** @throws REPO_DAMAGED when an old record cannot be read; what `append` and the backend throw */
 export async function regroup(request: RegroupRequest, options: CallOptions = {}): Promise<Regrouped> {
-  const { pages, budgetBytes } = request;
+  const { pages, budgetBytes, until } = request;
   const result = { pages: [] as number[], refs: [] as RecordRef[], depths: [] as number[] };
   let storedBytes = 0;
   // The buffers are used again for each chunk: V8 counts such memory, and collects because of it.
@@ -70,7 +73,10 @@ export async function regroup(request: RegroupRequest, options: CallOptions = {}
   for (let from = 0; from < pages.length && storedBytes < budgetBytes; from += CHUNK_PAGES) {
     const takesDense = request.dense && storedBytes < budgetBytes / 2;
     const chunk = pages.subarray(from, from + CHUNK_PAGES);
-    const entries = await readChunk(request, chunk, buffers, takesDense, options);
+    const entries = await unlessEnded(until, options, (call) =>
+      readChunk(request, chunk, buffers, takesDense, call),
+    );
+    if (entries === undefined) break;
     for (const some of framesOf(entries)) {
       const frame = frameOf(some, request.level);
       const refs = await request.append(frame);

@@ -9,7 +9,7 @@ import type { PackEntry } from '../../format/manifest.js';
 import type { PackWriter } from './pack-writer.js';
 import type { PageMap } from '../read/page-map.js';
 import { makeRef, type RecordRef } from '../../format/record-ref.js';
-import { regroup } from './regroup.js';
+import { regroup, type Regrouped } from './regroup.js';
 import { WHOLE_REGROUP_RISE } from './regroup-policy.js';
 
 export interface RegroupedPackRequest {
@@ -23,8 +23,10 @@ export interface RegroupedPackRequest {
   /** zstd level, 0 = off. */
   readonly level: number;
   readonly reader: ChainReader;
-  /** An empty pack, which is finished here, or aborted when there is nothing to be written. */
+  /** An empty pack; the caller finishes it, or aborts it when nothing was written or this fails. */
   readonly pack: PackWriter;
+  /** See `RegroupRequest`. */
+  readonly until?: AbortSignal | undefined;
 }
 
 /** Regrouped records that are durable, and what the map said of their pages before. */
@@ -36,43 +38,38 @@ export interface RegroupedPack {
 }
 
 /**
- * @returns undefined when no page was worth it; then nothing was written
- * @throws what `regroup` and the backend throw; then the pack is aborted and the map unchanged
+ * Appends the records to the pack, which stays unfinished. The map is not changed.
+ * @returns where the pages lie once the pack is finished
+ * @throws what `regroup` and the backend throw
  */
-export async function writeRegroupedPack(
-  { pages, map, rise, budgetBytes, level, reader, pack }: RegroupedPackRequest,
+export function fillRegroupedPack(
+  { rise, pack, ...request }: RegroupedPackRequest,
   options: CallOptions,
-): Promise<RegroupedPack | undefined> {
-  try {
-    const moved = await regroup(
-      {
-        ...{ pages, map, budgetBytes, level, reader },
-        dense: rise >= WHOLE_REGROUP_RISE,
-        append: async (frame) => {
-          const number = pack.append(frame.bytes, frame.kind, frame.pages.length);
-          await pack.drained();
-          return Array.from(frame.pages, (_, i) => makeRef(pack.seq, number, i));
-        },
+): Promise<Regrouped> {
+  return regroup(
+    {
+      ...request,
+      dense: rise >= WHOLE_REGROUP_RISE,
+      append: async (frame) => {
+        const number = pack.append(frame.bytes, frame.kind, frame.pages.length);
+        await pack.drained();
+        return Array.from(frame.pages, (_, i) => makeRef(pack.seq, number, i));
       },
-      options,
-    );
-    if (moved.pages.length === 0) {
-      await pack.abort();
-      return undefined;
-    }
-    const entry = await pack.finish();
-    const before = moved.pages.map((page) => map.get(page));
-    moved.pages.forEach((page, i) => map.set(page, moved.refs[i]!, moved.depths[i]!));
-    return {
-      entry,
-      pages: moved.pages,
-      refs: before.map(({ ref }) => ref),
-      depths: before.map(({ depth }) => depth),
-    };
-  } catch (error) {
-    await pack.abort();
-    throw error;
-  }
+    },
+    options,
+  );
+}
+
+/** The map says from now on that the pages lie in the pack, which is durable. */
+export function enterRegrouped(map: PageMap, moved: Regrouped, entry: PackEntry): RegroupedPack {
+  const before = moved.pages.map((page) => map.get(page));
+  moved.pages.forEach((page, i) => map.set(page, moved.refs[i]!, moved.depths[i]!));
+  return {
+    entry,
+    pages: moved.pages,
+    refs: before.map(({ ref }) => ref),
+    depths: before.map(({ depth }) => depth),
+  };
 }
 
 /** The map says again where the records lay before. The caller removes the pack. */

@@ -6,7 +6,7 @@
 import { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
 import { sameLayout, type MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { CallOptions } from '../../storage/backend.js';
-import { planIndex } from '../../format/index-policy.js';
+import { planIndex, type IndexPlan } from '../../format/index-policy.js';
 import type { IndexEntries } from '../../format/index-segment.js';
 import { loadSegment, type SegmentSource } from '../read/load-map.js';
 import { BOTTOM_LEVEL, type Manifest, type SegmentEntry } from '../../format/manifest.js';
@@ -39,11 +39,38 @@ export async function planSegment(
   const sameNumbers = parent !== null && sameLayout(parent.layout, layout);
   if (sameNumbers && changed.length === 0) return { level: 0, rise: 0, pages: null, kept: parent.segments };
   const plan = planIndex(parent?.segments ?? [], changed.length, sameNumbers);
-  if (plan.level === BOTTOM_LEVEL) return { ...plan, pages: pagesWithRecord(map) };
-  if (plan.merged.length === 0) return { ...plan, pages: changed };
+  return { ...plan, pages: await pagesOf(plan, changed, map, source, options) };
+}
+
+/**
+ * What `planSegment` will say of the next checkpoint, as far as it can be told before it is known which pages change.
+ * @param map of `parent`, without changes, in `layout`
+ * @throws as `planSegment`
+ */
+export async function planNextSegment(
+  map: PageMap,
+  parent: Manifest,
+  layout: MemoryLayout,
+  source: SegmentSource,
+  options: CallOptions,
+): Promise<SegmentPlan> {
+  const plan = planIndex(parent.segments, 0, sameLayout(parent.layout, layout));
+  if (plan.rise === 0) return { ...plan, pages: null };
+  return { ...plan, pages: await pagesOf(plan, new Uint32Array(0), map, source, options) };
+}
+
+async function pagesOf(
+  { level, merged }: IndexPlan,
+  changed: Uint32Array,
+  map: PageMap,
+  source: SegmentSource,
+  options: CallOptions,
+): Promise<Uint32Array> {
+  if (level === BOTTOM_LEVEL) return pagesWithRecord(map);
+  if (merged.length === 0) return changed;
   const lists = [changed];
-  for (const segment of plan.merged) lists.push((await loadSegment(source, segment, options)).pages);
-  return { ...plan, pages: union(lists, layout.pageSpan) };
+  for (const segment of merged) lists.push((await loadSegment(source, segment, options)).pages);
+  return union(lists, map.pageSpan);
 }
 
 /** The entries of a segment for `pages`, as the map has them. */

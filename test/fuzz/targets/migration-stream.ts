@@ -16,6 +16,7 @@ import type { MemoryLayout } from '../../../src/hypervisor/memory-layout.js';
 import type { PageChunk } from '../../../src/hypervisor/restore.js';
 import { MemoryFile } from '../../../src/intake/memory-file.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
+import { mappedMigration } from '../../support/import-files.js';
 import { mutateBytes } from '../mutate-bytes.js';
 import { describedMigration, smallMigration, SMALL_LAYOUT } from '../small-machines.js';
 import { must, type OpenTarget } from '../target.js';
@@ -67,7 +68,7 @@ export const openTarget: OpenTarget = async (workDir) => {
 
   process.on('exit', () => closeSync(staging));
   return {
-    seeds: [await smallMigration(), await describedMigration()],
+    seeds: [await smallMigration(), await describedMigration(), await mappedMigration()],
     mutate: mutateBytes,
     run: async (input) => {
       let failure: { readonly error: unknown } | undefined;

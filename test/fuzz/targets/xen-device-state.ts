@@ -4,7 +4,7 @@ import { saveContentOf } from '../../../adapters/xen/stream/save-file.js';
 import { decodeDeviceState, encodeDeviceState } from '../../../adapters/xen/stream/device-state.js';
 import { writeSaveFile } from '../../../adapters/xen/stream/writer.js';
 import { layoutOf } from '../../../adapters/xen/domain/physmap.js';
-import type { CheckpointSource } from '../../../src/hypervisor/restore.js';
+import type { CheckpointSource, PageChunk } from '../../../src/hypervisor/restore.js';
 import type { Json, JsonObject } from '../../../src/types.js';
 import { mutateBytes } from '../mutate-bytes.js';
 import { mutateJson } from '../mutate-json.js';
@@ -69,6 +69,10 @@ export const openTarget: OpenTarget = () => {
 };
 
 function sourceOf(machine: JsonObject, state: Uint8Array): CheckpointSource {
+  // eslint-disable-next-line @typescript-eslint/require-await -- the shape of a checkpoint's pages
+  async function* pages(): AsyncGenerator<PageChunk> {
+    for (const { firstPage, pageCount } of LAYOUT.regions) yield { firstPage, pageCount, bytes: null };
+  }
   return {
     checkpointId: '0123456789abcdef',
     hypervisor: 'xen',
@@ -78,10 +82,8 @@ function sourceOf(machine: JsonObject, state: Uint8Array): CheckpointSource {
     disks: [],
     frozen: undefined,
     deviceState: () => Promise.resolve(state),
-    // eslint-disable-next-line @typescript-eslint/require-await -- the shape of a checkpoint's pages
-    async *pages() {
-      for (const { firstPage, pageCount } of LAYOUT.regions) yield { firstPage, pageCount, bytes: null };
-    },
+    pages,
+    pagesAsStored: pages,
   };
 }
 

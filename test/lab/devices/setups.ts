@@ -242,7 +242,7 @@ const RULES: readonly Rule[] = [
 
 /** Room for memory devices; the guest's own size is in `trial.ts`. */
 function slots(): readonly string[] {
-  return ['-m', 'slots=4,maxmem=1G'];
+  return ['-m', '256,slots=4,maxmem=1G'];
 }
 
 /** Root only: it makes itself a namespace. */

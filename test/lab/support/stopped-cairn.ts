@@ -4,7 +4,12 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { FAULT_POINTS, type FaultPoint } from '../../../src/checkpoint/fault-points.js';
+import {
+  FAULT_POINTS,
+  REWIND_FAULT_POINTS,
+  type FaultPoint,
+  type RewindFaultPoint,
+} from '../../../src/checkpoint/fault-points.js';
 import { CairnProcess, type CliOptions, type CliResult } from './cairn-cli.js';
 
 /** The VM stands still there. */
@@ -18,10 +23,14 @@ export class StoppedCairn {
   }
 
   /** Returns when it stands still. Throws when it ends before. */
-  static async at(point: FaultPoint, args: readonly string[], options: CliOptions): Promise<StoppedCairn> {
+  static async at(
+    point: FaultPoint | RewindFaultPoint,
+    args: readonly string[],
+    options: CliOptions,
+  ): Promise<StoppedCairn> {
     const env = {
       ...options.env,
-      CAIRN_FAULT_POINT: `${FAULT_POINTS[point]}`,
+      CAIRN_FAULT_POINT: `${{ ...FAULT_POINTS, ...REWIND_FAULT_POINTS }[point]}`,
       CAIRN_FAULT_SIGNAL: 'SIGSTOP',
     };
     const stopped = new StoppedCairn(new CairnProcess(args, { ...options, env }));

@@ -12,7 +12,7 @@ import { createConnection, type Socket } from 'node:net';
 import { describeError, isCheckpointError } from '../../../../src/errors.js';
 import { shutDownSocket } from '../../../../src/ffi/socket-pair.js';
 import { descriptorOf } from '../../../../src/host/socket-descriptor.js';
-import type { Json } from '../../../../src/types.js';
+import type { Json, JsonObject } from '../../../../src/types.js';
 import { asObject, parseReply } from '../../../qemu/qmp-json.js';
 import { agentError, resultOf, type GuestAgent } from './guest-agent.js';
 
@@ -34,11 +34,11 @@ export class SocketAgent implements GuestAgent {
     this.#path = path;
   }
 
-  async command(name: string, timeoutMs: number): Promise<Json> {
+  async command(name: string, timeoutMs: number, args?: JsonObject): Promise<Json> {
     try {
       this.#connection ??= await this.#connect(Math.min(SYNC_LIMIT_MS, timeoutMs));
       const connection = this.#connection;
-      connection.send(`${JSON.stringify({ execute: name })}\n`);
+      connection.send(`${JSON.stringify({ execute: name, arguments: args })}\n`);
       return resultOf(name, await connection.reply(timeoutMs, name));
     } catch (error) {
       // A late answer must not be taken for that of the next command.

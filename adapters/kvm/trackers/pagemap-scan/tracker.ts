@@ -15,7 +15,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { DirtyBitmap } from '../../../../src/bitmap/dirty-bitmap.js';
 import { CheckpointError, describeError, systemErrorCode } from '../../../../src/errors.js';
-import { errnoName, libc } from '../../../../src/ffi/libc.js';
+import { duplicateOf } from '../../../../src/ffi/foreign-descriptor.js';
+import { errnoName } from '../../../../src/ffi/libc.js';
 import {
   TRACKS_WRITES,
   type DirtyTracker,
@@ -59,8 +60,6 @@ import {
 } from './userfaultfd.js';
 
 const SYS_CLOSE = 3;
-const SYS_PIDFD_OPEN = 434;
-const SYS_PIDFD_GETFD = 438;
 /** Time between opening a userfaultfd and choosing its features, for somebody who is in the middle of it. */
 const UNUSED_MS = 250;
 
@@ -173,56 +172,29 @@ export class PagemapScanTracker implements DirtyTracker {
   }
 
   collect(): Harvest {
-    const armed = this.#on();
-    const { process, layout, blocks, quiet } = this.#options;
+    const { process, layout, quiet } = this.#options;
     const clears = quiet.isHeld() || findDirectIo(process.pid) === undefined;
-    const written = new DirtyBitmap(layout.pageSpan);
-    const unpopulated = new DirtyBitmap(layout.pageSpan);
-    // A scan of what is gone finds nothing and says nothing.
-    checkStillMapped(process.pid, armed.pagemap, blocks);
-    checkStillOurs(process.pid, armed.remote, blocks[0]!.host);
-    try {
-      layout.regions.forEach((region, i) => {
-        const { host, backing } = blocks[i]!;
-        const mark = (bitmap: DirtyBitmap, from: number, to: number): void =>
-          bitmap.setRange(region.firstPage + from / PAGE_SIZE_BYTES, (to - from) / PAGE_SIZE_BYTES);
-        const spans = armed.finder.find(armed.pagemap, host, host + region.sizeBytes);
-        scanWritten(armed.pagemap, spans, clears, (range) => {
-          const from = range.start - host;
-          const to = range.end - host;
-          mark(written, from, to);
-          if (!range.unpopulated) return;
-          if (backing === 'anonymous') mark(unpopulated, from, to);
-          armed.holes[i]?.visit(from, to, (start, end) => mark(unpopulated, start, end));
-        });
-        if (armed.discardsAreReported || backing !== 'anonymous') return;
-        // After the marks were read: what is given back from here on is a hole in the next look as well.
-        visitUnpopulated(armed.pagemap, host, host + region.sizeBytes, (start, end) =>
-          mark(unpopulated, start - host, end - host),
-        );
-      });
-    } catch (error) {
-      // What this scan has cleared so far is nowhere else.
-      this.#owed.or(written);
-      this.#absent.andNot(written);
-      throw error;
-    }
-    if (quiet.disturbances() !== this.#disturbances) {
-      for (const { firstPage, pageCount } of layout.regions) written.setRange(firstPage, pageCount);
-    }
+    const { written, unpopulated } = this.#scan(clears);
+    if (quiet.disturbances() !== this.#disturbances) markAll(written, layout);
     this.#disturbances = quiet.disturbances();
     this.#hasCleared = clears;
-    if (!armed.discardsAreReported) {
-      const discarded = unpopulated.clone();
-      discarded.andNot(this.#absent);
-      written.or(discarded);
-    }
     // What had no memory behind it and was not written since still reads as zero, populated by a read or not.
     this.#absent.clearRuns(written.toRuns());
     this.#absent.or(unpopulated);
     written.setRuns(this.#owed.toRuns());
     this.#owed.clear();
     return { dirty: written, absent: this.#absent.clone() };
+  }
+
+  peek(): Harvest {
+    const { layout, quiet } = this.#options;
+    const { written, unpopulated } = this.#scan(false);
+    if (quiet.disturbances() !== this.#disturbances) markAll(written, layout);
+    const absent = this.#absent.clone();
+    absent.clearRuns(written.toRuns());
+    absent.or(unpopulated);
+    written.setRuns(this.#owed.toRuns());
+    return { dirty: written, absent };
   }
 
   /** Only where `collect` does not clear while the VM runs. */
@@ -254,6 +226,51 @@ export class PagemapScanTracker implements DirtyTracker {
     closeSync(armed.pagemap);
     armed.finder.close();
     for (const holes of armed.holes) holes?.close();
+  }
+
+  /** @returns what was written, or was given back without a mark, and what has no memory behind it */
+  #scan(clears: boolean): { readonly written: DirtyBitmap; readonly unpopulated: DirtyBitmap } {
+    const armed = this.#on();
+    const { process, layout, blocks } = this.#options;
+    const written = new DirtyBitmap(layout.pageSpan);
+    const unpopulated = new DirtyBitmap(layout.pageSpan);
+    // A scan of what is gone finds nothing and says nothing.
+    checkStillMapped(process.pid, armed.pagemap, blocks);
+    checkStillOurs(process.pid, armed.remote, blocks[0]!.host);
+    try {
+      layout.regions.forEach((region, i) => {
+        const { host, backing } = blocks[i]!;
+        const mark = (bitmap: DirtyBitmap, from: number, to: number): void =>
+          bitmap.setRange(region.firstPage + from / PAGE_SIZE_BYTES, (to - from) / PAGE_SIZE_BYTES);
+        const spans = armed.finder.find(armed.pagemap, host, host + region.sizeBytes);
+        scanWritten(armed.pagemap, spans, clears, (range) => {
+          const from = range.start - host;
+          const to = range.end - host;
+          mark(written, from, to);
+          if (!range.unpopulated) return;
+          if (backing === 'anonymous') mark(unpopulated, from, to);
+          armed.holes[i]?.visit(from, to, (start, end) => mark(unpopulated, start, end));
+        });
+        if (armed.discardsAreReported || backing !== 'anonymous') return;
+        // After the marks were read: what is given back from here on is a hole in the next look as well.
+        visitUnpopulated(armed.pagemap, host, host + region.sizeBytes, (start, end) =>
+          mark(unpopulated, start - host, end - host),
+        );
+      });
+    } catch (error) {
+      // What this scan has cleared so far is nowhere else.
+      if (clears) {
+        this.#owed.or(written);
+        this.#absent.andNot(written);
+      }
+      throw error;
+    }
+    if (!armed.discardsAreReported) {
+      const discarded = unpopulated.clone();
+      discarded.andNot(this.#absent);
+      written.or(discarded);
+    }
+    return { written, unpopulated };
   }
 
   async #settle(): Promise<Harvest | undefined> {
@@ -318,6 +335,10 @@ export class PagemapScanTracker implements DirtyTracker {
       throw unavailable('the kernel does not track all of the memory that was registered');
     }
   }
+}
+
+function markAll(bitmap: DirtyBitmap, { regions }: MemoryLayout): void {
+  for (const { firstPage, pageCount } of regions) bitmap.setRange(firstPage, pageCount);
 }
 
 function openPagemap(pid: number): number {
@@ -393,20 +414,15 @@ function checkStillOurs(pid: number, { descriptor, inode }: RemoteDescriptor, ad
   });
 }
 
-/** A duplicate of a descriptor of another process; the caller closes it. Source: pidfd_getfd(2). */
+/** A duplicate of a descriptor of another process; the caller closes it. */
 function duplicate(pid: number, { descriptor }: Pick<RemoteDescriptor, 'descriptor'>): number {
-  const process = libc().syscall(SYS_PIDFD_OPEN, pid, 0);
-  if (process.value < 0) throw new CheckpointError('VM_GONE', `process ${pid} has ended`);
-  try {
-    const duplicated = libc().syscall(SYS_PIDFD_GETFD, process.value, descriptor, 0);
-    if (duplicated.value >= 0) return duplicated.value;
-    throw unavailable(
-      `descriptor ${descriptor} of QEMU cannot be shared (${errnoName(duplicated.errno)})`,
-      'run as root or with CAP_SYS_PTRACE; in a container, a seccomp profile that allows pidfd_getfd',
-    );
-  } finally {
-    closeSync(process.value);
-  }
+  const found = duplicateOf(pid, descriptor);
+  if (found.descriptor !== undefined) return found.descriptor;
+  if (found.error === 'ESRCH') throw new CheckpointError('VM_GONE', `process ${pid} has ended`);
+  throw unavailable(
+    `descriptor ${descriptor} of QEMU cannot be shared (${found.error})`,
+    'run as root or with CAP_SYS_PTRACE; in a container, a seccomp profile that allows pidfd_getfd',
+  );
 }
 
 function unavailable(why: string, hint?: string): CheckpointError {
