@@ -3,7 +3,7 @@ import prettier from 'eslint-config-prettier';
 
 /** Type-checked rules everywhere. Which folder imports which is for `.dependency-cruiser.mjs`. */
 export default tseslint.config(
-  { ignores: ['dist/', 'node_modules/', 'src/kernels/assembly/', 'coverage/'] },
+  { ignores: ['dist/', 'bundle/', 'node_modules/', 'src/kernels/assembly/', 'coverage/'] },
   {
     files: ['**/*.ts'],
     extends: [...tseslint.configs.strictTypeChecked, ...tseslint.configs.stylisticTypeChecked],

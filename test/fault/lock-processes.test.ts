@@ -5,15 +5,14 @@ import { once } from 'node:events';
 import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { Repository } from '../../src/repository/repository.js';
 import { FileBackend } from '../../src/storage/file.js';
+import { CAIRN_MAIN } from '../support/cairn-main.js';
 import { IDENTITY } from '../unit/repository-model.js';
 
-const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 const urlOf = (path: string): string => JSON.stringify(new URL(`../../src/${path}`, import.meta.url).href);
 
 let dir = '';
@@ -47,7 +46,7 @@ function cairn(...args: readonly string[]): {
 } {
   const { status, stdout } = spawnSync(
     process.execPath,
-    [MAIN, ...args, '--repo', join(dir, 'repo'), '--json'],
+    [CAIRN_MAIN, ...args, '--repo', join(dir, 'repo'), '--json'],
     {
       encoding: 'utf8',
       env: { ...process.env, NODE_OPTIONS: '' },

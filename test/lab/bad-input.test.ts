@@ -14,6 +14,7 @@ import { join } from 'node:path';
 
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from '@jest/globals';
 
+import { CAIRN_MAIN } from '../support/cairn-main.js';
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, runCairn, type CliResult } from './support/cairn-cli.js';
 import { HarnessQmp } from './support/harness-qmp.js';
@@ -282,7 +283,6 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
 
   it('no permission to trace QEMU', async () => {
     // As the owner of all files but without any capability: may use the socket, may not trace a QEMU that has more.
-    const main = new URL('../../src/cli/main.js', import.meta.url).pathname;
     const withoutCapabilities = ['--bounding-set', '-all', '--inh-caps', '-all'];
     let output = '';
     try {
@@ -291,7 +291,7 @@ describe('what goes wrong gets a stable code, a remedy, and leaves the guest as 
         [
           ...withoutCapabilities,
           process.execPath,
-          main,
+          CAIRN_MAIN,
           'checkpoint',
           machine.address,
           '--repo',

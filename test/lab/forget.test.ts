@@ -7,7 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
 import { cairn, isSummary, runCairn } from './support/cairn-cli.js';
-import { gentleLoad } from './support/guest-loads.js';
+import { GENTLE_DISK_LOAD, gentleLoad } from './support/guest-loads.js';
 import { differingPages, groundTruth } from './support/ground-truth.js';
 import { checkpointAgainstTruth, readCheckpoint, differingFromStored } from './support/oracle.js';
 
@@ -23,7 +23,7 @@ describe('forgetting checkpoints of a working guest', () => {
     options = { dir: machine.dir, repo: join(machine.dir, 'repo') };
     await cairn(['init', '--repo', options.repo], options);
     await machine.guest(gentleLoad(8));
-    await machine.guest('lab disk');
+    await machine.guest(GENTLE_DISK_LOAD);
   });
   afterAll(() => machine.destroy());
 

@@ -20,14 +20,8 @@ import { migrationOf } from '../fuzz/small-machines.js';
 import { verifyRepository } from '../golden/verifier.js';
 import { strays } from '../support/forget-model.js';
 import { LabMachine } from './machine.js';
-import {
-  CAIRN_MAIN,
-  cairn,
-  CairnProcess,
-  isSummary,
-  runCairn,
-  type CliOptions,
-} from './support/cairn-cli.js';
+import { CAIRN_MAIN } from '../support/cairn-main.js';
+import { cairn, CairnProcess, isSummary, runCairn, type CliOptions } from './support/cairn-cli.js';
 import { emptyFiller, fillBlocks, FILLER, fillInodes, type Owner } from './support/full-file-system.js';
 import { scratchDir } from './support/lab-files.js';
 import { ensureFileSystemTools, LoopMount, whyNoLoopMounts } from './support/loop-mount.js';

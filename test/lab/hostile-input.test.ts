@@ -28,7 +28,8 @@ import { sha256Hex } from '../../src/format/sealed-json.js';
 import { goldenObjects, readPart, withPart, type Part } from '../fuzz/resealed-repository.js';
 import { guestConfig, smallMigration, smallRemusStream, smallSaveFiles } from '../fuzz/small-machines.js';
 import { mappedMigration, saveImage } from '../support/import-files.js';
-import { CAIRN_MAIN, type CliMessage } from './support/cairn-cli.js';
+import { CAIRN_MAIN } from '../support/cairn-main.js';
+import type { CliMessage } from './support/cairn-cli.js';
 import { removeWithRepositories } from './support/left-repositories.js';
 
 /** A Cairn that does nothing takes some 80 MiB, one that imports a small guest some 250. */

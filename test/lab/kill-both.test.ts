@@ -11,6 +11,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import type { FaultPoint } from '../../src/checkpoint/fault-points.js';
 import { LabMachine } from './machine.js';
+import { gentleLoad } from './support/guest-loads.js';
 import { cairn, type CliMessage, type CliOptions } from './support/cairn-cli.js';
 import type { QemuVersion } from './support/lab-files.js';
 import { checkpointAgainstTruth } from './support/oracle.js';
@@ -48,7 +49,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a guest of QEMU %s that is left pau
     machine = await LabMachine.start({ name: 'kill-both', memoryMib: 96, qemu });
     options = { dir: machine.dir, repo: join(machine.dir, 'repo') };
     await cairn(['init', '--repo', options.repo], options);
-    await machine.guest('lab memory 16');
+    await machine.guest(gentleLoad(16));
     await machine.qmp.command('migrate-set-parameters', OPERATOR_PARAMETERS);
     settings = await migrationSettings();
     await take();

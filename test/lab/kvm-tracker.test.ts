@@ -10,9 +10,10 @@ import type { KvmVm } from '../../adapters/kvm/kvm-vm.js';
 import type { DirtyTracker, Harvest } from '../../src/hypervisor/dirty-tracker.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { LabMachine, type LabMachineOptions } from './machine.js';
+import { GUEST_COMMAND_LINE } from './support/lab-files.js';
 
 /** Debian's kernel clears pages when it hands them out, which hides what a balloon does to them. */
-const NO_CLEARING = ['-append', 'console=ttyS0 quiet panic=1 mitigations=off init_on_alloc=0 init_on_free=0'];
+const NO_CLEARING = ['-append', `${GUEST_COMMAND_LINE} init_on_alloc=0 init_on_free=0`];
 const BALLOON_MIB = [256, 140, 140, 256, 180, 256];
 
 interface Region {

@@ -21,10 +21,12 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 
 import { LabMachine } from './machine.js';
-import { CAIRN_MAIN, type CliOptions } from './support/cairn-cli.js';
+import { CAIRN_MAIN } from '../support/cairn-main.js';
+import type { CliOptions } from './support/cairn-cli.js';
 import { readRamBlocks } from './support/ground-truth.js';
 import {
   ensureLab,
+  GUEST_COMMAND_LINE,
   labCache,
   qemuProgram,
   scratchDir,
@@ -320,7 +322,7 @@ function domainXml(name: string, dir: string, emulator: string, options: LabDoma
     <type arch='x86_64' machine='pc'>hvm</type>
     <kernel>${dir}/vmlinuz</kernel>
     <initrd>${dir}/initrd.gz</initrd>
-    <cmdline>console=ttyS0 quiet panic=1 mitigations=off</cmdline>
+    <cmdline>${GUEST_COMMAND_LINE}</cmdline>
     ${options.osXml?.(dir) ?? ''}
   </os>
   <features><acpi/></features>

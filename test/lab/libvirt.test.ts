@@ -14,7 +14,7 @@ import {
   type CliMessage,
   type CliOptions,
 } from './support/cairn-cli.js';
-import { gentleLoad } from './support/guest-loads.js';
+import { GENTLE_DISK_LOAD, gentleLoad } from './support/guest-loads.js';
 import { PauseHold, differingFromStored } from './support/oracle.js';
 import { IN_PAUSE, StoppedCairn, isRunEvent, pauseMarkers, storedObjects } from './support/stopped-cairn.js';
 
@@ -41,7 +41,7 @@ describeWithLibvirt('a domain that libvirt owns', () => {
     machine = await domain.start();
     await machine.guest('lab fill 24');
     await machine.guest(gentleLoad(16));
-    await machine.guest('lab disk');
+    await machine.guest(GENTLE_DISK_LOAD);
   }, 300_000);
   afterAll(async () => {
     machine.qmp.close();

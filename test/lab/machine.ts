@@ -8,7 +8,15 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { HarnessQmp } from './support/harness-qmp.js';
-import { ensureLab, labCache, qemuProgram, scratchDir, type QemuVersion } from './support/lab-files.js';
+import {
+  ensureLab,
+  GUEST_COMMAND_LINE,
+  guestKernel,
+  labCache,
+  qemuProgram,
+  scratchDir,
+  type QemuVersion,
+} from './support/lab-files.js';
 import { removeWithRepositories } from './support/left-repositories.js';
 
 /**
@@ -84,12 +92,18 @@ export class LabMachine {
         ...command.slice(1),
         ...program.firmwareArgs,
         ...['-name', options.name, '-accel', accelerator, '-cpu', accelerator === 'kvm' ? 'host' : 'max'],
-        ...['-m', `${options.memoryMib ?? 256}`],
+        ...['-m', `${options.memoryMib ?? 160}`],
         ...['-smp', `${options.smp ?? 1}`, '-nodefaults', '-display', 'none'],
         ...(options.uuid === undefined ? [] : ['-uuid', options.uuid]),
-        ...['-kernel', join(guest, 'vmlinuz')],
+        ...[
+          '-kernel',
+          guestKernel(
+            guest,
+            options.extraArgs?.some((arg) => arg.includes('pflash')),
+          ),
+        ],
         ...['-initrd', join(guest, devices.includes('agent') ? 'initrd-agent.gz' : 'initrd.gz')],
-        ...['-append', 'console=ttyS0 quiet panic=1 mitigations=off'],
+        ...['-append', GUEST_COMMAND_LINE],
         ...['-chardev', `file,id=diary,path=${join(dir, 'diary.log')},append=on`, '-serial', 'chardev:diary'],
         ...['-serial', `unix:${join(dir, 'agent.sock')},server=on,wait=off`],
         ...['-qmp', `unix:${join(dir, 'qmp.sock')},server=on,wait=off`],

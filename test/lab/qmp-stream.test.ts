@@ -5,9 +5,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
+import { CAIRN_MAIN } from '../support/cairn-main.js';
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary, runCairn, type CliMessage } from './support/cairn-cli.js';
-import { gentleLoad } from './support/guest-loads.js';
+import { GENTLE_DISK_LOAD, gentleLoad } from './support/guest-loads.js';
 import type { QemuVersion } from './support/lab-files.js';
 import { PauseHold, checkpointAgainstTruth, differingFromStored } from './support/oracle.js';
 import { processTruth } from './support/process-truth.js';
@@ -16,7 +17,6 @@ const INCREMENTS = 10;
 const STREAM = ['--tracker', 'qmp-stream'];
 const RESUME_LIMIT_MS = 20_000;
 const NOBODY = 65534;
-const MAIN = new URL('../../src/cli/main.js', import.meta.url).pathname;
 
 /** All that a stream changes for its time, with the operator's own choice of it. */
 const OPERATOR_PARAMETERS = { 'max-bandwidth': 123_456_789, 'downtime-limit': 77 };
@@ -52,8 +52,8 @@ describe.each<QemuVersion>(['7.2', '10.0'])('checkpoints by a stream of QEMU %s'
     });
     options = { dir: machine.dir, repo: join(machine.dir, 'repo') };
     await cairn(['init', '--repo', options.repo], options);
-    await machine.guest('lab memory 24');
-    await machine.guest('lab disk');
+    await machine.guest(gentleLoad(24));
+    await machine.guest(GENTLE_DISK_LOAD);
     await machine.qmp.command('migrate-set-parameters', OPERATOR_PARAMETERS);
     await machine.qmp.command('migrate-set-capabilities', {
       capabilities: ['xbzrle', 'auto-converge', 'x-ignore-shared'].map((capability) => ({
@@ -97,7 +97,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('checkpoints by a stream of QEMU %s'
     await machine.qmp.command('balloon', { value: 256 << 20 });
     await machine.guest('lab stop');
     await machine.guest(gentleLoad(24));
-    await machine.guest('lab disk');
+    await machine.guest(GENTLE_DISK_LOAD);
   });
 
   it('in separate processes, which compare with the repository, alternating with another tracker', async () => {
@@ -127,7 +127,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('checkpoints by a stream of QEMU %s'
       'written-later',
     );
     await machine.guest(gentleLoad(24));
-    await machine.guest('lab disk');
+    await machine.guest(GENTLE_DISK_LOAD);
   });
 
   it('are refused while the operator migrates, and of a VM that is paused', async () => {
@@ -260,7 +260,7 @@ describe('a user who has nothing but the monitor socket', () => {
       process.getuid?.() !== 0 || !isReadableForNobody()
         ? ['--bounding-set', '-all', '--inh-caps', '-all']
         : ['--reuid', `${NOBODY}`, '--regid', `${NOBODY}`, '--clear-groups'];
-    const output = execFileSync('setpriv', [...user, process.execPath, MAIN, ...args, '--json'], {
+    const output = execFileSync('setpriv', [...user, process.execPath, CAIRN_MAIN, ...args, '--json'], {
       env: {
         CAIRN_RUNTIME_DIR: runtimeDir,
         CAIRN_STATE_DIR: join(runtimeDir, 'state'),
@@ -318,9 +318,9 @@ describe('a user who has nothing but the monitor socket', () => {
     try {
       execFileSync('setpriv', [
         ...['--reuid', `${NOBODY}`, '--regid', `${NOBODY}`, '--clear-groups'],
-        ...['test', '-r', MAIN],
+        ...['test', '-r', CAIRN_MAIN],
       ]);
-      return existsSync(MAIN);
+      return existsSync(CAIRN_MAIN);
     } catch {
       return false;
     }

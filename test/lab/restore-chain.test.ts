@@ -4,7 +4,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { LabMachine } from './machine.js';
 import { CairnProcess, cairn, isSummary } from './support/cairn-cli.js';
-import { gentleLoad } from './support/guest-loads.js';
+import { GENTLE_DISK_LOAD, gentleLoad } from './support/guest-loads.js';
 import { groundTruth } from './support/ground-truth.js';
 import { differingFromStored } from './support/oracle.js';
 import { qemuProgram, type QemuVersion } from './support/lab-files.js';
@@ -32,7 +32,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a chain of fifty under QEMU %s', (q
     await machine.guest('lab fill 32');
     checksum = await machine.guest('lab sum');
     await machine.guest(gentleLoad(8));
-    await machine.guest('lab disk');
+    await machine.guest(GENTLE_DISK_LOAD);
     const watch = new CairnProcess(
       ['watch', machine.address, '--repo', repo, '--every', '0.2', '--count', `${CHAIN_LENGTH}`],
       options,

@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { REWIND_FAULT_POINTS, type RewindFaultPoint } from '../../src/checkpoint/fault-points.js';
 import { LabMachine } from './machine.js';
+import { gentleLoad } from './support/guest-loads.js';
 import { cairn, runCairn } from './support/cairn-cli.js';
 import { checkpointAgainstTruth } from './support/oracle.js';
 import {
@@ -46,7 +47,7 @@ describe.each(['7.2', '10.0'] as const)('a rewind of QEMU %s that is cut off', (
     });
     options = optionsOf(machine);
     await cairn(['init', '--repo', options.repo], options);
-    await machine.guest('lab fill 4; lab memory 6');
+    await machine.guest(`lab fill 4; ${gentleLoad(6)}`);
     for (let i = 0; i < 2; i++) {
       ids.push(String((await checkpoint(machine)).checkpoint_id));
       await machine.waitForProgress();

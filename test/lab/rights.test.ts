@@ -25,11 +25,19 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it } from '@jest/glo
 import { rightsOf } from '../../adapters/kvm/inspect/process-rights.js';
 import type { JsonObject } from '../../src/types.js';
 import { LabMachine } from './machine.js';
-import { CAIRN_MAIN, cairn, runCairn, type CliOptions, type CliResult } from './support/cairn-cli.js';
+import { CAIRN_MAIN } from '../support/cairn-main.js';
+import { cairn, runCairn, type CliOptions, type CliResult } from './support/cairn-cli.js';
 import { groundTruth } from './support/ground-truth.js';
 import { removeWithRepositories } from './support/left-repositories.js';
 import { checkpointAgainstTruth, differingFromStored } from './support/oracle.js';
-import { ensureLab, labCache, qemuProgram, scratchDir, type QemuVersion } from './support/lab-files.js';
+import {
+  ensureLab,
+  guestKernel,
+  labCache,
+  qemuProgram,
+  scratchDir,
+  type QemuVersion,
+} from './support/lab-files.js';
 
 const NOBODY = 65_534;
 const STRANGER = 12_345;
@@ -172,7 +180,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a QEMU %s of an unprivileged user',
       chownSync(guest, 0, 0);
     }
     const program = join(labCache(), 'qemu-10/usr/bin/qemu-system-x86_64');
-    const loaded = qemu === '10.0' ? program : join(guest, 'vmlinuz');
+    const loaded = qemu === '10.0' ? program : guestKernel(guest);
     // The folder of a replaced binary: the old one moved away, another one in its place.
     renameSync(loaded, `${loaded}.old`);
     cpSync(`${loaded}.old`, loaded);

@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 
 import { EXIT } from '../../src/cli/exit-codes.js';
 import { LabMachine } from './machine.js';
+import { gentleLoad } from './support/guest-loads.js';
 import { CairnProcess, cairn, isSummary, type CliMessage, type CliOptions } from './support/cairn-cli.js';
 import { checkpointAgainstTruth, PauseHold } from './support/oracle.js';
 import { childrenOf, isAlive, StoppedCairn } from './support/stopped-cairn.js';
@@ -26,7 +27,7 @@ describe('a guest whose Cairn is to end', () => {
     machine = await LabMachine.start({ name: 'signals', memoryMib: 96 });
     options = { dir: machine.dir, repo: join(machine.dir, 'repo') };
     await cairn(['init', '--repo', options.repo], options);
-    await machine.guest('lab memory 16');
+    await machine.guest(gentleLoad(16));
     await cairn(['checkpoint', machine.address, '--repo', options.repo], options);
   });
   afterAll(() => machine.destroy());

@@ -9,6 +9,7 @@ import { chooseTracker } from '../../src/checkpoint/trust/tracker-choice.js';
 import { regionOfPage } from '../../src/hypervisor/memory-layout.js';
 import { recordEpochs } from '../../src/study/trace/recorder.js';
 import { LabMachine } from './machine.js';
+import { gentleLoad } from './support/guest-loads.js';
 import { groundTruth } from './support/ground-truth.js';
 
 const PAGE = 4096;
@@ -18,7 +19,7 @@ describe('recording a trace of a running guest', () => {
   let runtimeDir: string;
   beforeAll(async () => {
     machine = await LabMachine.start({ name: 'trace', memoryMib: 128 });
-    await machine.guest('lab memory 16');
+    await machine.guest(gentleLoad(16));
     runtimeDir = mkdtempSync(join(tmpdir(), 'cairn-trace-'));
   });
   afterAll(async () => {

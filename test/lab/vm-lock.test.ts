@@ -12,7 +12,8 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/glob
 
 import { processStartTimeSync } from '../../src/host/process-identity.js';
 import { LabMachine } from './machine.js';
-import { CAIRN_MAIN, cairn, runCairn, type CliOptions, type CliResult } from './support/cairn-cli.js';
+import { CAIRN_MAIN } from '../support/cairn-main.js';
+import { cairn, runCairn, type CliOptions, type CliResult } from './support/cairn-cli.js';
 import { gentleLoad } from './support/guest-loads.js';
 import { scratchDir, shareLab } from './support/lab-files.js';
 import { removeWithRepositories } from './support/left-repositories.js';

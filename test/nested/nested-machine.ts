@@ -6,7 +6,13 @@ import { closeSync, existsSync, openSync, readFileSync, rmSync, truncateSync, wr
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { SOURCE_ROOT, labCache, qemuProgram, scratchDir } from '../lab/support/lab-files.js';
+import {
+  GUEST_COMMAND_LINE,
+  SOURCE_ROOT,
+  labCache,
+  qemuProgram,
+  scratchDir,
+} from '../lab/support/lab-files.js';
 import { parseLines, type TruthLine } from '../truth/truth-line.js';
 
 /** Debian suite that the kernel comes from: 6.1 and 6.12. */
@@ -135,7 +141,7 @@ function startQemu(
         ...['-kernel', join(labCache(), 'nested', suite, 'vmlinuz'), '-initrd', initrd],
         '-append',
         // ignore_msrs: kvm-amd reads a register that the emulation does not have.
-        `console=ttyS0 quiet panic=1 mitigations=off kvm.ignore_msrs=1 run=${words}`,
+        `${GUEST_COMMAND_LINE} kvm.ignore_msrs=1 run=${words}`,
       ],
       { cwd: dir, stdio: ['ignore', log, log], env: emulator.env },
     );

@@ -7,6 +7,7 @@ import { writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import type { LabMachine, LabMachineOptions } from '../lab/machine.js';
+import { GUEST_COMMAND_LINE } from '../lab/support/lab-files.js';
 import {
   compactMemory,
   directDisk,
@@ -110,7 +111,7 @@ const SCENARIOS: readonly Scenario[] = [
       // Debian's kernel clears pages when it hands them out, which hides what a balloon does to them.
       options: {
         devices: ['disk', 'balloon'],
-        extraArgs: ['-append', 'console=ttyS0 quiet panic=1 mitigations=off init_on_alloc=0 init_on_free=0'],
+        extraArgs: ['-append', `${GUEST_COMMAND_LINE} init_on_alloc=0 init_on_free=0`],
       },
       onStart: async (machine) => {
         await machine.guest('dd if=/dev/urandom of=/tmp/x bs=1M count=30; rm /tmp/x');
@@ -195,7 +196,7 @@ const SCENARIOS: readonly Scenario[] = [
         extraArgs: [
           ...['-m', `${MEMORY_MIB},slots=2,maxmem=512M`],
           // Room for memory above 4 GiB makes the kernel set aside half of the guest for bounce buffers.
-          ...['-append', 'console=ttyS0 quiet panic=1 mitigations=off swiotlb=512'],
+          ...['-append', `${GUEST_COMMAND_LINE} swiotlb=512`],
         ],
       },
       onStart: loaded,

@@ -3,7 +3,6 @@ import { once } from 'node:events';
 import { closeSync, mkdtempSync, openSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 
 import { describe, expect, it } from '@jest/globals';
 
@@ -12,8 +11,8 @@ import { duration, secondsForTimer } from '../../src/cli/parse.js';
 import { snakeCase } from '../../src/cli/reporter.js';
 import { Repository } from '../../src/repository/repository.js';
 import { openBackend } from '../../src/storage/open.js';
+import { CAIRN_MAIN } from '../support/cairn-main.js';
 
-const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 const COMMAND = new URL('../../src/cli/command.js', import.meta.url).href;
 
 /** Runs Node.js with one of its outputs closed by the reader before anything is written. */
@@ -31,7 +30,7 @@ async function withClosed(
 
 describe('an output that nobody reads any more', () => {
   it('is no failure of the help', async () => {
-    expect(await withClosed('stdout', [MAIN, '--help'])).toEqual({ exitCode: 0, stderr: '' });
+    expect(await withClosed('stdout', [CAIRN_MAIN, '--help'])).toEqual({ exitCode: 0, stderr: '' });
   });
 
   it.each([
@@ -64,7 +63,7 @@ describe('an output without room', () => {
       await (await Repository.init(openBackend(join(dir, 'repo')))).backend.close();
       const { status, stderr } = spawnSync(
         process.execPath,
-        [MAIN, ...args, ...(args.length > 1 ? [join(dir, 'repo')] : [])],
+        [CAIRN_MAIN, ...args, ...(args.length > 1 ? [join(dir, 'repo')] : [])],
         { stdio: ['ignore', full, 'pipe'], encoding: 'utf8', env: { ...process.env, NODE_OPTIONS: '' } },
       );
       expect(status).toBe(EXIT.failure);
@@ -141,7 +140,7 @@ describe('cairn receive', () => {
   function received(repo: string) {
     const { status, stdout, stderr } = spawnSync(
       process.execPath,
-      [MAIN, 'receive', '--repo', repo, '--json'],
+      [CAIRN_MAIN, 'receive', '--repo', repo, '--json'],
       {
         input: 'SSH-2.0\n'.repeat(100),
         encoding: 'utf8',
@@ -236,7 +235,7 @@ describe('cairn init', () => {
     try {
       writeFileSync(join(dir, 'thesis.odt'), 'text');
       const init = (): { status: number | null; stdout: string } =>
-        spawnSync(process.execPath, [MAIN, 'init', '--repo', dir, '--json'], {
+        spawnSync(process.execPath, [CAIRN_MAIN, 'init', '--repo', dir, '--json'], {
           encoding: 'utf8',
           env: { ...process.env, NODE_OPTIONS: '' },
         });

@@ -6,7 +6,6 @@ import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 
 import { afterAll, afterEach, describe, expect, it } from '@jest/globals';
 
@@ -20,10 +19,10 @@ import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify/verify.js';
 import { FileBackend } from '../../src/storage/file.js';
 import { MemoryBackend } from '../../src/storage/memory.js';
+import { CAIRN_MAIN } from '../support/cairn-main.js';
 import { forgetIds, mustBeWhole, sourceOf, storedBytes, strays } from '../support/forget-model.js';
 import { IDENTITY, ModelVm, mustReadBack, readBack, type Expected } from './repository-model.js';
 
-const MAIN = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
 const KEYS = new ChainKeys('web1');
 
 interface Chain {
@@ -501,7 +500,7 @@ describe('cairn forget', () => {
     repo: string,
     args: readonly string[],
   ): Promise<{ exitCode: number | null; out: string; messages: readonly Record<string, unknown>[] }> {
-    const child = spawn(process.execPath, [MAIN, ...args, '--repo', repo], {
+    const child = spawn(process.execPath, [CAIRN_MAIN, ...args, '--repo', repo], {
       env: { ...process.env, NODE_OPTIONS: '', TZ: 'UTC' },
     });
     let out = '';
@@ -582,7 +581,7 @@ describe('cairn forget', () => {
   ])('asks at a terminal about checkpoints dated later than now: %s', async (answer, exitCode, left) => {
     const chain = await fileChain(4);
     await misdateNewest(chain);
-    const command = [process.execPath, MAIN, 'forget', '--keep-last', '1', '--repo', chain.repo];
+    const command = [process.execPath, CAIRN_MAIN, 'forget', '--keep-last', '1', '--repo', chain.repo];
     // `script` gives it a terminal.
     const child = spawn('script', ['-qec', command.join(' '), '/dev/null'], {
       env: { ...process.env, NODE_OPTIONS: '' },

@@ -3,7 +3,8 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+
+import { CAIRN_MAIN } from '../../support/cairn-main.js';
 
 export type CliMessage = Readonly<Record<string, unknown>> & { readonly message_type: string };
 
@@ -13,8 +14,6 @@ export interface CliResult {
   readonly messages: readonly CliMessage[];
   readonly stderr: string;
 }
-
-export const CAIRN_MAIN = fileURLToPath(new URL('../../../src/cli/main.js', import.meta.url));
 
 export interface CliOptions {
   /** Folder of the test; holds the runtime folder. */

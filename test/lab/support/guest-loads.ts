@@ -4,7 +4,12 @@
  * enough wherever the writes themselves are not what a test is about.
  */
 
+const REST_US = 300_000;
+
 /** Some pages of `mib` MiB, several times a second. */
 export function gentleLoad(mib: number): string {
-  return `lab memory ${mib} 300000`;
+  return `lab memory ${mib} ${REST_US}`;
 }
+
+/** Direct and buffered writes to the first disk, several times a second. */
+export const GENTLE_DISK_LOAD = `lab disk ${REST_US}`;

@@ -8,6 +8,7 @@ mkdir -p "$work/cairn"
 cd "$root"
 {
   echo package.json
+  find bundle -type f
   find dist/src dist/adapters dist/examples dist/test/golden dist/test/lab dist/test/truth dist/test/support dist/test/fuzz -type f ! -name '*.map' ! -name '*.d.ts' ! -name '*.test.js'
   # The installed packages that Cairn depends on, by npm's own list.
   npm ls --omit=dev --parseable --all 2>/dev/null | sed -n "s|^$(pwd -P)/||p" | while read -r folder; do

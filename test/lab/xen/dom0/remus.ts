@@ -6,7 +6,8 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { framesSharedForWriting } from '../../../../adapters/xen/memory/shared-frames.js';
-import { CAIRN_MAIN, isSummary, type CliMessage } from '../../support/cairn-cli.js';
+import { CAIRN_MAIN } from '../../../support/cairn-main.js';
+import { isSummary, type CliMessage } from '../../support/cairn-cli.js';
 import { GuestChain } from './chain.js';
 import { check, type Context, type Figures, type Scenario } from './harness.js';
 import { compareWithTruth, readMemory, withDomain, type OracleResult, type Truth } from './oracle.js';
