@@ -2,7 +2,10 @@
  * The page server: a process of its own that fills the memory of a VM which runs already. The core starts it and opens
  * the repository in it; the adapter says how pages reach its VM.
  *
- *     restore ---startPageServer---> page server: opens the repository ---servePages of the adapter---> VM
+ *     restore ---startPageServer---> page server: opens the repository
+ *             ---serve-----------------> servePages of the adapter --------> VM
+ *
+ * It is started before the VM is, since both take their time.
  */
 
 import type { JsonObject } from '../types.js';
@@ -37,12 +40,17 @@ export type ServingEvent =
 export interface PageServerOrder {
   /** URL of the adapter's module. */
   readonly modulePath: string;
-  readonly vm: ServedProcess;
-  readonly vmAddress: string;
-  readonly args: JsonObject;
   /** Stays the caller's to close. */
   readonly stream: number;
   readonly bytesPerSecond: number;
+}
+
+/** The VM that a page server fills. */
+export interface ServedVm {
+  readonly vm: ServedProcess;
+  readonly vmAddress: string;
+  /** Of the adapter's own. */
+  readonly args: JsonObject;
 }
 
 /** What a page server says. */
@@ -58,6 +66,8 @@ export interface PageServer {
   readonly totalPages: number;
   /** Process that looks after the server. */
   readonly pid: number;
+  /** Once, when the VM is there. */
+  serve(vm: ServedVm): void;
   tell(word: PageServerWord): void;
   /** The next thing it says. The last one is `done` or `failed`, which comes again and again. */
   next(): Promise<PageServerEvent>;

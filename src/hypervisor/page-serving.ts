@@ -19,7 +19,7 @@ export interface PagedSource extends CheckpointSource {
 export interface PageServing {
   readonly source: PagedSource;
   readonly vm: ServedProcess;
-  /** Of the adapter's own; see `PageServerOrder`. */
+  /** Of the adapter's own; see `ServedVm`. */
   readonly args: JsonObject;
   /** Descriptor of the connection to the VM; absent in a server that takes over from one that has ended. */
   readonly stream?: number;

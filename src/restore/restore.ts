@@ -69,10 +69,10 @@ export async function restoreCheckpoint(
 
 async function startPageServer(
   { repository, manifest }: RestoreOptions,
-  { modulePath, vm, vmAddress, args, stream, bytesPerSecond }: PageServerOrder,
+  { modulePath, stream, bytesPerSecond }: PageServerOrder,
 ): Promise<PageServer> {
   const order = {
-    ...{ modulePath, vm, vmAddress, args, bytesPerSecond, vmName: manifest.vmName },
+    ...{ modulePath, bytesPerSecond, vmName: manifest.vmName },
     ...{ repository: repository.backend.properties.location, checkpointId: manifest.id },
     ...{ runtimeDir: await openRuntimeDir(defaultRuntimeDir()), hasStream: true },
   };

@@ -11,7 +11,6 @@ import { HarnessQmp } from './support/harness-qmp.js';
 import {
   ensureLab,
   GUEST_COMMAND_LINE,
-  guestKernel,
   labCache,
   qemuProgram,
   scratchDir,
@@ -92,16 +91,10 @@ export class LabMachine {
         ...command.slice(1),
         ...program.firmwareArgs,
         ...['-name', options.name, '-accel', accelerator, '-cpu', accelerator === 'kvm' ? 'host' : 'max'],
-        ...['-m', `${options.memoryMib ?? 160}`],
+        ...['-m', `${options.memoryMib ?? 256}`],
         ...['-smp', `${options.smp ?? 1}`, '-nodefaults', '-display', 'none'],
         ...(options.uuid === undefined ? [] : ['-uuid', options.uuid]),
-        ...[
-          '-kernel',
-          guestKernel(
-            guest,
-            options.extraArgs?.some((arg) => arg.includes('pflash')),
-          ),
-        ],
+        ...['-kernel', join(guest, 'vmlinuz')],
         ...['-initrd', join(guest, devices.includes('agent') ? 'initrd-agent.gz' : 'initrd.gz')],
         ...['-append', GUEST_COMMAND_LINE],
         ...['-chardev', `file,id=diary,path=${join(dir, 'diary.log')},append=on`, '-serial', 'chardev:diary'],

@@ -30,14 +30,7 @@ import { cairn, runCairn, type CliOptions, type CliResult } from './support/cair
 import { groundTruth } from './support/ground-truth.js';
 import { removeWithRepositories } from './support/left-repositories.js';
 import { checkpointAgainstTruth, differingFromStored } from './support/oracle.js';
-import {
-  ensureLab,
-  guestKernel,
-  labCache,
-  qemuProgram,
-  scratchDir,
-  type QemuVersion,
-} from './support/lab-files.js';
+import { ensureLab, labCache, qemuProgram, scratchDir, type QemuVersion } from './support/lab-files.js';
 
 const NOBODY = 65_534;
 const STRANGER = 12_345;
@@ -180,7 +173,7 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a QEMU %s of an unprivileged user',
       chownSync(guest, 0, 0);
     }
     const program = join(labCache(), 'qemu-10/usr/bin/qemu-system-x86_64');
-    const loaded = qemu === '10.0' ? program : guestKernel(guest);
+    const loaded = qemu === '10.0' ? program : join(guest, 'vmlinuz');
     // The folder of a replaced binary: the old one moved away, another one in its place.
     renameSync(loaded, `${loaded}.old`);
     cpSync(`${loaded}.old`, loaded);

@@ -25,6 +25,8 @@ const ATTEMPTS = 3;
 /** Not those that a program can bring about: its end, and memory that runs out. */
 const OUTER_PANIC =
   /Kernel panic - not syncing: (?!Attempted to kill init|Out of memory|System is deadlocked)/;
+/** An outer kernel that goes astray beyond a panic resets its machine without a word. */
+const HAS_LAST_WORDS = /Kernel panic|^ended with \d/m;
 /** A read of 64 KiB takes half a second, less the rest before it: long enough to be caught in flight. */
 const SLOW_BYTES_PER_SECOND = 128 << 10;
 
@@ -39,7 +41,7 @@ export interface NestedRun {
 
 /**
  * Runs a program in an outer machine to its end. Throws, with the end of the console, when it does not get there. It begins anew,
- * and says so, when the outer kernel panics: the program is a process in it, so that is the emulation's failure.
+ * and says so, when the outer kernel panics or is gone: the program is a process in it, so that is the emulation's failure.
  */
 export async function runNested(run: NestedRun): Promise<readonly TruthLine[]> {
   ensureNestedLab();
@@ -82,7 +84,8 @@ async function runOnce(run: NestedRun): Promise<readonly TruthLine[]> {
         const why = hasEnded ? 'ended early' : 'took too long';
         const log = readFileSync(join(dir, 'qemu.log'), 'latin1');
         const message = `the outer machine ${why}; console ends: ${text.slice(-3000)}\n${log}`;
-        throw hasEnded && OUTER_PANIC.test(text) ? new OuterPanic(message) : new Error(message);
+        const isLost = OUTER_PANIC.test(text) || !HAS_LAST_WORDS.test(text);
+        throw hasEnded && isLost ? new OuterPanic(message) : new Error(message);
       }
       await sleep(POLL_MS);
     }

@@ -26,6 +26,7 @@ import { withDisksPutBack, type RolledBack } from '../../disks/rolled-back.js';
 import { asRecorded } from './as-recorded.js';
 import { incomingCompleted } from './follow.js';
 import { refuseLazily, refuseTarget } from './lazy/refusals.js';
+import { ServerAhead } from './lazy/server-ahead.js';
 import { startLazily } from './lazy/start-lazily.js';
 import { openLog } from './log-file.js';
 import { refuseMissing } from './missing-paths.js';
@@ -92,8 +93,10 @@ async function restoreIntoNewQemu(
   await drivers.check(disks);
   const standIns = drivers.standIns(disks, source.checkpointId);
   const stoodIn = await withStandIns(standIns, start.options, start.cwd);
+  let ahead: ServerAhead | undefined;
   try {
     await refuseNeighbours(stoodIn.options, start.cwd);
+    ahead = request.lazy === true ? startServerAhead(request) : undefined;
     const command = { program: start.program, argv: formatCommandLine(stoodIn.options), env: start.env };
     const log = await openLog(request.logPath, start.qmpPath);
     const qemu = await RestoredQemu.start({
@@ -102,7 +105,7 @@ async function restoreIntoNewQemu(
       qmpPath: start.qmpPath,
       log: log.file,
     });
-    const load: Load = { source, sections, request, rights, drivers, images, start, stoodIn };
+    const load: Load = { source, sections, request, rights, drivers, images, start, stoodIn, ahead };
     try {
       const { streamBytes, running } = await loadInto(qemu, load);
       await log.belongsTo(qemu.pid);
@@ -122,6 +125,7 @@ async function restoreIntoNewQemu(
       await qemu.release();
     }
   } catch (error) {
+    await ahead?.drop();
     await removeStandIns(stoodIn.created);
     throw error;
   }
@@ -136,6 +140,8 @@ interface Load {
   readonly images: RestoredImages;
   readonly start: PlannedStart;
   readonly stoodIn: StoodIn;
+  /** Of a VM that is to run before it has its memory. */
+  readonly ahead: ServerAhead | undefined;
   /** Set once the disks are those of the checkpoint. */
   rolledBack?: RolledBack;
 }
@@ -152,7 +158,9 @@ async function loadInto(
     if (rights.atMost !== undefined) refuseMoreRights(await rightsOf(qemu.pid), rights.atMost);
     await ownStep(asRecorded(monitor, load));
     const { streamBytes, state, ...loaded } =
-      request.lazy === true ? await startFilling(monitor, qemu, load) : await fillFirst(monitor, qemu, load);
+      load.ahead === undefined
+        ? await fillFirst(monitor, qemu, load)
+        : await startFilling(monitor, qemu, load, load.ahead);
     if (!request.paused && (state === 'paused' || state === 'prelaunch' || state === 'inmigrate')) {
       throw new CheckpointError(
         'RESTORE_FAILED',
@@ -199,14 +207,22 @@ async function fillFirst(monitor: QmpClient, qemu: RestoredQemu, load: Load): Pr
   return { streamBytes, state: await incomingCompleted(monitor, () => qemu.exitText, signal) };
 }
 
-async function startFilling(monitor: QmpClient, qemu: RestoredQemu, load: Load): Promise<Loaded> {
-  const { request, start } = load;
-  const { startPageServer } = request;
+/** @throws VM_UNSUPPORTED, FFI_FAILED, USAGE for a rate that is none */
+function startServerAhead({ startPageServer, fillRate }: KvmRestoreRequest): ServerAhead {
   if (startPageServer === undefined)
     throw new CheckpointError('VM_UNSUPPORTED', 'no page server can be started from here');
+  return new ServerAhead(startPageServer, fillRateOf(fillRate));
+}
+
+async function startFilling(
+  monitor: QmpClient,
+  qemu: RestoredQemu,
+  load: Load,
+  ahead: ServerAhead,
+): Promise<Loaded> {
+  const { request, start } = load;
   const started = await startLazily({
-    ...{ monitor, pid: qemu.pid, qmpPath: start.qmpPath, startPageServer },
-    bytesPerSecond: fillRateOf(request.fillRate),
+    ...{ monitor, pid: qemu.pid, qmpPath: start.qmpPath, ahead },
     beforeRun: () => rollBack(load),
     hasEnded: () => qemu.exitText,
     signal: request.signal,

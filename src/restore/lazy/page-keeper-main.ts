@@ -27,7 +27,7 @@ let input: Writable | undefined;
 let isCallerGone = false;
 let wake: () => void = () => undefined;
 
-process.stdin.setEncoding('latin1');
+process.stdin.setEncoding('utf8');
 process.stdin.on('data', (text: string) => {
   words += text;
   input?.write(text);

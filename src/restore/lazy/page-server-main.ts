@@ -3,7 +3,7 @@
  * the VM.
  *
  *     argv    a `ServerOrder`
- *     stdin   words, a line each (`PageServerWord`); end of file when the caller is gone
+ *     stdin   which VM it fills, then words, a line each (`server-order.ts`, `PageServerWord`); end of file when the caller is gone
  *     stdout  events, a line of JSON each (`PageServerEvent`), and first how many pages there are; nobody may read them
  *     3       the connection to the VM
  *
@@ -16,12 +16,12 @@ import { CheckpointError, describeError, isCheckpointError } from '../../errors.
 import { keepOutOfCoreDumps } from '../../ffi/core-dumps.js';
 import { removeFillingNote, writeFillingNote, type FillingNote } from '../../host/filling-note.js';
 import { ownIdentity } from '../../host/process-identity.js';
-import type { PageServerEvent, PageServerWord } from '../../hypervisor/page-server.js';
+import type { PageServerEvent, PageServerWord, ServedVm } from '../../hypervisor/page-server.js';
 import type { PageServingModule } from '../../hypervisor/page-serving.js';
 import { Repository } from '../../repository/repository.js';
 import { openBackend } from '../../storage/open.js';
 import { pagedSource } from './paged-source.js';
-import { readOrder, STREAM_DESCRIPTOR, type ServerOrder } from './server-order.js';
+import { readOrder, readVmLine, STREAM_DESCRIPTOR, type ServerOrder } from './server-order.js';
 
 /** Between two lines of progress, and two notes. */
 const PROGRESS_MS = 200;
@@ -29,13 +29,19 @@ const PROGRESS_MS = 200;
 const MOST_UNREAD_BYTES = 64 * 1024;
 
 async function serve(order: ServerOrder): Promise<void> {
+  const lines = new Lines();
   const repository = await Repository.open(openBackend(order.repository));
   const manifest = await repository.find(order.checkpointId);
   const source = await pagedSource(repository.reader(manifest), manifest);
   say({ event: 'opened', totalPages: source.storedPages });
+  const [{ servePages }, served] = await Promise.all([
+    import(order.modulePath) as Promise<PageServingModule>,
+    lines.vm(),
+  ]);
+  const { vm, vmAddress, args } = served;
   let note: FillingNote = {
-    ...{ state: order.hasStream ? 'starting' : 'filling', args: order.args, damage: {}, isAwaited: false },
-    ...{ vmAddress: order.vmAddress, vmName: order.vmName, vm: order.vm },
+    ...{ state: order.hasStream ? 'starting' : 'filling', args, damage: {}, isAwaited: false },
+    ...{ vmAddress, vmName: order.vmName, vm },
     ...{ repository: order.repository, checkpointId: manifest.id, bytesPerSecond: order.bytesPerSecond },
     ...{ server: ownIdentity(), totalPages: source.storedPages, donePages: 0 },
   };
@@ -45,13 +51,11 @@ async function serve(order: ServerOrder): Promise<void> {
   };
   if (!order.hasStream) keep({});
   let saidAtMs = 0;
-  const heard = words();
-  const { servePages } = (await import(order.modulePath)) as PageServingModule;
   await servePages({
-    ...{ source, vm: order.vm, args: order.args, bytesPerSecond: order.bytesPerSecond },
+    ...{ source, vm, args, bytesPerSecond: order.bytesPerSecond },
     ...(order.hasStream ? { stream: STREAM_DESCRIPTOR } : {}),
     told: async (word) => {
-      const isSaid = await heard(word);
+      const isSaid = await lines.said(word);
       if (isSaid && word === 'go') keep({});
       if (word === 'running') keep({ state: 'filling' });
       return isSaid;
@@ -69,33 +73,56 @@ async function serve(order: ServerOrder): Promise<void> {
       say(event);
     },
   });
-  removeFillingNote(order.runtimeDir, order.vm);
+  removeFillingNote(order.runtimeDir, vm);
   say({ event: 'progress', donePages: source.storedPages });
   say({ event: 'done' });
 }
 
-/** @returns waits for a word; false when the caller went away before it was said */
-function words(): (word: PageServerWord) => Promise<boolean> {
-  const said = new Set<string>();
-  let isGone = false;
-  let wake: () => void = () => undefined;
-  let unread = '';
-  process.stdin.setEncoding('latin1');
-  process.stdin.on('data', (text: string) => {
-    const lines = (unread + text).split('\n');
-    unread = lines.pop() ?? '';
-    for (const line of lines) said.add(line);
-    wake();
-  });
-  const gone = (): void => {
-    isGone = true;
-    wake();
-  };
-  for (const event of ['end', 'close', 'error'] as const) process.stdin.once(event, gone);
-  return async (word) => {
-    while (!said.has(word) && !isGone) await new Promise<void>((resolve) => (wake = resolve));
-    return said.has(word);
-  };
+/** What the caller says, as far as it is waited for. */
+class Lines {
+  readonly #said: string[] = [];
+  #isGone = false;
+  #wake: () => void = () => undefined;
+
+  constructor() {
+    let unread = '';
+    process.stdin.setEncoding('utf8');
+    process.stdin.on('data', (text: string) => {
+      const lines = (unread + text).split('\n');
+      unread = lines.pop() ?? '';
+      this.#said.push(...lines);
+      this.#wake();
+    });
+    const gone = (): void => {
+      this.#isGone = true;
+      this.#wake();
+    };
+    for (const event of ['end', 'close', 'error'] as const) process.stdin.once(event, gone);
+  }
+
+  /** @throws INTERRUPTED when the caller went away before it said so */
+  async vm(): Promise<ServedVm> {
+    const vm = await this.#first(readVmLine);
+    if (vm === undefined)
+      throw new CheckpointError('INTERRUPTED', 'whoever restores ended before the VM was there');
+    return vm;
+  }
+
+  /** @returns false when the caller went away before it was said */
+  async said(word: PageServerWord): Promise<boolean> {
+    return (await this.#first((line) => (line === word ? word : undefined))) !== undefined;
+  }
+
+  async #first<T>(read: (line: string) => T | undefined): Promise<T | undefined> {
+    for (;;) {
+      for (const line of this.#said) {
+        const found = read(line);
+        if (found !== undefined) return found;
+      }
+      if (this.#isGone) return undefined;
+      await new Promise<void>((resolve) => (this.#wake = resolve));
+    }
+  }
 }
 
 function say(event: PageServerEvent | { readonly event: 'opened'; readonly totalPages: number }): void {

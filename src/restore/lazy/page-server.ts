@@ -6,8 +6,8 @@ import { fileURLToPath } from 'node:url';
 
 import { CheckpointError } from '../../errors.js';
 import { removeFillingNote } from '../../host/filling-note.js';
-import type { PageServer, PageServerEvent, PageServerWord } from '../../hypervisor/page-server.js';
-import type { ServerOrder } from './server-order.js';
+import type { PageServer, PageServerEvent, PageServerWord, ServedVm } from '../../hypervisor/page-server.js';
+import { vmLine, type ServerOrder } from './server-order.js';
 
 const KEEPER = fileURLToPath(new URL('page-keeper-main.js', import.meta.url));
 
@@ -25,6 +25,7 @@ export class StartedPageServer implements PageServer {
   #wake: () => void = () => undefined;
   #unread = '';
   #totalPages: number | undefined;
+  #served: ServedVm | undefined;
 
   private constructor(child: ChildProcess, order: ServerOrder) {
     this.#child = child;
@@ -69,6 +70,11 @@ export class StartedPageServer implements PageServer {
     return this.#child.pid ?? 0;
   }
 
+  serve(vm: ServedVm): void {
+    this.#served = vm;
+    this.#child.stdin?.write(`${vmLine(vm)}\n`);
+  }
+
   tell(word: PageServerWord): void {
     this.#child.stdin?.write(`${word}\n`);
   }
@@ -90,7 +96,7 @@ export class StartedPageServer implements PageServer {
     } catch {
       // Gone already.
     }
-    removeFillingNote(this.#order.runtimeDir, this.#order.vm);
+    if (this.#served !== undefined) removeFillingNote(this.#order.runtimeDir, this.#served.vm);
   }
 
   letGo(): void {

@@ -51,18 +51,13 @@ export async function resumeFilling(given: string, options: ResumeOptions): Prom
   if (pageServingModule === undefined) throw nobodyFills(vmAddress);
   const server = await StartedPageServer.start(
     {
-      ...{
-        vm: note.vm,
-        vmAddress,
-        vmName: note.vmName,
-        args: note.args,
-        bytesPerSecond: bytesPerSecond ?? note.bytesPerSecond,
-      },
+      ...{ vmName: note.vmName, bytesPerSecond: bytesPerSecond ?? note.bytesPerSecond },
       ...{ repository: options.repository ?? note.repository, checkpointId: note.checkpointId },
       ...{ modulePath: pageServingModule, runtimeDir, hasStream: false },
     },
     undefined,
   );
+  server.serve({ vm: note.vm, vmAddress, args: note.args });
   return new Filling(server);
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # build-guest.sh CACHE: kernel and initramfs of the lab's guest, from Debian packages (cloud kernel, busybox).
-# Rebuilt when the kernel package, busybox or the guest's files change. Leaves CACHE/guest/{vmlinuz,vmlinux,initrd.gz}, and initrd-agent.gz:
+# Rebuilt when the kernel package, busybox or the guest's files change. Leaves CACHE/guest/{vmlinuz,initrd.gz}, and initrd-agent.gz:
 # the same with qemu-ga and what it needs to freeze an ext4 (started by the command start-agent).
 set -euo pipefail
 cache="$1"
@@ -45,11 +45,5 @@ done
 # ext4 is built in.
 cp "$modules/drivers/char/virtio_console.ko" agent/lib/agent/
 (cd agent && find . | LC_ALL=C sort | cpio -o -H newc 2>/dev/null | gzip -n -1) | cat "$cache/guest/initrd.gz" - >"$cache/guest/initrd-agent.gz"
-vmlinuz="$cache/guest/vmlinuz"
-cp kernel/boot/vmlinuz-* "$vmlinuz"
-# The same without its compression, which an emulated processor takes half a second to undo: found by what an LZ4 file begins with. The kernel
-# that is packed behind it ends before the file does, which lz4 reports.
-start="$(LC_ALL=C grep -abom1 $'\x02\x21\x4c\x18' "$vmlinuz" | head -n 1 | cut -d: -f1)"
-tail -c "+$((start + 1))" "$vmlinuz" | lz4 -d -q -f - "$cache/guest/vmlinux" 2>/dev/null || true
-[ "$(head -c 4 "$cache/guest/vmlinux")" = $'\x7fELF' ] || { echo "no kernel could be unpacked from $vmlinuz" >&2; exit 1; }
+cp kernel/boot/vmlinuz-* "$cache/guest/vmlinuz"
 echo "$wanted" >"$cache/guest/.built-from"

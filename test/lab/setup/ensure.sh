@@ -14,7 +14,7 @@ mkdir -p "$cache"
 exec 9>"$cache/.lock"
 flock 9
 
-bash "$here/ensure-packages.sh" qemu-system-x86 qemu-utils busybox-static cpio lz4 ovmf
+bash "$here/ensure-packages.sh" qemu-system-x86 qemu-utils busybox-static cpio ovmf
 
 bash "$here/build-guest.sh" "$cache"
 if asked --with-9p; then bash "$here/build-9p-guest.sh" "$cache"; fi

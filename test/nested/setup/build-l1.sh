@@ -101,7 +101,7 @@ add_modules order virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd drive
 # Loaded by the test of NFS.
 add_modules order-nfs drivers/net/veth net/sunrpc/sunrpc net/sunrpc/auth_gss/auth_rpcgss net/dns_resolver/dns_resolver fs/nfs_common/grace \
   fs/lockd/lockd fs/nfs_common/nfs_acl fs/netfs/netfs fs/fscache/fscache fs/nfs/nfs fs/nfs/nfsv3 fs/nfs/nfsv4 fs/nfsd/nfsd
-cp "$cache/guest/vmlinuz" "$cache/guest/vmlinux" "$cache/guest/initrd.gz" "$cache/guest/.built-from" root/cache/lab/guest/
+cp "$cache/guest/vmlinuz" "$cache/guest/initrd.gz" "$cache/guest/.built-from" root/cache/lab/guest/
 mkdir -p root/cache/lab/qemu-10
 if [ "$suite" = bookworm-backports ]; then
   # The lab's second QEMU, without what it does not open.

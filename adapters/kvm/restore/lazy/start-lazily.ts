@@ -1,23 +1,22 @@
 /**
  * Has a new QEMU run on its device state alone, and a page server bring its memory:
  *
- *     getfd: our end of the monitor (parked), one end of a pair of sockets; the other end --> page server
+ *     a pair of sockets: one end --> page server, which reads the checkpoint while QEMU starts
+ *     getfd: our end of the monitor (parked), the other end of the pair
  *     page server: ready --> disks rolled back --> go --> device state --> VM runs --> running
  *
  * Up to `go` nothing has been sent, and nothing of the disks is touched before the page server has opened the
  * checkpoint. From there on the VM may run: what of its memory turns out to be damaged later keeps it waiting.
  */
 
-import { closeSync } from 'node:fs';
-
 import { processStartTime } from '../../../../src/host/process-identity.js';
 import { CheckpointError, describeError, isCheckpointError } from '../../../../src/errors.js';
-import { openSocketPair } from '../../../../src/ffi/socket-pair.js';
-import type { PageServer, PageServerEvent, StartPageServer } from '../../../../src/hypervisor/page-server.js';
+import type { PageServer, PageServerEvent } from '../../../../src/hypervisor/page-server.js';
 import type { QmpClient } from '../../../qemu/qmp-client.js';
 import { incomingStarted } from '../follow.js';
 import { filledVmArgs } from './filled-vm.js';
 import { park } from './parked-monitor.js';
+import type { ServerAhead } from './server-ahead.js';
 import { setPostcopy } from './serve-pages.js';
 
 /** Of the descriptor, among those that QEMU's monitor was given. */
@@ -28,8 +27,7 @@ export interface LazyStart {
   /** Process that serves the monitor. */
   readonly pid: number;
   readonly qmpPath: string;
-  readonly startPageServer: StartPageServer;
-  readonly bytesPerSecond: number;
+  readonly ahead: ServerAhead;
   /** Rolls the disks back. */
   readonly beforeRun: () => Promise<void>;
   readonly hasEnded: () => string | undefined;
@@ -49,27 +47,18 @@ export interface LazilyStarted {
  *   what `beforeRun` throws; the caller ends the QEMU
  */
 export async function startLazily(start: LazyStart): Promise<LazilyStarted> {
-  const { monitor, pid, qmpPath, signal } = start;
+  const { monitor, pid, qmpPath, ahead, signal } = start;
   await allowPostcopy(monitor);
   const monitorInode = await park(monitor);
-  const { ours, theirs } = openSocketPair(0);
-  let server: PageServer;
-  try {
-    await monitor.execute('getfd', { fdname: STREAM_NAME }, { passDescriptor: theirs });
-    await monitor.execute('migrate-incoming', { uri: `fd:${STREAM_NAME}` });
-    server = await start.startPageServer({
-      modulePath: new URL('./serve-pages.js', import.meta.url).href,
-      vm: { pid, startTime: await processStartTime(pid) },
-      vmAddress: `qmp:${qmpPath}`,
-      args: filledVmArgs({ qmpPath, monitorInode }),
-      stream: ours,
-      bytesPerSecond: start.bytesPerSecond,
-    });
-  } finally {
-    // A page server that ends has to be the last one that has it.
-    closeSync(ours);
-    closeSync(theirs);
-  }
+  await monitor.execute('getfd', { fdname: STREAM_NAME }, { passDescriptor: ahead.theirs });
+  ahead.closeTheirs();
+  await monitor.execute('migrate-incoming', { uri: `fd:${STREAM_NAME}` });
+  const server = await ahead.server;
+  server.serve({
+    vm: { pid, startTime: await processStartTime(pid) },
+    vmAddress: `qmp:${qmpPath}`,
+    args: filledVmArgs({ qmpPath, monitorInode }),
+  });
   try {
     await said(server, 'ready', signal);
     await start.beforeRun();
