@@ -204,7 +204,8 @@ async function fillFirst(monitor: QmpClient, qemu: RestoredQemu, load: Load): Pr
     ...(signal === undefined ? {} : { signal }),
     ...(onProgress === undefined ? {} : { onProgress }),
   });
-  return { streamBytes, state: await incomingCompleted(monitor, () => qemu.exitText, signal) };
+  const incoming = { monitor, hasEnded: () => qemu.exitText, signal };
+  return { streamBytes, state: await incomingCompleted(incoming) };
 }
 
 /** @throws VM_UNSUPPORTED, FFI_FAILED, USAGE for a rate that is none */

@@ -81,7 +81,7 @@ export async function restoreIntoTarget(
       });
       socket.end();
       if (monitor !== undefined) {
-        const state = await incomingCompleted(monitor, () => undefined, request.signal);
+        const state = await incomingCompleted({ monitor, hasEnded: () => undefined, signal: request.signal });
         images.monitor = monitor;
         await rolledBack?.settle();
         const vmAddress = `qmp:${request.socketPath ?? ''}`;

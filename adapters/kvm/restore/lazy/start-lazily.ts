@@ -69,7 +69,7 @@ export async function startLazily(start: LazyStart): Promise<LazilyStarted> {
       throw failureIn(event);
     });
     failed.catch(() => undefined);
-    const state = await Promise.race([incomingStarted(monitor, start.hasEnded, signal), failed]);
+    const state = await Promise.race([incomingStarted(start), failed]);
     return { state, letGo: () => server.tell('running') };
   } catch (error) {
     server.end();
