@@ -71,12 +71,13 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a lazy restore under QEMU %s', (qem
     }
   }
 
-  /** What the runtime folder says of VMs that are being filled. */
+  /** What the runtime folder says of VMs that are being filled; what it says of VMs that have ended is left out. */
   function notes(): readonly FillingNote[] {
     const folder = join(origin.dir, 'runtime');
     return readdirSync(folder)
       .filter((name) => name.startsWith('filling-') && name.endsWith('.json'))
-      .map((name) => JSON.parse(readFileSync(join(folder, name), 'utf8')) as FillingNote);
+      .map((name) => JSON.parse(readFileSync(join(folder, name), 'utf8')) as FillingNote)
+      .filter(({ vm }) => existsSync(`/proc/${vm.pid}`));
   }
 
   /** What fills the VM is ended as the kernel would end it for want of memory. */
@@ -172,13 +173,17 @@ describe.each<QemuVersion>(['7.2', '10.0'])('a lazy restore under QEMU %s', (qem
 
   it('survives that its page server is killed again and again', async () => {
     const restoring = new CairnProcess(
-      ['restore', latest, '--repo', repo, '--lazy', '--paused', '--fill-rate', '20'],
+      ['restore', latest, '--repo', repo, '--lazy', '--paused', '--fill-rate', '10'],
       options,
     );
     let last = 0;
+    // A QEMU before 8.2 ends when its page server is killed while it takes over (docs/lazy-restore.md).
+    const mayBeKilled = ({ state, donePages }: FillingNote): boolean =>
+      state === 'filling' && (qemu === '10.0' || donePages > 0);
     for (let kills = 0; kills < 4;) {
+      if (restoring.isOver) throw new Error(`all is there after ${kills} kills`);
       const [note] = notes();
-      if (note?.state !== 'filling' || note.server.pid === last) {
+      if (note === undefined || !mayBeKilled(note) || note.server.pid === last) {
         await sleep(10);
         continue;
       }
