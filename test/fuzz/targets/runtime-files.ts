@@ -1,6 +1,6 @@
 /**
  * Files of the runtime folder, where a Cairn that was killed has left half of one, or another program has written: the ledger,
- * records of trackers, markers of pauses. What is there counts as nothing, or as what it says; it never stops a checkpoint.
+ * records of trackers, markers of pauses, notes of VMs that are being filled. What is there counts as nothing, or as what it says; it never stops a checkpoint.
  *
  *     input = name of the file | 0a | its bytes
  */
@@ -18,6 +18,7 @@ import { sweepRuntimeDir } from '../../../adapters/qemu/runtime-files.js';
 import { Ledger } from '../../../src/checkpoint/trust/ledger.js';
 import { SnapshotRecord } from '../../../src/disks/begun-snapshots.js';
 import { isCheckpointError } from '../../../src/errors.js';
+import { fillingNotes } from '../../../src/host/filling-note.js';
 import { layOut } from '../../../src/hypervisor/memory-layout.js';
 import type { VmIdentity } from '../../../src/hypervisor/vm.js';
 import type { Vm } from '../../../src/hypervisor/vm.js';
@@ -48,6 +49,7 @@ const NAMES = {
   scan: `uffd-${OF_PROCESS}`,
   logDirty: 'xen-logdirty-7.json',
   ramBlocks: `ramblocks-${OF_PROCESS}`,
+  filling: `filling-${DEAD.pid}-${DEAD.startTime}.json`,
 } as const;
 
 const CONTENTS: Readonly<Record<string, unknown>> = {
@@ -71,6 +73,11 @@ const CONTENTS: Readonly<Record<string, unknown>> = {
   [NAMES.scan]: { descriptor: 3, inode: 4, token: 't', ranges: RANGES },
   [NAMES.logDirty]: { token: 't', regions: 'pc.ram:64', present: 'AAAAAAMAAAA=' },
   [NAMES.ramBlocks]: { 'pc.ram': 4096 },
+  [NAMES.filling]: {
+    ...{ state: 'filling', vmAddress: 'qmp:/a', vmName: 'web1', vm: DEAD, server: DEAD },
+    ...{ repository: 'file:/srv', checkpointId: 'c', args: { qmpPath: '/a', monitorInode: 7 }, damage: {} },
+    ...{ bytesPerSecond: 1, totalPages: 2, donePages: 1, isAwaited: false },
+  },
 };
 
 function partsOf(input: Uint8Array): readonly [name: string, bytes: Uint8Array] {
@@ -102,6 +109,7 @@ export const openTarget: OpenTarget = (workDir) => {
     [NAMES.softDirty]: () => readArming(at(NAMES.softDirty), RANGES),
     [NAMES.softDirtyState]: () => takeState(at(NAMES.softDirty), 't', LAYOUT.pageSpan),
     [NAMES.scan]: () => readScanArming(at(NAMES.scan)),
+    [NAMES.filling]: () => fillingNotes(dir),
     [NAMES.logDirty]: () => readRecord(at(NAMES.logDirty), LAYOUT),
     [NAMES.ramBlocks]: () =>
       new RamBlocks(monitor, PROCESS, dir).list().catch((error: unknown) => {
