@@ -67,6 +67,23 @@ const MACHINE = {
   machineType: 'pc-i440fx-7.2',
   qmpPath: '/run/w.sock',
 };
+/** What had changed since it was started. */
+const PRESENT = {
+  presentDisks: [
+    {
+      device: 'ide0-hd0',
+      path: '/b.img',
+      format: 'raw',
+      readOnly: false,
+      option: 3,
+      limits: { iops: 70, group: 'g' },
+    },
+    { device: 'ide1-cd0', path: '', format: '', readOnly: true, temporary: true },
+  ],
+  presentObjects: [
+    { id: 'g', type: 'throttle-group', settings: { limits: { 'iops-total': 70 }, 'poll-max-ns': 1 } },
+  ],
+};
 
 export const openTarget: OpenTarget = () =>
   Promise.resolve({
@@ -74,7 +91,13 @@ export const openTarget: OpenTarget = () =>
       Buffer.from(
         JSON.stringify({ machine: MACHINE, setArgs: ['-name=web2', '-drive#2=file=/x'], dropArgs: ['-vnc'] }),
       ),
-      Buffer.from(JSON.stringify({ machine: MACHINE, setArgs: [], dropArgs: ['-hda', '-blockdev#3'] })),
+      Buffer.from(
+        JSON.stringify({
+          machine: { ...MACHINE, ...PRESENT },
+          setArgs: [],
+          dropArgs: ['-hda', '-blockdev#3'],
+        }),
+      ),
       Buffer.from(
         JSON.stringify({ machine: { ...MACHINE, qmpPath: '' }, setArgs: ['-machine=q35'], dropArgs: [] }),
       ),
