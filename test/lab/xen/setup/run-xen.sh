@@ -7,7 +7,7 @@
 # do not survive; the SSE additions are what WebAssembly needs. XEN_LAB_CPU names another
 # model: PV guests do not need SVM, and get XSAVE with SandyBridge,-rdtscp.
 set -euo pipefail
-STILL_S=240
+STILL_S="${XEN_LAB_STILL_S:-240}"
 payload="$1" out="$2" limit="${3:-900}"
 cache="${CAIRN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cairn}/lab/xen"
 mkdir -p "$out"
