@@ -1,6 +1,13 @@
 import tseslint from 'typescript-eslint';
 import prettier from 'eslint-config-prettier';
 
+/** Each program of the bundle, and each module that one loads by its URL, has the class once more. */
+const OWN_CLASS = {
+  selector: "BinaryExpression[operator='instanceof'][right.name='CheckpointError']",
+  message:
+    'An error may come out of another file of the bundle, with a class of its own: ask isCheckpointError.',
+};
+
 /** Type-checked rules everywhere. Which folder imports which is for `.dependency-cruiser.mjs`. */
 export default tseslint.config(
   { ignores: ['dist/', 'bundle/', 'node_modules/', 'src/kernels/assembly/', 'coverage/'] },
@@ -19,6 +26,7 @@ export default tseslint.config(
       '@typescript-eslint/prefer-nullish-coalescing': ['error', { ignorePrimitives: { string: true } }],
       // Index reads are already checked by noUncheckedIndexedAccess; "!" marks an index proven in range.
       '@typescript-eslint/no-non-null-assertion': 'off',
+      'no-restricted-syntax': ['error', OWN_CLASS],
     },
   },
   {
@@ -34,6 +42,7 @@ export default tseslint.config(
     rules: {
       'no-restricted-syntax': [
         'error',
+        OWN_CLASS,
         {
           selector: "ImportDeclaration[source.value='node:child_process']",
           message: 'Programs run through src/host/run-program.ts.',

@@ -15,10 +15,13 @@ export class GuardKeeper {
 
   /** The guard, ready. @throws VM_STATE when it does not come up: without it nothing is paused */
   async ready(): Promise<PauseGuard> {
+    const before = this.#guard;
     const present = await this.present();
     if (present?.isAlive === true) return present;
-    this.#guard = this.#guarded().then((guarded) => PauseGuard.start(this.#program, guarded));
-    return this.#guard;
+    // Somebody else who asks meanwhile gets the same one.
+    if (this.#guard === before)
+      this.#guard = this.#guarded().then((guarded) => PauseGuard.start(this.#program, guarded));
+    return this.#guard!;
   }
 
   /** The guard that was started last, alive or not; undefined when none came up. */

@@ -107,6 +107,7 @@ export class LibvirtVm implements Vm {
     this.memory = qemu.memory;
     this.runState = {
       read: () => qemu.runState.read(),
+      prepare: () => qemu.runState.prepare(),
       pause: (request) => this.#pause(request),
       resume: (running) => qemu.runState.resume(running),
     };

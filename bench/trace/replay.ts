@@ -26,11 +26,8 @@ const BASE_RECORDS_PER_FRAME = 32;
 const BASE_PACK = 1;
 
 export async function* replay(epochs: readonly TraceEpoch[], level: number): AsyncGenerator<ReplayedEpoch> {
-  const share = await PageShare.open({
-    reader: { moduleUrl: new URL('./replay-reader.js', import.meta.url).href, options: null },
-    cacheBytes: 1 << 30,
-    level,
-  });
+  const reader = { moduleUrl: new URL('./replay-reader.js', import.meta.url).href, options: null };
+  const share = await PageShare.open(reader, { cacheBytes: 1 << 30, level });
   const records = new Map<number, { readonly ref: number; readonly depth: number }>();
   const bottoms = new Map<
     number,

@@ -138,7 +138,7 @@ export class Attempt {
 
   /**
    * Changes nothing but the tracker's record, where that turns out to be broken.
-   * @throws VM_UNSUPPORTED, DISK_UNSUPPORTED, what the tracker throws
+   * @throws VM_UNSUPPORTED, DISK_UNSUPPORTED, VM_GONE, VM_PERMISSION, WORKER_FAILED, what the tracker throws
    */
   static async prepare(deps: AttemptDeps, request: AttemptRequest): Promise<Attempt> {
     const { vm, vmName, repository, chain, hook, settings } = deps;
@@ -171,6 +171,7 @@ export class Attempt {
       isRewindKnown: isUsable(rewound, layout),
     });
     const state = await deps.stateFor(scope, parent);
+    await pool.opened();
     if (rewound && scope.kind === 'dirty') tracker.putBack(pagesRewound(rewound, state.map));
     const writer = await chain.begin({
       kind: scope.kind === 'base' ? 'base' : 'incremental',

@@ -23,7 +23,7 @@ import type { Repository } from '../repository/repository.js';
 import type { KeepPolicy } from '../repository/forget/keep-policy.js';
 import { leftWhereTheyAre } from '../repository/write/regroup-step.js';
 import { Attempt, type AttemptDeps, type Committed } from './attempt.js';
-import { DEFAULT_COMPRESSION_LEVEL } from './pages/open-pool.js';
+import { DEFAULT_COMPRESSION_LEVEL, startPool } from './pages/open-pool.js';
 import { fingerprint, openSource, type PageSource } from './pages/page-source.js';
 import type { SessionOptions } from './session-options.js';
 import { CommandHook, type Hook, type HookContext } from './pause/hooks.js';
@@ -108,6 +108,10 @@ export class CheckpointSession {
     const cleanUp: (() => Promise<void> | void)[] = [() => vm.close()];
     try {
       letHeapGrow();
+      // Both take their time to start, and are needed by the first pause.
+      vm.runState.prepare?.();
+      const pool = startPool(options);
+      cleanUp.push(() => pool.close());
       const runtimeDir = await openRuntimeDir(options.runtimeDir ?? defaultRuntimeDir());
       const lock = await VmLock.take(vm, runtimeDir);
       cleanUp.push(() => lock.release());
@@ -121,7 +125,7 @@ export class CheckpointSession {
       cleanUp.push(() => chain.close());
       await refuseAnotherVm(vm, chain.latest);
       const early = readEarly(chain);
-      const source = await openSource(vm, options);
+      const source = await openSource(vm, options, pool);
       const ledger = new Ledger(runtimeDir, vm.identity);
       const begun = new SnapshotRecord(
         runtimeDir,
@@ -319,7 +323,13 @@ export class CheckpointSession {
     // to be closed twice.
     before.tracker.close();
     this.#sourceIsStale = true;
-    this.#source = await openSource(this.vm, this.#options);
+    const pool = startPool(this.#options);
+    try {
+      this.#source = await openSource(this.vm, this.#options, pool);
+    } catch (error) {
+      await pool.close();
+      throw error;
+    }
     this.#sourceIsStale = false;
     // What the workers kept goes with the pool, and what was put back into the old tracker is not in the new
     // one.

@@ -38,4 +38,9 @@ export interface PauseControl {
 
 export interface VmRunState extends PauseControl {
   read(): Promise<RunState>;
+  /**
+   * Begins what a pause needs and takes its time to start. Whoever is about to take checkpoints says so as soon as
+   * it can; the pause waits for it. What fails is reported by the pause. Absent where nothing is to be begun.
+   */
+  prepare?(): void;
 }

@@ -4,6 +4,7 @@
  *
  * One checkpoint, seen by one share:
  *
+ *     open (once in its life)
  *     reserve -> capture* (some of them inside the pause) -> seal -> (missing -> encode)* -> reset
  *                                                                        when it failed:    -> forget
  */
@@ -23,7 +24,6 @@ export const STRIPE_PAGES = 512;
 export const ENCODE_BATCH_PAGES = 4096;
 
 export interface ShareSettings {
-  readonly reader: GuestReaderDescription;
   /** Budget for previous versions in this share. */
   readonly cacheBytes: number;
   /** zstd level, 0 = off. */
@@ -91,6 +91,8 @@ export interface EncodeReply {
 
 /** The operations of a share, one at a time. */
 export interface ShareOperations {
+  /** Before all others. @throws VM_GONE, VM_PERMISSION */
+  open(reader: GuestReaderDescription): Promise<void>;
   /** Makes room for captured pages: nothing has to grow for them in the pause. @throws CAPTURE_FULL */
   reserve(request: ReserveRequest): Promise<void>;
   capture(runs: PageRuns): Promise<CaptureReply>;

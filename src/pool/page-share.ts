@@ -8,7 +8,7 @@
  */
 
 import { CheckpointError } from '../errors.js';
-import type { GuestReader, GuestReaderModule } from '../hypervisor/guest-reader.js';
+import type { GuestReader, GuestReaderDescription, GuestReaderModule } from '../hypervisor/guest-reader.js';
 import { BASE_NONE, type Kernels } from '../kernels/kernels.js';
 import { createWasmKernels } from '../kernels/wasm.js';
 import { ZERO_REF } from '../format/record-ref.js';
@@ -50,9 +50,9 @@ export class PageShare {
     this.#cutter = new FrameCutter(kernels, this.#arena, settings.level);
   }
 
-  static async open(settings: ShareSettings): Promise<PageShare> {
-    const module = (await import(settings.reader.moduleUrl)) as GuestReaderModule;
-    return new PageShare(settings, module.openGuestReader(settings.reader.options), createWasmKernels());
+  static async open(reader: GuestReaderDescription, settings: ShareSettings): Promise<PageShare> {
+    const module = (await import(reader.moduleUrl)) as GuestReaderModule;
+    return new PageShare(settings, module.openGuestReader(reader.options), createWasmKernels());
   }
 
   /** @throws CAPTURE_FULL */

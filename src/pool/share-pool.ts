@@ -1,17 +1,26 @@
 /**
  * The shares of a VM's pages and their owners.
  *
- * A stripe of pages always belongs to the same owner, so that the previous versions kept there are found
- * again. Piscina gives any free thread a task; ownership comes from one pool of a single thread per share.
+ * A stripe of pages belongs to the same owner from checkpoint to checkpoint, so that the previous versions kept
+ * there are found again. Piscina gives any free thread a task; ownership comes from one pool of a single thread
+ * per share.
+ *
+ * A thread takes 0.1 s of a processor to start, as much as the rest of a small increment. So there is one at
+ * first, and `widen` starts the others when there is work for them. Stripes then change owners; a new owner does
+ * not have their previous versions, and asks for them as for any that it lacks.
  */
+
+import { setTimeout as delay } from 'node:timers/promises';
 
 import { Piscina } from 'piscina';
 
 import { splitByOwner } from '../bitmap/split-by-owner.js';
 import { CheckpointError, isCheckpointError } from '../errors.js';
+import type { GuestReaderDescription } from '../hypervisor/guest-reader.js';
 import { Scratch } from '../host/scratch.js';
 import type { PageRuns } from '../types.js';
 import {
+  ENCODE_BATCH_PAGES,
   STRIPE_PAGES,
   type CaptureReply,
   type EncodeReply,
@@ -26,39 +35,64 @@ import {
 } from './messages.js';
 import type { WorkerReply, WorkerTask } from './worker.js';
 
-export interface SharePoolOptions {
-  /** Number of threads, at least 1. */
+export interface SharePoolOptions extends ShareSettings {
+  /** Number of threads, at least 1, once there is work for all of them. */
   readonly workers: number;
-  readonly settings: ShareSettings;
 }
 
 export class SharePool {
-  readonly shares: readonly ShareOperations[];
   /** Memory that owners see as well, so that what is handed to them is not copied on the way. */
   readonly scratch = new Scratch((sizeBytes) => new Uint8Array(new SharedArrayBuffer(sizeBytes)));
+  readonly #settings: ShareSettings;
+  readonly #mostShares: number;
+  readonly #shares: WorkerShare[];
+  #reader: GuestReaderDescription | undefined;
+  #firstIsOpen: Promise<void> = Promise.resolve();
 
-  private constructor(shares: readonly ShareOperations[]) {
-    this.shares = shares;
+  /** Starts the first owner, and does not wait for it. */
+  constructor({ workers, ...settings }: SharePoolOptions) {
+    this.#mostShares = Math.max(1, workers);
+    this.#settings = { ...settings, cacheBytes: Math.floor(settings.cacheBytes / this.#mostShares) };
+    this.#shares = [new WorkerShare(this.#settings)];
+  }
+
+  get shares(): readonly ShareOperations[] {
+    return this.#shares;
+  }
+
+  /** Says where pages are read from, before anything else; not waited for either. */
+  open(reader: GuestReaderDescription): void {
+    this.#reader = reader;
+    this.#firstIsOpen = this.#shares[0]!.open(reader);
+    // `opened` reports it; a pool that is closed before that has nobody to tell.
+    this.#firstIsOpen.catch(() => undefined);
+  }
+
+  /** Waits until the first owner has its reader open. @throws VM_GONE, VM_PERMISSION, WORKER_FAILED */
+  opened(): Promise<void> {
+    return this.#firstIsOpen;
   }
 
   /**
-   * Starts the owners and waits until each has its reader open.
+   * Has all owners started, and their readers open, if so many pages are more than one of them takes at a time.
+   * Nothing may be captured. Changes what `split` says.
    * @throws VM_GONE, VM_PERMISSION, WORKER_FAILED
    */
-  static async open(options: SharePoolOptions): Promise<SharePool> {
-    const count = Math.max(1, options.workers);
-    const settings: ShareSettings = {
-      ...options.settings,
-      cacheBytes: Math.floor(options.settings.cacheBytes / count),
-    };
-    const shares = Array.from({ length: count }, () => new WorkerShare(settings));
+  async widen(pageCount: number): Promise<void> {
+    const reader = this.#reader;
+    if (pageCount <= ENCODE_BATCH_PAGES || this.#shares.length === this.#mostShares || reader === undefined)
+      return;
+    const more = Array.from(
+      { length: this.#mostShares - this.#shares.length },
+      () => new WorkerShare(this.#settings),
+    );
     try {
-      await Promise.all(shares.map((share) => share.reserve({ room: 0, touch: 0 })));
+      await Promise.all(more.map((share) => share.open(reader)));
     } catch (error) {
-      await Promise.all(shares.map((share) => share.close()));
+      await Promise.all(more.map((share) => share.close()));
       throw error;
     }
-    return new SharePool(shares);
+    this.#shares.push(...more);
   }
 
   /** The part of `runs` that each share owns, in the order of `shares`. */
@@ -101,10 +135,14 @@ export class SharePool {
  * difference in the time of a base.
  */
 const YOUNG_GENERATION_MIB = 2;
+/** A thread that has not started by then is ended all the same. */
+const START_LIMIT_MS = 10_000;
 
 /** A share that lives in a thread of its own. */
 class WorkerShare implements ShareOperations {
   readonly #pool: Piscina<WorkerTask, WorkerReply>;
+  #hasCaptured = false;
+  #hasAnswered = false;
 
   constructor(settings: ShareSettings) {
     this.#pool = new Piscina<WorkerTask, WorkerReply>({
@@ -121,10 +159,14 @@ class WorkerShare implements ShareOperations {
     });
   }
 
+  open(reader: GuestReaderDescription): Promise<void> {
+    return this.#call('open', reader);
+  }
   reserve(request: ReserveRequest): Promise<void> {
     return this.#call('reserve', request);
   }
   capture(runs: PageRuns): Promise<CaptureReply> {
+    this.#hasCaptured = true;
     return this.#call('capture', runs);
   }
   seal(): Promise<SealReply> {
@@ -139,10 +181,17 @@ class WorkerShare implements ShareOperations {
   reset(): Promise<void> {
     return this.#call('reset', null);
   }
-  forget(): Promise<void> {
-    return this.#call('forget', null);
+  async forget(): Promise<void> {
+    // A thread that is still starting need not be waited for: it has nothing to forget.
+    if (this.#hasCaptured) await this.#call('forget', null);
   }
   async close(): Promise<void> {
+    // A thread that is ended while it loads native code may take the whole process along.
+    if (!this.#hasAnswered)
+      await Promise.race([
+        this.reset().catch(() => undefined),
+        delay(START_LIMIT_MS, undefined, { ref: false }),
+      ]);
     await this.#pool.destroy();
   }
 
@@ -150,6 +199,7 @@ class WorkerShare implements ShareOperations {
     let reply: WorkerReply;
     try {
       reply = await this.#pool.run({ operation, argument });
+      this.#hasAnswered = true;
     } catch (cause) {
       if (isCheckpointError(cause)) throw cause;
       throw new CheckpointError('WORKER_FAILED', `a worker thread died during "${operation}"`, { cause });

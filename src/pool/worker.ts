@@ -5,6 +5,7 @@
 
 import { workerData } from 'node:worker_threads';
 
+import type { GuestReaderDescription } from '../hypervisor/guest-reader.js';
 import { CheckpointError, describeError, isCheckpointError } from '../errors.js';
 import type { JsonObject, PageRuns } from '../types.js';
 import type {
@@ -27,8 +28,7 @@ let share: PageShare | undefined;
 
 export default async function serve(task: WorkerTask): Promise<WorkerReply> {
   try {
-    share ??= await PageShare.open(workerData as ShareSettings);
-    return { result: perform(share, task) };
+    return { result: await perform(task) };
   } catch (error) {
     const known = isCheckpointError(error)
       ? error
@@ -38,24 +38,29 @@ export default async function serve(task: WorkerTask): Promise<WorkerReply> {
 }
 
 /** The one place that knows both the names and the types of the operations. */
-function perform(to: PageShare, { operation, argument }: WorkerTask): unknown {
+async function perform({ operation, argument }: WorkerTask): Promise<unknown> {
+  if (operation === 'open') {
+    share = await PageShare.open(argument as GuestReaderDescription, workerData as ShareSettings);
+    return null;
+  }
+  if (share === undefined) throw new Error('the share is not open');
   switch (operation) {
     case 'capture':
-      return to.capture(argument as PageRuns);
+      return share.capture(argument as PageRuns);
     case 'seal':
-      return to.seal();
+      return share.seal();
     case 'missing':
-      return to.missing(argument as MissingRequest);
+      return share.missing(argument as MissingRequest);
     case 'encode':
-      return to.encode(argument as EncodeRequest);
+      return share.encode(argument as EncodeRequest);
     case 'reserve':
-      to.reserve(argument as ReserveRequest);
+      share.reserve(argument as ReserveRequest);
       return null;
     case 'reset':
-      to.reset();
+      share.reset();
       return null;
     case 'forget':
-      to.forget();
+      share.forget();
       return null;
   }
 }

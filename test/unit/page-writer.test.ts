@@ -22,11 +22,12 @@ async function start(cacheBytes = 1 << 24) {
   const chain = await repository.openChainWriter('web1', IDENTITY);
   const vm = new ModelVm();
   const moduleUrl = new URL('../../bench/trace/replay-reader.js', import.meta.url).href;
-  const share = await PageShare.open({ reader: { moduleUrl, options: null }, cacheBytes, level: 3 });
+  const share = await PageShare.open({ moduleUrl, options: null }, { cacheBytes, level: 3 });
   const pool = {
     shares: [share],
     scratch: new Scratch(),
     split: (runs: PageRuns) => [runs],
+    widen: () => Promise.resolve(),
   } as unknown as SharePool;
   const checkpoint = async (): Promise<Manifest> => {
     const pages = vm.dirtyPages();

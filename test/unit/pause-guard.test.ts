@@ -65,6 +65,14 @@ async function until(isSo: () => boolean): Promise<void> {
   while (!isSo()) await sleep(5);
 }
 
+describe('a guard', () => {
+  it('is one process, also for two that ask for it at once', async () => {
+    const [first, second] = await Promise.all([keeper.ready(), keeper.ready()]);
+    expect(second).toBe(first);
+    expect(await keeper.ready()).toBe(first);
+  });
+});
+
 describe('a pause that goes on', () => {
   it('is taken away by the guard, which says so in the marker before and after', async () => {
     await guarded.begin(LIMIT_MS);

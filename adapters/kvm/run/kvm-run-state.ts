@@ -25,6 +25,10 @@ export class KvmRunState implements VmRunState {
     return this.#control.read();
   }
 
+  prepare(): void {
+    this.#control.prepare().catch(() => undefined);
+  }
+
   async pause(request: PauseRequest = {}): Promise<boolean> {
     // Not in the pause, where it would be found out otherwise that it cannot be had.
     await this.#devices.ready();

@@ -13,7 +13,7 @@
 
 import { setImmediate as turn, setTimeout as delay } from 'node:timers/promises';
 
-import { CheckpointError, isCheckpointError } from '../../../src/errors.js';
+import { type CheckpointError, isCheckpointError } from '../../../src/errors.js';
 import type { PagedSource, PageServing } from '../../../src/hypervisor/page-serving.js';
 import { regionOfPage, type MemoryRegion } from '../../../src/hypervisor/memory-layout.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
@@ -299,7 +299,7 @@ export class PageFeed {
 
 /** Anything that the repository or its storage says of what it holds. */
 function isUnreadable(error: unknown): error is CheckpointError {
-  return error instanceof CheckpointError && UNREADABLE.has(error.code);
+  return isCheckpointError(error) && UNREADABLE.has(error.code);
 }
 
 const UNREADABLE: ReadonlySet<string> = new Set([

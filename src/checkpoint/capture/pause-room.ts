@@ -35,6 +35,7 @@ export class PauseRoom {
    * @throws CAPTURE_FULL
    */
   async reserve(known: PageRuns): Promise<void> {
+    await this.#pool.widen(countRunPages(known));
     const counts = this.#pool.split(known).map(countRunPages);
     const touched = counts.map((count) => Math.ceil(count * TOUCHED_MORE) + TOUCHED_MORE_PAGES);
     this.#free = touched.map((count) => Math.max(count, this.#leastPages));

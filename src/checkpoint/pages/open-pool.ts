@@ -2,7 +2,6 @@
 
 import { availableParallelism } from 'node:os';
 
-import type { GuestReaderDescription } from '../../hypervisor/guest-reader.js';
 import { SharePool } from '../../pool/share-pool.js';
 
 export interface PoolSizing {
@@ -18,13 +17,11 @@ export const DEFAULT_COMPRESSION_LEVEL = 3;
 /** More owners than this only fight over memory bandwidth during the copy. */
 const MOST_WORKERS = 4;
 
-export function openPool(reader: GuestReaderDescription, sizing: PoolSizing): Promise<SharePool> {
-  return SharePool.open({
+/** Begun, not waited for; `SharePool.open` says where pages are read from. */
+export function startPool(sizing: PoolSizing): SharePool {
+  return new SharePool({
     workers: sizing.workers ?? Math.min(MOST_WORKERS, availableParallelism()),
-    settings: {
-      reader,
-      cacheBytes: sizing.cacheBytes ?? DEFAULT_CACHE_BYTES,
-      level: sizing.compressionLevel ?? DEFAULT_COMPRESSION_LEVEL,
-    },
+    cacheBytes: sizing.cacheBytes ?? DEFAULT_CACHE_BYTES,
+    level: sizing.compressionLevel ?? DEFAULT_COMPRESSION_LEVEL,
   });
 }

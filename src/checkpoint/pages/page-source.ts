@@ -7,7 +7,7 @@ import type { GuestReaderDescription } from '../../hypervisor/guest-reader.js';
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { Vm } from '../../hypervisor/vm.js';
 import type { SharePool } from '../../pool/share-pool.js';
-import { openPool, type PoolSizing } from './open-pool.js';
+import type { PoolSizing } from './open-pool.js';
 import { chooseTracker } from '../trust/tracker-choice.js';
 
 export interface PageSource {
@@ -24,13 +24,16 @@ export interface PageSourceOptions extends PoolSizing {
   readonly tracker?: string | undefined;
 }
 
-/** @throws TRACKER_UNAVAILABLE, and what the VM throws */
-export async function openSource(vm: Vm, options: PageSourceOptions): Promise<PageSource> {
+/**
+ * @param pool fresh, the caller's until this has returned
+ * @throws TRACKER_UNAVAILABLE, and what the VM throws
+ */
+export async function openSource(vm: Vm, options: PageSourceOptions, pool: SharePool): Promise<PageSource> {
   const layout = await vm.memory.layout();
   const { tracker, reason } = await chooseTracker(vm, options.tracker ?? 'auto');
   try {
     const reader = readerOf(vm, tracker);
-    const pool = await openPool(reader, options);
+    pool.open(reader);
     return { layout, fingerprint: fingerprintOf(layout, reader), tracker, reason, pool };
   } catch (error) {
     tracker.close();

@@ -10,7 +10,7 @@ import type { ChainReader } from '../../repository/read/chain-reader.js';
 import type { CheckpointWriter } from '../../repository/write/checkpoint-writer.js';
 import type { PageMap } from '../../repository/read/page-map.js';
 import { MAX_DELTA_DEPTH } from '../../format/record-ref.js';
-import { PAGE_SIZE_BYTES, type PageRuns } from '../../types.js';
+import { countRunPages, PAGE_SIZE_BYTES, type PageRuns } from '../../types.js';
 import { faultPoint } from '../fault-points.js';
 import { chunkRuns } from '../../bitmap/run-chunks.js';
 
@@ -53,6 +53,7 @@ export class PageWriter {
    */
   async copyAndWrite(runs: PageRuns, admit: boolean, onBatch: (pageCount: number) => void): Promise<void> {
     const { pool } = this.#deps;
+    await pool.widen(countRunPages(runs));
     const parts = pool.split(runs);
     await allSettledFirstError(
       pool.shares.map(async (share, i) => {

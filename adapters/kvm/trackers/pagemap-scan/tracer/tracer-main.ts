@@ -7,7 +7,7 @@
  *     stdout  one line of JSON: InjectResult, or the error
  */
 
-import { CheckpointError } from '../../../../../src/errors.js';
+import { CheckpointError, isCheckpointError } from '../../../../../src/errors.js';
 import { inodeOf } from '../arming.js';
 import { inject, type InjectedCall, type InjectResult } from './inject.js';
 import { countCalls } from './ptrace.js';
@@ -22,8 +22,7 @@ try {
   answer = await run(Number(pid), JSON.parse(call) as RemoteCall);
 } catch (error) {
   answer = {
-    error:
-      error instanceof CheckpointError ? error.toJSON() : { code: 'TRACKER_FAILED', message: String(error) },
+    error: isCheckpointError(error) ? error.toJSON() : { code: 'TRACKER_FAILED', message: String(error) },
   };
 }
 process.stdout.write(`${JSON.stringify(answer)}\n`);
