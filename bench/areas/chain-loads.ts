@@ -135,8 +135,9 @@ async function costsOf(repository: Repository, manifest: Manifest): Promise<Cost
       return bytes;
     }),
     some: await costOf(repository, manifest, async (reader) => {
-      const { refs } = await reader.map();
-      const stored = [...refs.keys()].filter((page) => refs[page] !== 0);
+      const stored: number[] = [];
+      for await (const { firstPage, refs } of reader.allRefs())
+        for (const [i, ref] of refs.entries()) if (ref !== 0) stored.push(firstPage + i);
       // The same spread over what is not zero, at every length.
       const picked = Array.from(
         { length: RANDOM_PAGES },
@@ -156,7 +157,7 @@ async function costOf(
   read: (reader: ReturnType<Repository['reader']>) => Promise<number>,
 ): Promise<Cost> {
   const reader = repository.reader(manifest);
-  await reader.map();
+  await reader.index();
   const [cpu, wall] = [process.cpuUsage(), performance.now()];
   const bytes = await read(reader);
   const { decodedBytes, frames } = reader.effort;

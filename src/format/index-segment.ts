@@ -1,28 +1,26 @@
 /**
- * Index segments: page -> (record, depth), sorted by page (docs/format.md, index segments).
+ * Index segments: page -> (record, depth), sorted by page, in slices that are read one by one (docs/format.md,
+ * segments). This is header and directory; the slices are in `index-slice.ts`.
  *
- *     0  8 "CAIRNIDX" | 8 2 version | 10 1 level | 11 1 entropy stage | 12 4 seq | 16 16 owner
- *     32 4 entry count | 36 4 raw length | 40 4 stored length | 44 4 zero
- *     48 32 SHA-256 over bytes 0-47 and body
- *     80 body: page indexes as differences in 4 planes | references as differences in 8 planes | depths
+ *     0  8 "CAIRNIDX" | 8 2 version | 10 1 level | 11 1 zero | 12 4 seq | 16 16 owner
+ *     32 4 entry count n | 36 12 zero | 48 32 SHA-256 over bytes 0-47 and the directory
+ *     80 directory, ceil(n / 8192) times: first page 4 | stored length 4 | first 16 bytes of the slice's SHA-256
+ *     then the slices, without gaps
  */
 
 import { createHash } from 'node:crypto';
 
-import { describeError } from '../errors.js';
-import { compress, decompress } from '../ffi/zstd.js';
-import { putDeltas32, putDeltas64, takeDeltas32, takeDeltas64 } from './byte-columns.js';
 import { damaged } from '../records/damage.js';
 import { checkVersion, FORMAT_VERSION } from './format-version.js';
-import { isRecordRef, MAX_DELTA_DEPTH, ZERO_REF } from './record-ref.js';
-
-export interface IndexEntries {
-  /** Strictly ascending. */
-  readonly pages: Uint32Array;
-  /** 0 = the page is zero, whatever older segments say. */
-  readonly refs: Float64Array;
-  readonly depths: Uint8Array;
-}
+import {
+  encodeSlice,
+  ENTRY_BYTES,
+  SLICE_CHECKSUM_BYTES,
+  SLICE_ENTRIES,
+  sliceChecksum,
+  type IndexEntries,
+  type SlicePlace,
+} from './index-slice.js';
 
 export interface SegmentId {
   readonly seq: number;
@@ -30,101 +28,162 @@ export interface SegmentId {
   readonly owner: Uint8Array;
 }
 
+export interface EncodedSegment {
+  readonly bytes: Uint8Array;
+  /** Hex; what a manifest says of the segment. */
+  readonly directorySha256: string;
+}
+
+/** What a manifest says of a segment. */
+export interface ListedSegment {
+  readonly entryCount: number;
+  readonly sizeBytes: number;
+  readonly directorySha256: string;
+}
+
 const HEADER_BYTES = 80;
 const HASHED_BYTES = 48;
 const MAGIC = 'CAIRNIDX';
-const ENTRY_BYTES = 13;
+const DIRECTORY_ENTRY_BYTES = 8 + SLICE_CHECKSUM_BYTES;
 
-export function encodeSegment(id: SegmentId, entries: IndexEntries, level: number): Uint8Array {
-  const count = entries.pages.length;
-  const body = new Uint8Array(count * ENTRY_BYTES);
-  let at = putDeltas32(body, 0, entries.pages);
-  at = putDeltas64(body, at, entries.refs);
-  body.set(entries.depths, at);
-  const packed = level > 0 && count > 0 ? compress(body, level) : body;
-  const stored = packed.length < body.length ? packed : body;
-  const bytes = new Uint8Array(HEADER_BYTES + stored.length);
-  const view = new DataView(bytes.buffer);
-  bytes.set(Buffer.from(MAGIC, 'latin1'));
-  view.setUint16(8, FORMAT_VERSION, true);
-  view.setUint8(10, id.level);
-  view.setUint8(11, stored === body ? 0 : 1);
-  view.setUint32(12, id.seq, true);
-  bytes.set(id.owner, 16);
-  view.setUint32(32, count, true);
-  view.setUint32(36, body.length, true);
-  view.setUint32(40, stored.length, true);
-  bytes.set(stored, HEADER_BYTES);
-  bytes.set(checksumOf(bytes), HASHED_BYTES);
-  return bytes;
+function slicesOf(entryCount: number): number {
+  return Math.ceil(entryCount / SLICE_ENTRIES);
+}
+
+/** Length of header and directory, which a reader begins with. */
+export function segmentHeadBytes(entryCount: number): number {
+  return HEADER_BYTES + slicesOf(entryCount) * DIRECTORY_ENTRY_BYTES;
 }
 
 /**
- * @param pageSpan every page is below it
- * @throws REPO_DAMAGED, REPO_VERSION
+ * @param pages all of the segment, strictly ascending
+ * @param entriesOf called for a slice's pages at a time, so that no more entries are in memory
+ * @param level zstd level, 0 = off
  */
-export function decodeSegment(key: string, bytes: Uint8Array, id: SegmentId, pageSpan: number): IndexEntries {
-  if (bytes.length < HEADER_BYTES) throw damaged(key, 'index segment is cut off');
-  if (Buffer.compare(checksumOf(bytes), bytes.subarray(HASHED_BYTES, HEADER_BYTES)) !== 0) {
-    throw damaged(key, 'index checksum does not match');
+export function encodeSegment(
+  id: SegmentId,
+  pages: Uint32Array,
+  entriesOf: (pages: Uint32Array) => IndexEntries,
+  level: number,
+): EncodedSegment {
+  const head = new Uint8Array(segmentHeadBytes(pages.length));
+  const view = new DataView(head.buffer);
+  const parts: Uint8Array[] = [head];
+  for (let number = 0; number < slicesOf(pages.length); number++) {
+    const some = pages.subarray(number * SLICE_ENTRIES, (number + 1) * SLICE_ENTRIES);
+    const slice = encodeSlice(entriesOf(some), level);
+    const at = HEADER_BYTES + number * DIRECTORY_ENTRY_BYTES;
+    view.setUint32(at, some[0]!, true);
+    view.setUint32(at + 4, slice.length, true);
+    head.set(sliceChecksum(slice), at + 8);
+    parts.push(slice);
   }
-  const view = new DataView(bytes.buffer, bytes.byteOffset, HEADER_BYTES);
-  if (Buffer.from(bytes.subarray(0, 8)).toString('latin1') !== MAGIC)
-    throw damaged(key, 'not an index segment');
-  checkVersion(key, view.getUint16(8, true), []);
-  const isExpected =
-    view.getUint8(10) === id.level &&
-    view.getUint32(12, true) === id.seq &&
-    Buffer.compare(bytes.subarray(16, 32), id.owner) === 0;
-  if (!isExpected) throw damaged(key, 'another segment than the manifest lists');
-  const count = view.getUint32(32, true);
-  const rawBytes = view.getUint32(36, true);
-  const isStoredRaw = view.getUint8(11) === 0;
-  if (
-    count > pageSpan ||
-    rawBytes !== count * ENTRY_BYTES ||
-    view.getUint32(40, true) !== bytes.length - HEADER_BYTES ||
-    view.getUint32(44, true) !== 0 ||
-    view.getUint8(11) > 1 ||
-    (isStoredRaw && rawBytes !== bytes.length - HEADER_BYTES)
+  head.set(Buffer.from(MAGIC, 'latin1'));
+  view.setUint16(8, FORMAT_VERSION, true);
+  view.setUint8(10, id.level);
+  view.setUint32(12, id.seq, true);
+  head.set(id.owner, 16);
+  view.setUint32(32, pages.length, true);
+  const checksum = checksumOf(head);
+  head.set(checksum, HASHED_BYTES);
+  return { bytes: Buffer.concat(parts), directorySha256: checksum.toString('hex') };
+}
+
+/** Where the slices of a segment lie, and which pages they begin with. */
+export class SegmentDirectory {
+  readonly sliceCount: number;
+  readonly #firstPages: Uint32Array;
+  /** Of each slice, and where the last one ends. */
+  readonly #offsets: Float64Array;
+  readonly #head: Uint8Array;
+
+  /**
+   * @param head header and directory; not copied
+   * @param pageSpan every page is below it
+   * @throws REPO_DAMAGED, REPO_VERSION
+   */
+  constructor(
+    readonly key: string,
+    head: Uint8Array,
+    id: SegmentId,
+    readonly listed: ListedSegment,
+    readonly pageSpan: number,
   ) {
-    throw damaged(key, 'lengths in the header are out of bounds');
-  }
-  const body = isStoredRaw
-    ? bytes.subarray(HEADER_BYTES)
-    : inflate(key, bytes.subarray(HEADER_BYTES), rawBytes);
-  const entries: IndexEntries = {
-    pages: takeDeltas32(body, 0, count),
-    refs: takeDeltas64(body, count * 4, count),
-    depths: body.slice(count * 12),
-  };
-  checkEntries(key, entries, pageSpan);
-  return entries;
-}
-
-function checkEntries(key: string, { pages, refs, depths }: IndexEntries, pageSpan: number): void {
-  for (let i = 0; i < pages.length; i++) {
-    if (i > 0 && pages[i]! <= pages[i - 1]!)
-      throw damaged(key, 'pages are not in ascending order', { entry: i });
-    if (pages[i]! >= pageSpan) throw damaged(key, 'page outside the memory', { entry: i });
-    const isZero = refs[i] === ZERO_REF && depths[i] === 0;
-    if (!isZero && !(isRecordRef(refs[i]!) && depths[i]! <= MAX_DELTA_DEPTH)) {
-      throw damaged(key, 'reference or depth out of bounds', { entry: i });
+    const { entryCount, sizeBytes, directorySha256 } = listed;
+    if (entryCount > pageSpan || head.length !== segmentHeadBytes(entryCount))
+      throw damaged(key, 'index segment is cut off, or has more entries than there are pages');
+    const checksum = checksumOf(head);
+    if (Buffer.compare(checksum, head.subarray(HASHED_BYTES, HEADER_BYTES)) !== 0)
+      throw damaged(key, 'index checksum does not match');
+    const view = new DataView(head.buffer, head.byteOffset, head.length);
+    if (Buffer.from(head.subarray(0, 8)).toString('latin1') !== MAGIC)
+      throw damaged(key, 'not an index segment');
+    checkVersion(key, view.getUint16(8, true), []);
+    const isExpected =
+      checksum.toString('hex') === directorySha256 &&
+      view.getUint8(10) === id.level &&
+      view.getUint32(12, true) === id.seq &&
+      view.getUint32(32, true) === entryCount &&
+      Buffer.compare(head.subarray(16, 32), id.owner) === 0;
+    if (!isExpected) throw damaged(key, 'not the index segment that the manifest lists');
+    const isZero = view.getUint8(11) === 0 && head.subarray(36, HASHED_BYTES).every((byte) => byte === 0);
+    if (!isZero) throw damaged(key, 'header of an index segment is not as it should be');
+    this.#head = head;
+    this.sliceCount = slicesOf(entryCount);
+    this.#firstPages = new Uint32Array(this.sliceCount);
+    this.#offsets = new Float64Array(this.sliceCount + 1);
+    this.#offsets[0] = head.length;
+    for (let number = 0; number < this.sliceCount; number++) {
+      const at = HEADER_BYTES + number * DIRECTORY_ENTRY_BYTES;
+      const firstPage = view.getUint32(at, true);
+      const lengthBytes = view.getUint32(at + 4, true);
+      const isAfter = number === 0 || firstPage > this.#firstPages[number - 1]!;
+      if (!isAfter || firstPage >= pageSpan || lengthBytes === 0 || lengthBytes > this.#rawBytes(number))
+        throw damaged(key, 'directory of the index is out of bounds', { slice: number });
+      this.#firstPages[number] = firstPage;
+      this.#offsets[number + 1] = this.#offsets[number]! + lengthBytes;
     }
+    if (this.#offsets[this.sliceCount] !== sizeBytes)
+      throw damaged(key, 'slices of the index do not fill the segment');
+  }
+
+  place(number: number): SlicePlace {
+    const at = HEADER_BYTES + number * DIRECTORY_ENTRY_BYTES + 8;
+    return {
+      key: this.key,
+      number,
+      firstPage: this.#firstPages[number]!,
+      endPage: this.#firstPages[number + 1] ?? this.pageSpan,
+      entryCount: this.#rawBytes(number) / ENTRY_BYTES,
+      checksum: this.#head.subarray(at, at + SLICE_CHECKSUM_BYTES),
+    };
+  }
+
+  /** Where slices [first, end) lie in the segment. */
+  range(first: number, end: number): { readonly offsetBytes: number; readonly lengthBytes: number } {
+    const offsetBytes = this.#offsets[first]!;
+    return { offsetBytes, lengthBytes: this.#offsets[end]! - offsetBytes };
+  }
+
+  /** The slice that has the page, if any has; -1 when the page lies before all of them. */
+  sliceOf(page: number): number {
+    let [from, to] = [0, this.sliceCount];
+    while (from < to) {
+      const middle = (from + to) >>> 1;
+      if (this.#firstPages[middle]! <= page) from = middle + 1;
+      else to = middle;
+    }
+    return from - 1;
+  }
+
+  #rawBytes(number: number): number {
+    return Math.min(SLICE_ENTRIES, this.listed.entryCount - number * SLICE_ENTRIES) * ENTRY_BYTES;
   }
 }
 
-function inflate(key: string, stored: Uint8Array, rawBytes: number): Uint8Array {
-  try {
-    return decompress(stored, rawBytes);
-  } catch (cause) {
-    throw damaged(key, `body does not decompress (${describeError(cause)})`, {}, cause);
-  }
-}
-
-function checksumOf(bytes: Uint8Array): Buffer {
+function checksumOf(head: Uint8Array): Buffer {
   return createHash('sha256')
-    .update(bytes.subarray(0, HASHED_BYTES))
-    .update(bytes.subarray(HEADER_BYTES))
+    .update(head.subarray(0, HASHED_BYTES))
+    .update(head.subarray(HEADER_BYTES))
     .digest();
 }

@@ -35,8 +35,8 @@ export interface SegmentEntry {
   readonly level: number;
   readonly entryCount: number;
   readonly sizeBytes: number;
-  /** Hex; of the whole object. */
-  readonly sha256: string;
+  /** Hex; of the segment's header and directory, and through these of every slice. */
+  readonly directorySha256: string;
 }
 
 export interface DeviceStateEntry {
@@ -221,7 +221,7 @@ function readSegment(json: JsonFields): SegmentEntry {
     level: json.count('level', BOTTOM_LEVEL),
     entryCount: json.count('entryCount', MAX_PAGE_SPAN),
     sizeBytes: json.count('sizeBytes'),
-    sha256: json.matching('sha256', HEX_32),
+    directorySha256: json.matching('directorySha256', HEX_32),
   };
 }
 

@@ -19,7 +19,7 @@ import { loadMap } from './read/load-map.js';
 import { loadManifests } from './read/manifest-store.js';
 import type { CheckpointKind, Manifest } from '../format/manifest.js';
 import { PageMap } from './read/page-map.js';
-import { MAX_PACK_SEQ, ZERO_REF } from '../format/record-ref.js';
+import { MAX_PACK_SEQ } from '../format/record-ref.js';
 import { keepReserve, takeLock } from './reserve.js';
 import { freeBytesOf, LAST_INCREMENTS, missingBytes, packTargetIn } from './room.js';
 import { claimVmRecord } from './vm-record.js';
@@ -203,10 +203,8 @@ export class ChainWriter {
       throw new RangeError('the parent is of another chain');
     const map = options.map ?? (await this.#mapFor(parent, layout));
     if (map.pageSpan !== layout.pageSpan) throw new RangeError('the map does not fit the layout');
-    if (map.changedPages().length > 0)
-      throw new RangeError('the map has changes that belong to no checkpoint');
-    if (parent === null && map.refs.some((ref) => ref !== ZERO_REF))
-      throw new RangeError('the map of a base is empty');
+    if (map.changedCount > 0) throw new RangeError('the map has changes that belong to no checkpoint');
+    if (parent === null && map.countRecords() > 0) throw new RangeError('the map of a base is empty');
     const packTargetBytes =
       options.packTargetBytes ?? packTargetIn(await freeBytesOf(this.#backend, this.#call));
     const regroupedAhead = await this.#takeAhead(parent, layout);

@@ -5,7 +5,7 @@ import type { CallOptions } from '../storage/backend.js';
 import { PAGE_SIZE_BYTES } from '../types.js';
 import { WINDOW_PAGES, type CheckpointReader } from './read/checkpoint-reader.js';
 import type { Manifest } from '../format/manifest.js';
-import type { PageMap } from './read/page-map.js';
+import { INDEX_WINDOW_PAGES } from './read/page-index.js';
 import type { Repository } from './repository.js';
 
 export interface RegionDiff {
@@ -23,7 +23,6 @@ export interface CheckpointDiff {
 
 interface Side {
   readonly reader: CheckpointReader;
-  readonly map: PageMap;
   readonly region: MemoryRegion | undefined;
 }
 
@@ -39,7 +38,6 @@ export async function diffCheckpoints(
   options: CallOptions = {},
 ): Promise<CheckpointDiff> {
   const readers = [repository.reader(a), repository.reader(b)] as const;
-  const maps = [await readers[0].map(options), await readers[1].map(options)] as const;
   // A reference means the same record only within one chain.
   const sameChain = a.chain === b.chain;
   const ids = new Set([...a.layout.regions, ...b.layout.regions].map(({ id }) => id));
@@ -47,7 +45,6 @@ export async function diffCheckpoints(
   for (const id of ids) {
     const side = (which: 0 | 1, manifest: Manifest): Side => ({
       reader: readers[which],
-      map: maps[which],
       region: manifest.layout.regions.find((region) => region.id === id),
     });
     regions.push({ id, ...(await diffRegion(side(0, a), side(1, b), sameChain, options)) });
@@ -81,20 +78,31 @@ async function diffRegion(
     refsOfA = [];
     refsOfB = [];
   };
-  for (let page = 0; page < pageCount; page++) {
-    const refA = refAt(a, page);
-    const refB = refAt(b, page);
-    if (refA === refB && (sameChain || refA === 0)) continue;
-    refsOfA.push(refA);
-    refsOfB.push(refB);
-    if (refsOfA.length === WINDOW_PAGES) await flush();
+  for (let first = 0; first < pageCount; first += INDEX_WINDOW_PAGES) {
+    const end = Math.min(pageCount, first + INDEX_WINDOW_PAGES);
+    const [windowA, windowB] = [await refsIn(a, first, end, options), await refsIn(b, first, end, options)];
+    for (let i = 0; i < end - first; i++) {
+      const [refA, refB] = [windowA[i] ?? 0, windowB[i] ?? 0];
+      if (refA === refB && (sameChain || refA === 0)) continue;
+      refsOfA.push(refA);
+      refsOfB.push(refB);
+      if (refsOfA.length === WINDOW_PAGES) await flush();
+    }
   }
   await flush();
   return { pages, changedBytes };
 }
 
-function refAt({ map, region }: Side, page: number): number {
-  return region !== undefined && page < region.pageCount ? map.refs[region.firstPage + page]! : 0;
+/** References of pages [first, end) of the region; fewer where it ends before. */
+async function refsIn(
+  { reader, region }: Side,
+  first: number,
+  end: number,
+  options: CallOptions,
+): Promise<Float64Array> {
+  if (region === undefined || first >= region.pageCount) return new Float64Array(0);
+  const { firstPage, pageCount } = region;
+  return reader.refsIn(firstPage + first, firstPage + Math.min(end, pageCount), options);
 }
 
 async function read(

@@ -53,16 +53,13 @@ export class HeldPages {
     fresh.andNot(this.#known);
     const room = Math.floor((limitBytes - this.#bytes) / PAGE_SIZE_BYTES);
     const all = expandRuns(fresh.toRuns());
-    const stored = all.filter((page) => map.refs[page] !== ZERO_REF);
+    const stored = all.filter((page) => map.refOf(page) !== ZERO_REF);
     for (const page of stored.subarray(room)) fresh.clearRange(page, 1);
     this.#known.or(fresh);
     const taken = stored.subarray(0, room);
     if (taken.length > 0) {
       const bytes = new Uint8Array(taken.length * PAGE_SIZE_BYTES);
-      await read(
-        Float64Array.from(taken, (page) => map.refs[page]!),
-        bytes,
-      );
+      await read(map.refsOf(taken), bytes);
       this.#bytes += bytes.length;
       const runs = DirtyBitmap.fromRuns(map.pageSpan, pairsOf(taken)).toRuns();
       this.#batches.push({ pages: taken, runs, bytes });

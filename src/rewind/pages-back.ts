@@ -90,7 +90,7 @@ export class PagesBack {
     }
     half();
     const zero = new DirtyBitmap(this.map.pageSpan);
-    for (const page of expandRuns(pages.toRuns())) if (this.map.refs[page] === ZERO_REF) zero.set(page);
+    for (const page of expandRuns(pages.toRuns())) if (this.map.refOf(page) === ZERO_REF) zero.set(page);
     zero.andNot(this.#absent);
     write(zero.toRuns(), null);
     this.written += zero.count();
@@ -103,7 +103,7 @@ export class PagesBack {
     const unready = new DirtyBitmap(this.map.pageSpan);
     for (const page of expandRuns(pages.toRuns())) {
       const isHeld = [this.#small, this.#held, this.#rest].some((held) => held.has(page));
-      (isHeld || this.map.refs[page] === ZERO_REF ? ready : unready).set(page);
+      (isHeld || this.map.refOf(page) === ZERO_REF ? ready : unready).set(page);
     }
     for (const runs of chunkRuns(ready.toRuns(), WINDOW_PAGES)) {
       const some = expandRuns(runs);
@@ -124,10 +124,7 @@ export class PagesBack {
     for (const runs of chunkRuns(pages.toRuns(), WINDOW_PAGES)) {
       const some = expandRuns(runs);
       const bytes = new Uint8Array(some.length * PAGE_SIZE_BYTES);
-      await this.#options.read(
-        Float64Array.from(some, (page) => this.map.refs[page]!),
-        bytes,
-      );
+      await this.#options.read(this.map.refsOf(some), bytes);
       write(runs, bytes);
       this.written += some.length;
       this.readInPause += some.length;

@@ -119,7 +119,7 @@ async function rewindLent(
   const call = { signal: options.signal };
   const source = repository.reader(manifest);
   const basis = await basisOf(lent, note, call);
-  const [map, deviceState] = [await source.map(call), await source.deviceState(call)];
+  const [map, deviceState] = [await repository.loadMap(manifest, call), await source.deviceState(call)];
   // From the first page that is written on, a signal ends nothing.
   let isCommitted = false;
   const pages = new PagesBack({

@@ -65,12 +65,12 @@ async function epochOf(
   { maxContentPages }: RepositoryOptions,
 ): Promise<ObservedEpoch> {
   const [old, young] = [repository.reader(parent), repository.reader(child)];
-  const [before, after] = [await old.map(), await young.map()];
-  // A page that was only regrouped has a new reference and did not change.
-  const isChanged = (page: number): boolean =>
-    before.refOf(page) !== after.refOf(page) && packOfRef(after.refOf(page)) !== child.regrouped?.pack;
+  const [before, after] = [await repository.loadMap(parent), await repository.loadMap(child)];
   const changed: number[] = [];
-  for (let page = 0; page < after.pageSpan; page++) if (isChanged(page)) changed.push(page);
+  after.visitDiffering(before, (page) => {
+    // A page that was only regrouped has a new reference and did not change.
+    if (packOfRef(after.refOf(page)) !== child.regrouped?.pack) changed.push(page);
+  });
   let oneIn = 1;
   while (changed.filter((page) => isSampled(page, oneIn)).length > maxContentPages) oneIn *= 2;
   const contentPages = Uint32Array.from(changed.filter((page) => isSampled(page, oneIn)));

@@ -15,12 +15,6 @@ const WATCHED = [
   'BigUint64Array',
 ] as const;
 
-/**
- * The map from pages to records is as long as the memory that a checkpoint claims, and a memory of zeros takes no bytes in
- * a repository; what is not touched of it takes no room either, and where it does not fit it says so by a code.
- */
-const EXEMPT = 'page-map.js';
-
 export interface Allocation {
   readonly bytes: number;
   /** Where it was asked for. */
@@ -44,8 +38,7 @@ export function stopWatching(): Allocation | undefined {
 
 function note(bytes: number): void {
   if (!(bytes > limitBytes) || tooLarge !== undefined) return;
-  const stack = new Error('allocated').stack ?? '';
-  if (!stack.includes(EXEMPT)) tooLarge = { bytes, stack };
+  tooLarge = { bytes, stack: new Error('allocated').stack ?? '' };
 }
 
 /** Once in a process, before the code under test is loaded. */

@@ -3,7 +3,7 @@
  * write to a repository, so that every checksum is right and the readers behind them see what was changed.
  *
  *     text        a sealed JSON object, without its seal       -> seal
- *     segment     header and entries, not compressed            -> checksum -> manifests that name it
+ *     segment     header, place of its one slice, and entries   -> checksum -> directory -> manifests that name it
  *     frame N     header and body, not compressed (or a patch)  -> checksum -> directory -> trailer -> manifests
  *     directory   the directory of a pack                       -> trailer -> manifests
  */
@@ -31,6 +31,9 @@ const SEGMENT_HEADER_BYTES = 80;
 const HASHED_SEGMENT_BYTES = 48;
 const HASHED_FRAME_BYTES = 32;
 const SEGMENT_ENTRY_BYTES = 13;
+/** First page and length of the slice; its checksum follows, which is made anew. */
+const SLICE_PLACE_BYTES = 8;
+const SLICE_CHECKSUM_BYTES = 16;
 const TRAILER_HASH_AT = 32;
 
 export interface Part {
@@ -56,8 +59,7 @@ export function readPart(objects: Objects, { key, part, frame }: Part): Buffer |
   if (found === undefined) return undefined;
   const bytes = Buffer.from(found);
   if (part === 'text') return bytes.subarray(0, -SEAL_BYTES);
-  if (part === 'segment')
-    return inflated(bytes, SEGMENT_HEADER_BYTES, bytes.readUInt32LE(36), bytes[11] === 1);
+  if (part === 'segment') return segmentParts(bytes);
   const pack = takeApart(bytes);
   if (part === 'directory') return pack.directory;
   const stored = pack.frames[frame];
@@ -88,21 +90,36 @@ function sealed(text: Buffer): Uint8Array {
   return Buffer.concat([text, Buffer.from(`\n${sha256Hex(text)}\n`)]);
 }
 
+/** Segments of the golden repository have one slice, or none. */
+function segmentParts(bytes: Buffer): Buffer {
+  const directoryEnd = SEGMENT_HEADER_BYTES + SLICE_PLACE_BYTES + SLICE_CHECKSUM_BYTES;
+  const rawBytes = bytes.readUInt32LE(32) * SEGMENT_ENTRY_BYTES;
+  if (rawBytes === 0) return bytes;
+  const isPacked = bytes.length - directoryEnd < rawBytes;
+  const entries = inflated(bytes.subarray(directoryEnd), 0, rawBytes, isPacked);
+  return Buffer.concat([bytes.subarray(0, SEGMENT_HEADER_BYTES + SLICE_PLACE_BYTES), entries]);
+}
+
 function segmentOf(content: Buffer, fits: boolean): Uint8Array {
-  const bytes = Buffer.concat([content, Buffer.alloc(Math.max(0, SEGMENT_HEADER_BYTES - content.length))]);
-  const bodyBytes = bytes.length - SEGMENT_HEADER_BYTES;
+  const least = SEGMENT_HEADER_BYTES + SLICE_PLACE_BYTES;
+  const bytes = Buffer.concat([content, Buffer.alloc(Math.max(0, least - content.length))]);
+  const header = bytes.subarray(0, SEGMENT_HEADER_BYTES);
+  const place = bytes.subarray(SEGMENT_HEADER_BYTES, least);
+  const entries = bytes.subarray(least);
   if (fits) {
-    bytes[11] = 0;
-    bytes.writeUInt32LE(Math.floor(bodyBytes / SEGMENT_ENTRY_BYTES), 32);
-    bytes.writeUInt32LE(bodyBytes, 36);
-    bytes.writeUInt32LE(bodyBytes, 40);
+    const count = Math.floor(entries.length / SEGMENT_ENTRY_BYTES);
+    header.writeUInt32LE(count, 32);
+    place.writeUInt32LE(entries.length, 4);
+    for (let plane = 0; plane < 4 && count > 0; plane++) place[plane] = entries[plane * count]!;
   }
+  const checksum = createHash('sha256').update(entries).digest().subarray(0, SLICE_CHECKSUM_BYTES);
+  const directory = entries.length === 0 ? Buffer.alloc(0) : Buffer.concat([place, checksum]);
   createHash('sha256')
-    .update(bytes.subarray(0, HASHED_SEGMENT_BYTES))
-    .update(bytes.subarray(SEGMENT_HEADER_BYTES))
+    .update(header.subarray(0, HASHED_SEGMENT_BYTES))
+    .update(directory)
     .digest()
-    .copy(bytes, HASHED_SEGMENT_BYTES);
-  return bytes;
+    .copy(header, HASHED_SEGMENT_BYTES);
+  return Buffer.concat([header, directory, entries]);
 }
 
 function packOf(pack: Buffer, { key, part, frame, fits }: Part, content: Buffer): Uint8Array {
@@ -184,7 +201,6 @@ function inflated(bytes: Buffer, headerBytes: number, rawBytes: number, isPacked
 interface Named {
   readonly seq: number;
   sizeBytes: number;
-  sha256?: string;
   frameCount?: number;
   directorySha256?: string;
 }
@@ -206,7 +222,7 @@ function sealManifests(objects: Map<string, Uint8Array>, key: string): void {
     if (isPack) {
       named.directorySha256 = bytes.subarray(-TRAILER_HASH_AT).toString('hex');
       named.frameCount = bytes.readUInt32LE(bytes.length - PACK_TRAILER_BYTES + 8);
-    } else named.sha256 = sha256Hex(bytes);
+    } else named.directorySha256 = bytes.toString('hex', HASHED_SEGMENT_BYTES, SEGMENT_HEADER_BYTES);
     objects.set(manifestKey, sealed(Buffer.from(JSON.stringify(json))));
   }
 }

@@ -14,6 +14,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from '@jest/globals';
 
+import { SLICE_ENTRIES } from '../../src/format/index-slice.js';
 import { MAX_PATCH_RECORDS } from '../../src/format/frame-limits.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
 import { Repository } from '../../src/repository/repository.js';
@@ -71,6 +72,19 @@ describe('a repository written by this version', () => {
     await vm.checkpoint(chain);
     await chain.close();
     const [, second] = verifyRepository(join(top, 'patches'));
+    expect(second!.regions).toEqual({ 'pc.ram': sha256(vm.memory) });
+  });
+
+  it('is what the document says with an index of several slices', async () => {
+    const repository = await Repository.init(new FileBackend(join(top, 'slices')));
+    const chain = await repository.openChainWriter('web1', IDENTITY);
+    const vm = new ModelVm(layOut([{ id: 'pc.ram', sizeBytes: (SLICE_ENTRIES + 896) * PAGE_SIZE_BYTES }]), 5);
+    for (let page = 0; page < SLICE_ENTRIES + 896; page++) vm.page(page)[page % 4096] = 1;
+    await vm.checkpoint(chain);
+    vm.page(SLICE_ENTRIES + 7)[9] = 3;
+    await vm.checkpoint(chain);
+    await chain.close();
+    const [, second] = verifyRepository(join(top, 'slices'));
     expect(second!.regions).toEqual({ 'pc.ram': sha256(vm.memory) });
   });
 

@@ -54,7 +54,7 @@ interface SegmentJson {
   readonly level: number;
   readonly entryCount: number;
   readonly sizeBytes: number;
-  readonly sha256: string;
+  readonly directorySha256: string;
 }
 interface PageRecord {
   readonly page: number;
@@ -200,24 +200,41 @@ class Chain {
     must(manifest.segments.at(-1)!.level === 255, 'bottom is the oldest');
     for (const segment of [...manifest.segments].reverse()) {
       const bytes = readFileSync(join(this.folder, this.#prefix, 'index', hex8(segment.seq)));
-      must(bytes.length === segment.sizeBytes && sha256(bytes).toString('hex') === segment.sha256, 'segment');
+      must(bytes.length === segment.sizeBytes, 'segment');
       must(bytes.toString('latin1', 0, 8) === 'CAIRNIDX' && bytes.readUInt16LE(8) === 1, 'segment magic');
       must(bytes[10] === segment.level && bytes.readUInt32LE(12) === segment.seq, 'segment level and seq');
       must(bytes.subarray(16, 32).equals(this.#owner), 'segment owner');
       const count = bytes.readUInt32LE(32);
-      must(count === segment.entryCount && bytes.readUInt32LE(36) === count * 13, 'segment counts');
-      must(bytes.readUInt32LE(40) === bytes.length - 80 && bytes.readUInt32LE(44) === 0, 'segment lengths');
+      must(count === segment.entryCount && bytes[11] === 0, 'segment counts');
       must(
-        sha256(bytes.subarray(0, 48), bytes.subarray(80)).equals(bytes.subarray(48, 80)),
+        bytes.subarray(36, 48).every((byte) => byte === 0),
+        'segment reserved',
+      );
+      const sliceCount = Math.ceil(count / 8192);
+      const checksum = sha256(bytes.subarray(0, 48), bytes.subarray(80, 80 + sliceCount * 24));
+      must(
+        checksum.equals(bytes.subarray(48, 80)) && checksum.toString('hex') === segment.directorySha256,
         'segment checksum',
       );
-      const body = entropy(bytes[11]!, bytes.subarray(80), count * 13);
-      const pages = deltas(body, 0, count, 4);
-      const refs = deltas(body, count * 4, count, 8);
-      for (let i = 0; i < count; i++) {
-        must(i === 0 || pages[i]! > pages[i - 1]!, 'segment order');
-        map.set(Number(pages[i]), { ref: refs[i]!, depth: body[count * 12 + i]! });
+      let at = 80 + sliceCount * 24;
+      let last = -1;
+      for (let slice = 0; slice < sliceCount; slice++) {
+        const listed = bytes.subarray(80 + slice * 24, 104 + slice * 24);
+        const stored = bytes.subarray(at, (at += listed.readUInt32LE(4)));
+        must(sha256(stored).subarray(0, 16).equals(listed.subarray(8)), 'slice checksum');
+        const n = Math.min(8192, count - slice * 8192);
+        must(stored.length <= n * 13, 'slice length');
+        const body = entropy(stored.length < n * 13 ? 1 : 0, stored, n * 13);
+        const pages = deltas(body, 0, n, 4).map(Number);
+        const refs = deltas(body, n * 4, n, 8);
+        must(pages[0] === listed.readUInt32LE(0), 'first page of a slice');
+        for (const [i, page] of pages.entries()) {
+          must(page > last, 'segment order');
+          last = page;
+          map.set(page, { ref: refs[i]!, depth: body[n * 12 + i]! });
+        }
       }
+      must(at === bytes.length, 'slices fill the segment');
     }
     return map;
   }

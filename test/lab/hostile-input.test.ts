@@ -250,7 +250,7 @@ describe('streams that a receiver is sent', () => {
 });
 
 describe('objects of a repository whose seals are right', () => {
-  const MANIFEST = 'vms/web1/checkpoints/0000000a-db32c9e1c111f779';
+  const MANIFEST = 'vms/web1/checkpoints/0000000a-4405c7d14db23518';
   const SEGMENT = 'vms/web1/index/0000000a';
   const text = (key: string): Part => ({ key, part: 'text', frame: 0, fits: true });
   const damages: readonly (readonly [name: string, key: string, change: (folder: string) => void])[] = [
@@ -324,7 +324,7 @@ describe('objects of a repository whose seals are right', () => {
     expect(ended.peakMib).toBeLessThan(MAX_PEAK_MIB);
     for (const args of [
       ['list'],
-      ['show', 'db32c9e1c111f779'],
+      ['show', '4405c7d14db23518'],
       ['forget', '--name', 'web1', '--keep-daily', '1', '--dry-run'],
     ]) {
       const other = await cairn([...args, '--repo', folder]);

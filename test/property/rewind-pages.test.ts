@@ -7,6 +7,7 @@ import { makeRef } from '../../src/format/record-ref.js';
 import { PageMap } from '../../src/repository/read/page-map.js';
 import { PagesBack } from '../../src/rewind/pages-back.js';
 import { expandRuns, PAGE_SIZE_BYTES } from '../../src/types.js';
+import { columnsOf } from '../support/map-columns.js';
 
 const PAGES = 320;
 const layout = layOut([
@@ -46,7 +47,7 @@ describe('the pages of a rewind', () => {
             },
           });
           // The guest: 255 where it has written, otherwise what the checkpoint has.
-          const guest = Array.from(map.refs, (ref) => (ref === 0 ? 0 : valueOf(ref)));
+          const guest = Array.from(columnsOf(map).refs, (ref) => (ref === 0 ? 0 : valueOf(ref)));
           const known = setOf(early);
           const touched = new Set<number>();
           const write = (runs: Uint32Array, bytes: Uint8Array | null): void =>
@@ -69,7 +70,7 @@ describe('the pages of a rewind', () => {
           const again = setOf(rewritten);
           for (const page of expandRuns(again.toRuns())) guest[page] = 254;
           await pages.writeAgain(again, write);
-          expect(guest).toEqual(Array.from(map.refs, (ref) => (ref === 0 ? 0 : valueOf(ref))));
+          expect(guest).toEqual(Array.from(columnsOf(map).refs, (ref) => (ref === 0 ? 0 : valueOf(ref))));
         },
       ),
       { numRuns: 300 },

@@ -349,7 +349,7 @@ describe('a reader', () => {
     const open = await Promise.all(
       chain.all.slice(0, 19).map(async ({ id }) => {
         const reader = chain.repository.reader(await chain.repository.find(id), { cacheBytes: 0 });
-        await reader.map();
+        await reader.index();
         return reader;
       }),
     );

@@ -85,7 +85,7 @@ describe('JSON', () => {
 });
 
 describe('a manifest', () => {
-  const KEY = 'vms/web1/checkpoints/0000000a-db32c9e1c111f779';
+  const KEY = 'vms/web1/checkpoints/0000000a-4405c7d14db23518';
   const part = { key: KEY, part: 'text', frame: 0, fits: true } as const;
 
   function decoded(change: (json: string) => string): unknown {
@@ -95,7 +95,7 @@ describe('a manifest', () => {
   }
 
   it('is read as it is', () => {
-    expect(decoded((json) => json)).toMatchObject({ id: 'db32c9e1c111f779' });
+    expect(decoded((json) => json)).toMatchObject({ id: '4405c7d14db23518' });
   });
 
   it.each([

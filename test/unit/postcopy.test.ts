@@ -24,7 +24,7 @@ import {
   type FillingNote,
 } from '../../src/host/filling-note.js';
 import { ownIdentity } from '../../src/host/process-identity.js';
-import { hotPages } from '../../src/restore/lazy/paged-source.js';
+import { lookThrough } from '../../src/restore/lazy/paged-source.js';
 import { readRamBlocks } from '../lab/support/ground-truth.js';
 import { CheckpointError } from '../../src/errors.js';
 import { layOut } from '../../src/hypervisor/memory-layout.js';
@@ -397,10 +397,30 @@ describe('the note of a VM that is being filled', () => {
 });
 
 describe('hot pages', () => {
-  it('are those of the last increments, newest first', () => {
+  it('are those of the last increments, newest first', async () => {
     const refs = Float64Array.of(0, makeRef(1, 0, 0), makeRef(3, 0, 1), makeRef(2, 5, 0), makeRef(1, 0, 1));
-    expect([...hotPages({ refs }, { kind: 'incremental' })]).toEqual([2, 3]);
-    expect([...hotPages({ refs }, { kind: 'base' })]).toEqual([]);
+    const windows = [
+      { firstPage: 10, refs: refs.subarray(0, 3) },
+      { firstPage: 20, refs: refs.subarray(3) },
+    ];
+    const stored: number[] = [];
+    const { storedPages, hotPages } = await lookThrough(windowsOf(windows), { kind: 'incremental' }, (page) =>
+      stored.push(page),
+    );
+    expect([...hotPages]).toEqual([12, 20]);
+    expect([stored, storedPages]).toEqual([[11, 12, 20, 21], 4]);
+    const ofBase = await lookThrough(windowsOf(windows), { kind: 'base' }, () => undefined);
+    expect([...ofBase.hotPages]).toEqual([]);
+  });
+
+  it('are the newest 4096, however many were written', async () => {
+    const refs = Float64Array.from({ length: 300_000 }, (_, i) =>
+      makeRef(2 + ((i * 7919) % 5000), i % 1000, 1),
+    );
+    const windows = windowsOf([{ firstPage: 0, refs }]);
+    const { hotPages } = await lookThrough(windows, { kind: 'incremental' }, () => undefined);
+    const newest = [...refs].sort((a, b) => b - a).slice(0, 4096);
+    expect([...hotPages].map((page) => refs[page])).toEqual(newest);
   });
 });
 
@@ -418,3 +438,7 @@ describe('page records', () => {
     expect(records.end().toString('hex')).toBe('0000000000000010' + '7e00ffff00' + '00');
   });
 });
+
+async function* windowsOf<T>(windows: readonly T[]): AsyncGenerator<T> {
+  for (const window of windows) yield await Promise.resolve(window);
+}

@@ -20,6 +20,7 @@ import { MemoryBackend } from '../../src/storage/memory.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { verifyRepository } from '../golden/verifier.js';
 import { IDENTITY, ModelVm, readBack } from './repository-model.js';
+import { columnsOf } from '../support/map-columns.js';
 
 const top = mkdtempSync(join(tmpdir(), 'cairn-regroup-'));
 afterAll(() => rmSync(top, { recursive: true }));
@@ -52,7 +53,7 @@ async function take(
 
 /** Packs in which the newest records of all pages lie. */
 async function packsInUse(repository: Repository, manifest: Manifest): Promise<number> {
-  const { refs } = await repository.loadMap(manifest);
+  const { refs } = columnsOf(await repository.loadMap(manifest));
   return new Set([...refs].filter((ref) => ref !== ZERO_REF).map(packOfRef)).size;
 }
 
@@ -166,7 +167,9 @@ describe('a regrouped chain', () => {
     const dirty: number[] = [];
     const manifests = await take(chain, vm, 20, 20, true, () => undefined);
     expect(manifests.some(({ regrouped }) => regrouped !== undefined)).toBe(true);
-    const maps = await Promise.all(manifests.map((manifest) => repository.loadMap(manifest)));
+    const maps = await Promise.all(
+      manifests.map(async (manifest) => columnsOf(await repository.loadMap(manifest))),
+    );
     for (let n = 1; n < manifests.length; n++) {
       const own = manifests[n]!.regrouped?.pack;
       dirty.push(

@@ -16,6 +16,7 @@ import type { Repository } from '../../src/repository/repository.js';
 import { digestOf } from '../../src/format/page-digest.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { seeded } from '../support/seeded.js';
+import { columnsOf } from '../support/map-columns.js';
 
 export { seeded } from '../support/seeded.js';
 
@@ -112,8 +113,11 @@ export class ModelVm {
     const others = pages.filter((page) => !zero.includes(page) && !patched.includes(page));
     if (patched.length > 0) {
       // All of the pages with a record could be sources; some must do.
-      const sources = map.refs
-        .reduce<number[]>((all, ref, page) => (ref === 0 || map.depthOf(page) > 7 ? all : [...all, page]), [])
+      const sources = columnsOf(map)
+        .refs.reduce<number[]>(
+          (all, ref, page) => (ref === 0 || map.depthOf(page) > 7 ? all : [...all, page]),
+          [],
+        )
         .filter((page, i) => this.hasSources && (patched.includes(page) || i % 5 === 0));
       await writer.appendFrame(this.encodePatch(patched, Uint32Array.from(sources), map, before));
     }

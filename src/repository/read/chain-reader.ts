@@ -185,8 +185,7 @@ export class ChainReader {
     nesting: number,
     options: CallOptions,
   ): AsyncGenerator<void> {
-    const slots = Uint32Array.from([...refs.keys()].filter((slot) => refs[slot] !== ZERO_REF));
-    slots.sort((a, b) => refs[a]! - refs[b]!);
+    const slots = slotsInOrder(refs);
     for (let from = 0; from < slots.length; from += PLANNED_PAGES)
       yield* this.#readPart(refs, slots.subarray(from, from + PLANNED_PAGES), sink, nesting, options);
   }
@@ -226,6 +225,20 @@ export class ChainReader {
       });
     }
   }
+}
+
+/** Slots of the refs that are not zero pages, in the order of the records. */
+function slotsInOrder(refs: Float64Array): Uint32Array {
+  const slots = new Uint32Array(refs.reduce((count, ref) => count + (ref === ZERO_REF ? 0 : 1), 0));
+  let at = 0;
+  let isInOrder = true;
+  for (let slot = 0; slot < refs.length; slot++) {
+    if (refs[slot] === ZERO_REF) continue;
+    // A base is written in the order of its pages, and there may be a million of them.
+    isInOrder &&= at === 0 || refs[slots[at - 1]!]! <= refs[slot]!;
+    slots[at++] = slot;
+  }
+  return isInOrder ? slots : slots.sort((a, b) => refs[a]! - refs[b]!);
 }
 
 function clearZeroPages(refs: Float64Array, into: Uint8Array): void {

@@ -14,10 +14,9 @@ import { ChainKeys } from '../../format/chain-keys.js';
 import { ChainReader, type ChainReaderOptions } from './chain-reader.js';
 import { damaged } from '../../records/damage.js';
 import { orGone } from './gone.js';
-import { loadMap } from './load-map.js';
 import type { Manifest } from '../../format/manifest.js';
 import { PageBatch } from './page-batch.js';
-import type { PageMap } from './page-map.js';
+import { PageIndex, type IndexWindow } from './page-index.js';
 import type { ReadEffort } from './read-effort.js';
 import { ZERO_REF, type RecordRef } from '../../format/record-ref.js';
 import { sha256Hex } from '../../format/sealed-json.js';
@@ -29,15 +28,21 @@ const MAX_CHUNK_PAGES = 256;
  * needs once, and two of them are in memory.
  */
 export const WINDOW_PAGES = 8192;
+/**
+ * Pages whose order is that of the repository, 4 GiB: they take 12 bytes each. A frame that holds pages of several such
+ * parts is decoded in each.
+ */
+const PART_PAGES = 1 << 20;
 
 const NO_BYTES = new Uint8Array(0);
 
 /**
- * Pages [firstPage, endPage) of one region, with the bytes of those that have a record, one after the other.
+ * Pages of one region, with the bytes of those that have a record, one after the other.
  */
 interface Window {
   readonly firstPage: number;
-  readonly endPage: number;
+  /** One a page. */
+  readonly refs: Float64Array;
   readonly bytes: Uint8Array;
 }
 
@@ -50,7 +55,7 @@ export class CheckpointReader implements CheckpointSource {
   readonly disks: readonly DiskSnapshot[];
   readonly frozen: FrozenGuest | undefined;
   readonly #chain: ChainReader;
-  #map: Promise<PageMap> | undefined;
+  #index: Promise<PageIndex> | undefined;
 
   constructor(
     private readonly backend: StorageBackend,
@@ -73,17 +78,35 @@ export class CheckpointReader implements CheckpointSource {
     return this.#chain.effort;
   }
 
-  /** Where each page lies. Shared: do not change it. @throws REPO_DAMAGED */
-  map(options: CallOptions = {}): Promise<PageMap> {
-    if (this.#map === undefined) {
-      const loading = this.#orGone(options, () =>
-        loadMap(this.backend, this.repositoryId, this.manifest, options),
+  /** Where the pages lie. Costs the same for a memory of any size. @throws REPO_DAMAGED, CHECKPOINT_GONE */
+  index(options: CallOptions = {}): Promise<PageIndex> {
+    if (this.#index === undefined) {
+      const { backend, repositoryId, manifest } = this;
+      const opening = this.#orGone(options, () =>
+        PageIndex.open({ backend, repositoryId }, manifest, options),
       );
-      this.#map = loading;
+      this.#index = opening;
       // A failure may pass: the next call tries again.
-      loading.catch(() => (this.#map = undefined));
+      opening.catch(() => (this.#index = undefined));
     }
-    return this.#map;
+    return this.#index;
+  }
+
+  /** References of pages [firstPage, endPage), 0 for a zero page. Caller owns them. @throws as `index` */
+  async refsIn(firstPage: number, endPage: number, options: CallOptions = {}): Promise<Float64Array> {
+    const index = await this.index(options);
+    return (await this.#orGone(options, () => index.window(firstPage, endPage, options))).refs;
+  }
+
+  /** The same of all pages, window by window; windows of zero pages may be left out. @throws as `index` */
+  async *allRefs(options: CallOptions = {}): AsyncGenerator<Pick<IndexWindow, 'firstPage' | 'refs'>, void> {
+    const index = await this.index(options);
+    const windows = index.windows(options);
+    for (;;) {
+      const step = await this.#orGone(options, () => windows.next());
+      if (step.done === true) return;
+      yield step.value;
+    }
   }
 
   /**
@@ -92,8 +115,8 @@ export class CheckpointReader implements CheckpointSource {
    * @throws REPO_DAMAGED, INTERRUPTED, and what the backend throws; RangeError for a page outside the layout
    */
   async readPages(pages: Uint32Array, into: Uint8Array, options: CallOptions = {}): Promise<void> {
-    const map = await this.map(options);
-    const refs = Float64Array.from(pages, (page) => map.refOf(page));
+    const index = await this.index(options);
+    const refs = await this.#orGone(options, () => index.refsOf(pages, options));
     await this.readPagesByRef(refs, into, options);
   }
 
@@ -125,49 +148,43 @@ export class CheckpointReader implements CheckpointSource {
    */
   async *pages(signal?: AbortSignal): AsyncGenerator<PageChunk> {
     const options = { signal };
-    const map = await this.map(options);
     const mostPages = Math.max(0, ...this.layout.regions.map(({ pageCount }) => pageCount));
     const bufferBytes = Math.min(WINDOW_PAGES, mostPages) * PAGE_SIZE_BYTES;
     const buffers = [new Uint8Array(bufferBytes), new Uint8Array(bufferBytes)];
     let windowNumber = 0;
     let ahead: Promise<Window> | undefined;
-    for (const [firstPage, endPage] of windowsOf(this.layout)) {
+    for (const [firstPage, endPage] of windowsOf(this.layout, WINDOW_PAGES)) {
       const buffer = buffers[windowNumber++ % 2]!;
       const current = ahead;
-      const reading = this.#readWindow(map, firstPage, endPage, buffer, options);
+      const reading = this.#readWindow(firstPage, endPage, buffer, options);
       // Met when its turn comes; the consumer may stop before that.
       reading.catch(() => undefined);
       ahead = reading;
-      if (current !== undefined) yield* chunksOf(map, await current, signal);
+      if (current !== undefined) yield* chunksOf(await current, signal);
     }
-    if (ahead !== undefined) yield* chunksOf(map, await ahead, signal);
+    if (ahead !== undefined) yield* chunksOf(await ahead, signal);
   }
 
   /**
-   * All pages of all regions, each once, in the order that costs least: nearly every frame of the chain is decoded once. Runs
-   * of zero pages come last. At most 1 MiB a chunk.
+   * All pages of all regions, each once, in the order that costs least: nearly every frame of the chain is decoded once. Each
+   * 4 GiB of a region are read on their own, runs of zero pages behind the others. At most 1 MiB a chunk.
    * @throws as `pages`
    */
   async *pagesAsStored(signal?: AbortSignal): AsyncGenerator<PageChunk> {
     const options = { signal };
-    const map = await this.map(options);
-    const { refs } = map;
-    const stored = Uint32Array.from(pagesOf(this.layout)).filter((page) => refs[page] !== ZERO_REF);
     const batch = new PageBatch(this.layout, MAX_CHUNK_PAGES);
-    const steps = this.#chain.readEachInSteps(
-      Float64Array.from(stored, (page) => refs[page]!),
-      { page: (slot, page) => batch.add(stored[slot]!, page) },
-      options,
-    );
-    for (;;) {
-      throwIfInterrupted(signal, 'reading the pages of a checkpoint');
-      const { done } = await this.#orGone(options, () => steps.next());
-      yield* batch.take();
-      if (done === true) break;
-    }
-    for (const [firstPage, endPage] of windowsOf(this.layout)) {
-      const window: Window = { firstPage, endPage, bytes: NO_BYTES };
-      for (const chunk of chunksOf(map, window, signal)) if (chunk.bytes === null) yield chunk;
+    for (const [firstPage, endPage] of windowsOf(this.layout, PART_PAGES)) {
+      const refs = await this.refsIn(firstPage, endPage, options);
+      const sink = { page: (slot: number, page: Uint8Array) => batch.add(firstPage + slot, page) };
+      const steps = this.#chain.readEachInSteps(refs, sink, options);
+      for (;;) {
+        throwIfInterrupted(signal, 'reading the pages of a checkpoint');
+        const { done } = await this.#orGone(options, () => steps.next());
+        yield* batch.take();
+        if (done === true) break;
+      }
+      const window: Window = { firstPage, refs, bytes: NO_BYTES };
+      for (const chunk of chunksOf(window, signal)) if (chunk.bytes === null) yield chunk;
     }
   }
 
@@ -176,46 +193,38 @@ export class CheckpointReader implements CheckpointSource {
   }
 
   async #readWindow(
-    map: PageMap,
     firstPage: number,
     endPage: number,
     buffer: Uint8Array,
     options: CallOptions,
   ): Promise<Window> {
-    const refs = map.refs.subarray(firstPage, endPage).filter((ref: RecordRef) => ref !== ZERO_REF);
-    const bytes = buffer.subarray(0, refs.length * PAGE_SIZE_BYTES);
-    await this.readPagesByRef(refs, bytes, options);
-    return { firstPage, endPage, bytes };
+    const refs = await this.refsIn(firstPage, endPage, options);
+    const stored = refs.filter((ref: RecordRef) => ref !== ZERO_REF);
+    const bytes = buffer.subarray(0, stored.length * PAGE_SIZE_BYTES);
+    await this.readPagesByRef(stored, bytes, options);
+    return { firstPage, refs, bytes };
   }
 }
 
-function* pagesOf({ regions }: MemoryLayout): Generator<number> {
-  for (const { firstPage, pageCount } of regions)
-    for (let page = firstPage; page < firstPage + pageCount; page++) yield page;
-}
-
-function* windowsOf(layout: MemoryLayout): Generator<readonly [number, number]> {
+function* windowsOf(layout: MemoryLayout, windowPages: number): Generator<readonly [number, number]> {
   for (const { firstPage, pageCount } of layout.regions) {
     const end = firstPage + pageCount;
-    for (let first = firstPage; first < end; first += WINDOW_PAGES)
-      yield [first, Math.min(end, first + WINDOW_PAGES)];
+    for (let first = firstPage; first < end; first += windowPages)
+      yield [first, Math.min(end, first + windowPages)];
   }
 }
 
-function* chunksOf(
-  map: PageMap,
-  { firstPage, endPage, bytes }: Window,
-  signal?: AbortSignal,
-): Generator<PageChunk> {
+function* chunksOf({ firstPage, refs, bytes }: Window, signal?: AbortSignal): Generator<PageChunk> {
   let at = 0;
-  for (let first = firstPage; first < endPage;) {
+  for (let first = 0; first < refs.length;) {
     throwIfInterrupted(signal, 'reading the pages of a checkpoint');
-    const isZero = map.refs[first] === ZERO_REF;
+    const isZero = refs[first] === ZERO_REF;
     let end = first + 1;
-    while (end < endPage && end - first < MAX_CHUNK_PAGES && (map.refs[end] === ZERO_REF) === isZero) end++;
+    while (end < refs.length && end - first < MAX_CHUNK_PAGES && (refs[end] === ZERO_REF) === isZero) end++;
     const pageCount = end - first;
     const length = isZero ? 0 : pageCount * PAGE_SIZE_BYTES;
-    yield { firstPage: first, pageCount, bytes: isZero ? null : bytes.subarray(at, at + length) };
+    const chunk = isZero ? null : bytes.subarray(at, at + length);
+    yield { firstPage: firstPage + first, pageCount, bytes: chunk };
     at += length;
     first = end;
   }

@@ -7,8 +7,7 @@ import type { PageMap } from './page-map.js';
  * Adds them to `into`: all whose content differs, and those whose record was written once more. Maps of one layout.
  */
 export function addDifferingPages(a: PageMap, b: PageMap, into: DirtyBitmap): void {
-  const [left, right] = [a.refs, b.refs];
-  for (let page = 0; page < left.length; page++) if (left[page] !== right[page]) into.set(page);
+  a.visitDiffering(b, (page) => into.set(page));
 }
 
 /** Caller owns it. */

@@ -3,122 +3,180 @@
  *
  * Changes are provisional until `commit()`; `rollback()` takes them back. So the map of a long-running
  * watcher follows what is committed, and a failed checkpoint leaves no trace in it.
+ *
+ *     committed   chunk | chunk |   -   | chunk         in few bytes a page, never changed
+ *     changed             chunk                         replaces the committed one; thrown away to roll back
  */
 
 import { CheckpointError } from '../../errors.js';
-import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
-import { ZERO_REF, type RecordRef } from '../../format/record-ref.js';
+import { MAX_PAGE_SPAN, type MemoryLayout } from '../../hypervisor/memory-layout.js';
+import type { RecordRef } from '../../format/record-ref.js';
+import {
+  CHUNK_PAGES,
+  chunkOf,
+  depthIn,
+  expanded,
+  refIn,
+  visitRuns,
+  type MapChunk,
+  type PlainChunk,
+  type VisitRun,
+} from './map-chunk.js';
 
-/** Reference, depth, and a bit. */
-const BYTES_FOR_PAGE = 9 + 1 / 8;
+/** Pages of one chunk for which it is expanded rather than searched. */
+const MANY_PAGES = 128;
+/** Changed chunks in their plain form, 36 MiB: a first checkpoint changes all there are. */
+const MOST_PLAIN_CHANGED = 4096;
+
+class ChangedChunk {
+  /** A bit a page, LSB first. */
+  readonly bits = new Uint32Array(CHUNK_PAGES / 32);
+  /** The form of `chunk` that may be written to; undefined once it was made small. */
+  plain: PlainChunk | undefined;
+
+  constructor(public chunk: MapChunk) {}
+}
 
 export class PageMap {
-  /** One reference a page; 0 = the zero page. Read, do not write. */
-  readonly refs: Float64Array;
-  /** Records to read beyond the first, one a page. Read, do not write. */
-  readonly depths: Uint8Array;
-  /** The same memory, four pages at a time. */
-  readonly #fourDepths: Uint32Array;
-  /** Pages changed since the last commit: a bit a page, LSB first. */
-  readonly #changed: Uint8Array;
-  /** References that the changed pages had before; pages that had none are left out. */
-  #undo = new UndoLog();
+  readonly #committed: MapChunk[] = [];
+  /** By number of the chunk. */
+  readonly #changed = new Map<number, ChangedChunk>();
+  /** Numbers of those that are in their plain form, the first one first. */
+  readonly #plain = new Set<number>();
   #changedCount = 0;
 
-  /**
-   * Takes room for pages that are not zero: what is never written of these arrays is never given out by the system.
-   * @throws VM_UNSUPPORTED when this host would not give that much even so
-   */
+  /** @throws VM_UNSUPPORTED for a memory that no checkpoint can have */
   constructor(readonly pageSpan: number) {
-    try {
-      this.refs = new Float64Array(pageSpan);
-      this.#fourDepths = new Uint32Array(Math.ceil(pageSpan / 4));
-      this.#changed = new Uint8Array(Math.ceil(pageSpan / 8));
-    } catch (cause) {
-      throw tooLarge(pageSpan, cause);
-    }
-    this.depths = new Uint8Array(this.#fourDepths.buffer, 0, pageSpan);
+    if (pageSpan > MAX_PAGE_SPAN) throw tooLarge(pageSpan);
   }
 
   refOf(page: number): RecordRef {
-    return this.refs[this.#checked(page)]!;
+    this.#check(page);
+    return refIn(this.#chunk(page >>> CHUNK_BITS), page & CHUNK_MASK);
   }
 
   depthOf(page: number): number {
-    return this.depths[this.#checked(page)]!;
+    this.#check(page);
+    return depthIn(this.#chunk(page >>> CHUNK_BITS), page & CHUNK_MASK);
   }
 
   get(page: number): { readonly ref: RecordRef; readonly depth: number } {
     return { ref: this.refOf(page), depth: this.depthOf(page) };
   }
 
+  /** One reference a page, 0 for a zero page. Caller owns the result. */
+  refsOf(pages: Uint32Array): Float64Array {
+    return this.columnsOf(pages).refs;
+  }
+
+  /** One reference and one depth a page, best in ascending order: each run of pages of a chunk looks for it once. */
+  columnsOf(pages: Uint32Array): PlainChunk {
+    const columns = { refs: new Float64Array(pages.length), depths: new Uint8Array(pages.length) };
+    for (let from = 0; from < pages.length;) {
+      const number = pages[from]! >>> CHUNK_BITS;
+      this.#check(pages[from]!);
+      let to = from + 1;
+      while (to < pages.length && pages[to]! >>> CHUNK_BITS === number) this.#check(pages[to++]!);
+      let chunk = this.#chunk(number);
+      if (to - from >= MANY_PAGES) chunk = expanded(chunk);
+      for (; from < to; from++) {
+        columns.refs[from] = refIn(chunk, pages[from]! & CHUNK_MASK);
+        columns.depths[from] = depthIn(chunk, pages[from]! & CHUNK_MASK);
+      }
+    }
+    return columns;
+  }
+
   /** Provisional. @throws RangeError for a page outside the span */
   set(page: number, ref: RecordRef, depth: number): void {
-    const before = this.refs[this.#checked(page)]!;
-    const bit = 1 << (page & 7);
-    if ((this.#changed[page >>> 3]! & bit) === 0) {
-      this.#changed[page >>> 3]! |= bit;
+    this.#check(page);
+    const { plain, bits } = this.#toChange(page >>> CHUNK_BITS);
+    const at = page & CHUNK_MASK;
+    const bit = 1 << (at & 31);
+    if ((bits[at >>> 5]! & bit) === 0) {
+      bits[at >>> 5]! |= bit;
       this.#changedCount++;
-      if (before !== ZERO_REF || this.depths[page] !== 0) this.#undo.push(page, before, this.depths[page]!);
     }
-    this.refs[page] = ref;
-    this.depths[page] = depth;
+    plain.refs[at] = ref;
+    plain.depths[at] = depth;
+  }
+
+  /**
+   * Enters a stretch of a committed map, whose pages have no changes.
+   * @param firstPage a multiple of 1024
+   * @param refs and `depths`: copied; they end at such a multiple, or with the memory
+   */
+  load(firstPage: number, refs: Float64Array, depths: Uint8Array): void {
+    for (let from = 0; from < refs.length; from += CHUNK_PAGES)
+      this.#committed[(firstPage + from) >>> CHUNK_BITS] = chunkOf(
+        refs.subarray(from, from + CHUNK_PAGES),
+        depths.subarray(from, from + CHUNK_PAGES),
+      );
   }
 
   isChanged(page: number): boolean {
-    return (this.#changed[this.#checked(page) >>> 3]! & (1 << (page & 7))) !== 0;
+    this.#check(page);
+    const bits = this.#changed.get(page >>> CHUNK_BITS)?.bits;
+    const at = page & CHUNK_MASK;
+    return bits !== undefined && (bits[at >>> 5]! & (1 << (at & 31))) !== 0;
+  }
+
+  get changedCount(): number {
+    return this.#changedCount;
   }
 
   /** Pages changed since the last commit or rollback, ascending. Caller owns the result. */
   changedPages(): Uint32Array {
     const pages = new Uint32Array(this.#changedCount);
     let at = 0;
-    for (let i = 0; at < pages.length; i++) {
-      const bits = this.#changed[i]!;
-      if (bits === 0) continue;
-      for (let bit = 0; bit < 8; bit++) if ((bits & (1 << bit)) !== 0) pages[at++] = i * 8 + bit;
+    for (const number of [...this.#changed.keys()].sort((a, b) => a - b)) {
+      const { bits } = this.#changed.get(number)!;
+      for (let i = 0; i < CHUNK_PAGES; i++)
+        if ((bits[i >>> 5]! & (1 << (i & 31))) !== 0) pages[at++] = number * CHUNK_PAGES + i;
     }
     return pages;
   }
 
   commit(): void {
-    if (this.#changedCount === 0) return;
-    this.#changed.fill(0);
-    this.#changedCount = 0;
-    this.#undo = new UndoLog();
+    for (const [number, changed] of this.#changed) this.#committed[number] = smallest(changed);
+    this.rollback();
   }
 
   rollback(): void {
-    if (this.#changedCount === 0) return;
-    for (const page of this.changedPages()) {
-      this.refs[page] = ZERO_REF;
-      this.depths[page] = 0;
-    }
-    this.#undo.restore(this.refs, this.depths);
-    this.commit();
+    this.#changed.clear();
+    this.#plain.clear();
+    this.#changedCount = 0;
   }
 
   /** Pages that have a record. */
   countRecords(): number {
     let count = 0;
-    for (const ref of this.refs) if (ref !== ZERO_REF) count++;
+    this.visitRuns((_, pageCount) => (count += pageCount));
     return count;
   }
 
-  /**
-   * Called in each checkpoint, for all pages: page by page it took 1.5 ms for each GiB. Counts kept by `set`
-   * would make that too large to be inlined, and each reference that is handed to it an object.
-   */
   maxDepth(): number {
     let deepest = 0;
-    // Not for-of, which takes five times as long.
-    let i = this.#fourDepths.length;
-    while (i > 0) {
-      const four = this.#fourDepths[--i]!;
-      if (four === 0) continue;
-      for (let shift = 0; shift < 32; shift += 8) deepest = Math.max(deepest, (four >>> shift) & 255);
-    }
+    this.visitRuns((_, __, ___, depth) => (deepest = Math.max(deepest, depth)));
     return deepest;
+  }
+
+  /** All pages that have a record, in ascending order. */
+  visitRuns(visit: VisitRun): void {
+    const count = Math.ceil(this.pageSpan / CHUNK_PAGES);
+    for (let number = 0; number < count; number++)
+      visitRuns(this.#chunk(number), number * CHUNK_PAGES, visit);
+  }
+
+  /** Calls `visit` for each page that another map of the same span holds in another record, ascending. */
+  visitDiffering(other: PageMap, visit: (page: number) => void): void {
+    const count = Math.ceil(this.pageSpan / CHUNK_PAGES);
+    for (let number = 0; number < count; number++) {
+      const [a, b] = [this.#chunk(number), other.#chunk(number)];
+      if (a === b) continue;
+      const [refs, others] = [expanded(a).refs, expanded(b).refs];
+      for (let i = 0; i < CHUNK_PAGES; i++) if (refs[i] !== others[i]) visit(number * CHUNK_PAGES + i);
+    }
   }
 
   /**
@@ -130,59 +188,75 @@ export class PageMap {
     for (const region of to.regions) {
       const old = from.regions.find(({ id }) => id === region.id);
       if (old === undefined) continue;
-      const end = old.firstPage + Math.min(old.pageCount, region.pageCount);
-      mapped.refs.set(this.refs.subarray(old.firstPage, end), region.firstPage);
-      mapped.depths.set(this.depths.subarray(old.firstPage, end), region.firstPage);
+      const pageCount = Math.min(old.pageCount, region.pageCount);
+      mapped.#take(this, old.firstPage, region.firstPage, pageCount);
     }
+    mapped.commit();
     return mapped;
   }
 
-  #checked(page: number): number {
-    if (page >= 0 && page < this.pageSpan) return page;
-    throw new RangeError(`page ${page} of a memory of ${this.pageSpan} pages`);
-  }
-}
-
-function tooLarge(pageSpan: number, cause: unknown): CheckpointError {
-  const gib = ((pageSpan * BYTES_FOR_PAGE) / 2 ** 30).toFixed(1);
-  return new CheckpointError(
-    'VM_UNSUPPORTED',
-    `the map of a memory of ${pageSpan} pages takes up to ${gib} GiB, which this host does not have`,
-    { cause, hint: 'read such a checkpoint on a host with more memory' },
-  );
-}
-
-/** Growing arrays of (page, ref, depth): 13 bytes an entry, where objects would take 100. */
-class UndoLog {
-  #count = 0;
-  #pages = new Uint32Array(64);
-  #refs = new Float64Array(64);
-  #depths = new Uint8Array(64);
-
-  push(page: number, ref: RecordRef, depth: number): void {
-    if (this.#count === this.#pages.length) this.#grow();
-    this.#pages[this.#count] = page;
-    this.#refs[this.#count] = ref;
-    this.#depths[this.#count++] = depth;
-  }
-
-  restore(refs: Float64Array, depths: Uint8Array): void {
-    for (let i = 0; i < this.#count; i++) {
-      refs[this.#pages[i]!] = this.#refs[i]!;
-      depths[this.#pages[i]!] = this.#depths[i]!;
+  /** Pages [from, from + pageCount) of another map as those from `to` on; whole chunks are shared where they can be. */
+  #take(other: PageMap, from: number, to: number, pageCount: number): void {
+    for (let i = 0; i < pageCount;) {
+      const isWhole =
+        ((from + i) & CHUNK_MASK) === 0 && ((to + i) & CHUNK_MASK) === 0 && pageCount - i >= CHUNK_PAGES;
+      if (isWhole) {
+        this.#committed[(to + i) >>> CHUNK_BITS] = other.#committed[(from + i) >>> CHUNK_BITS];
+        i += CHUNK_PAGES;
+        continue;
+      }
+      const chunk = other.#committed[(from + i) >>> CHUNK_BITS];
+      const at = (from + i) & CHUNK_MASK;
+      this.set(to + i, refIn(chunk, at), depthIn(chunk, at));
+      i++;
     }
   }
 
-  #grow(): void {
-    const length = this.#pages.length * 2;
-    const pages = new Uint32Array(length);
-    const refs = new Float64Array(length);
-    const depths = new Uint8Array(length);
-    pages.set(this.#pages);
-    refs.set(this.#refs);
-    depths.set(this.#depths);
-    this.#pages = pages;
-    this.#refs = refs;
-    this.#depths = depths;
+  #chunk(number: number): MapChunk {
+    const changed = this.#changed.get(number);
+    return changed === undefined ? this.#committed[number] : (changed.plain ?? changed.chunk);
   }
+
+  #toChange(number: number): { readonly plain: PlainChunk; readonly bits: Uint32Array } {
+    let changed = this.#changed.get(number);
+    if (changed?.plain !== undefined) return { plain: changed.plain, bits: changed.bits };
+    if (changed === undefined) {
+      changed = new ChangedChunk(this.#committed[number]);
+      this.#changed.set(number, changed);
+    }
+    const plain = expanded(changed.chunk);
+    changed.plain = plain;
+    this.#plain.add(number);
+    if (this.#plain.size > MOST_PLAIN_CHANGED) this.#makeSmall();
+    return { plain, bits: changed.bits };
+  }
+
+  /** The chunk that has been plain for longest is not likely to change once more. */
+  #makeSmall(): void {
+    const [number] = this.#plain;
+    const changed = this.#changed.get(number!)!;
+    changed.chunk = smallest(changed);
+    changed.plain = undefined;
+    this.#plain.delete(number!);
+  }
+
+  #check(page: number): void {
+    if (!(page >= 0 && page < this.pageSpan))
+      throw new RangeError(`page ${page} of a memory of ${this.pageSpan} pages`);
+  }
+}
+
+const CHUNK_BITS = Math.log2(CHUNK_PAGES);
+const CHUNK_MASK = CHUNK_PAGES - 1;
+
+function smallest({ chunk, plain }: ChangedChunk): MapChunk {
+  return plain === undefined ? chunk : chunkOf(plain.refs, plain.depths);
+}
+
+function tooLarge(pageSpan: number): CheckpointError {
+  return new CheckpointError(
+    'VM_UNSUPPORTED',
+    `a memory of ${pageSpan} pages is more than a checkpoint can have, which is ${MAX_PAGE_SPAN}`,
+    { hint: 'is it the memory of a VM at all?' },
+  );
 }

@@ -15,7 +15,8 @@ import { ChainReader } from '../read/chain-reader.js';
 import { CheckpointReader } from '../read/checkpoint-reader.js';
 import { damaged, type DamagedObject } from '../../records/damage.js';
 import { checkpointGone, isAbsent } from '../read/gone.js';
-import { loadMap } from '../read/load-map.js';
+import { PageIndex } from '../read/page-index.js';
+import { SegmentShelf } from '../read/segment-reader.js';
 import { loadSealed } from '../read/load-sealed.js';
 import { loadManifests } from '../read/manifest-store.js';
 import { manifestKey, type Manifest, type PackEntry } from '../../format/manifest.js';
@@ -26,6 +27,9 @@ import { verifyPack, verifyPacksAgain, type PackCheck } from './verify-pack.js';
 import { verifyPages } from './verify-pages.js';
 import { SegmentVerifier } from './verify-segments.js';
 import { loadVmRecord } from '../vm-record.js';
+
+/** For decoded slices of the index, of checkpoints that are gone through one after the other. */
+const SHELF_BYTES = 16 << 20;
 
 export interface ChainVerification {
   readonly checkpoints: number;
@@ -204,10 +208,12 @@ export class ChainVerifier {
   /** Finds the checkpoints that cannot be read back, given what is known of all records. */
   async #findAffected(manifests: readonly Manifest[]): Promise<void> {
     const { backend, repositoryId } = this.#deps;
+    const shelf = new SegmentShelf(SHELF_BYTES);
     for (const manifest of manifests) {
       const isWhole = await this.#problems.attempt(manifestKey(manifest), async () => {
-        const { refs } = await loadMap(backend, repositoryId, manifest, this.#call);
-        if (refs.some((ref) => ref !== ZERO_REF && this.#isBroken(ref))) this.#affected.add(manifest.id);
+        const index = await PageIndex.open({ backend, repositoryId }, manifest, this.#call, shelf);
+        for await (const { refs } of index.windows(this.#call))
+          if (refs.some((ref) => ref !== ZERO_REF && this.#isBroken(ref))) this.#affected.add(manifest.id);
       });
       if (!isWhole) this.#affected.add(manifest.id);
     }

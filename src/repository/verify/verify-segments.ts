@@ -14,10 +14,11 @@ import type { CallOptions, StorageBackend } from '../../storage/backend.js';
 import type { ChainKeys } from '../../format/chain-keys.js';
 import { damaged } from '../../records/damage.js';
 import { MAX_SEGMENTS } from '../../format/index-policy.js';
-import type { IndexEntries } from '../../format/index-segment.js';
+import type { IndexEntries } from '../../format/index-slice.js';
 import { manifestKey, type Manifest, type SegmentEntry } from '../../format/manifest.js';
 import { packOfRef, ZERO_REF } from '../../format/record-ref.js';
-import { loadMap, loadSegment } from '../read/load-map.js';
+import { PageIndex } from '../read/page-index.js';
+import { SegmentShelf } from '../read/segment-reader.js';
 import type { ProblemLog } from './problem-log.js';
 import { BROKEN, type RecordTable } from './record-table.js';
 
@@ -62,7 +63,10 @@ export class SegmentVerifier {
     for (const entry of manifest.segments) {
       const known = this.#segments.get(entry.seq);
       if (known === undefined) this.#segments.set(entry.seq, { entry, manifest });
-      else if (known.entry.sha256 !== entry.sha256 || !sameLayout(known.manifest.layout, manifest.layout)) {
+      else if (
+        known.entry.directorySha256 !== entry.directorySha256 ||
+        !sameLayout(known.manifest.layout, manifest.layout)
+      ) {
         problems.fail(key, `index segment ${entry.seq} differs from what an earlier checkpoint says of it`);
       }
     }
@@ -76,8 +80,13 @@ export class SegmentVerifier {
   async read(): Promise<Set<number>> {
     const packs = new Set<number>();
     for (const segment of this.#segments.values()) {
-      const entries = await this.#load(segment, true);
-      for (const ref of entries?.refs ?? []) if (ref !== ZERO_REF) packs.add(packOfRef(ref));
+      let last = 0;
+      await this.#eachSlice(segment, true, ({ refs }) => {
+        for (const ref of refs) {
+          const pack = packOfRef(ref);
+          if (pack !== last && ref !== ZERO_REF) packs.add((last = pack));
+        }
+      });
       this.#deps.onBytes(segment.entry.sizeBytes);
     }
     return packs;
@@ -86,9 +95,10 @@ export class SegmentVerifier {
   /** Compares every entry with its record, and sets aside what does not fit. */
   async compare(): Promise<void> {
     for (const segment of this.#segments.values()) {
-      const entries = await this.#load(segment, false);
       const key = this.#deps.keys.segment(segment.entry.seq);
-      if (entries !== undefined) this.#compareEntries(key, entries, segment.manifest.layout);
+      await this.#eachSlice(segment, false, (entries) =>
+        this.#compareEntries(key, entries, segment.manifest.layout),
+      );
     }
   }
 
@@ -101,13 +111,15 @@ export class SegmentVerifier {
     const { backend, repositoryId, keys, problems } = this.#deps;
     for (const manifest of manifests) {
       const check = async (): Promise<void> => {
-        const { refs } = await loadMap(backend, repositoryId, manifest, this.#call);
-        for (const ref of refs) {
-          if (ref === ZERO_REF) continue;
-          const pack = missing.get(packOfRef(ref));
-          if (pack !== undefined) problems.reportError(keys.pack(packOfRef(ref)), pack);
-          const misfit = this.#misfits.get(ref);
-          if (misfit !== undefined) problems.reportError(misfit.key, misfit.error);
+        const index = await PageIndex.open({ backend, repositoryId }, manifest, this.#call);
+        for await (const { refs } of index.windows(this.#call)) {
+          for (const ref of refs) {
+            if (ref === ZERO_REF) continue;
+            const pack = missing.get(packOfRef(ref));
+            if (pack !== undefined) problems.reportError(keys.pack(packOfRef(ref)), pack);
+            const misfit = this.#misfits.get(ref);
+            if (misfit !== undefined) problems.reportError(misfit.key, misfit.error);
+          }
         }
       };
       await problems.attempt(manifestKey(manifest), check, false);
@@ -136,19 +148,22 @@ export class SegmentVerifier {
     }
   }
 
-  /** Undefined when the segment is damaged; that is reported the first time. */
-  async #load({ entry, manifest }: ListedSegment, isFirst: boolean): Promise<IndexEntries | undefined> {
+  /** Ends where the segment is damaged; that is reported the first time. */
+  async #eachSlice(
+    { entry, manifest }: ListedSegment,
+    isFirst: boolean,
+    visit: (entries: IndexEntries) => void,
+  ): Promise<void> {
     const { backend, repositoryId, keys, problems } = this.#deps;
     const source = { backend, repositoryId, chain: keys.chain, pageSpan: manifest.layout.pageSpan };
-    let entries: IndexEntries | undefined;
     await problems.attempt(
       keys.segment(entry.seq),
       async () => {
-        entries = await loadSegment(source, entry, this.#call);
+        const segment = await new SegmentShelf(1).segment(source, entry, this.#call);
+        for await (const entries of segment.slices(this.#call)) visit(entries);
       },
       isFirst,
     );
-    return entries;
   }
 }
 

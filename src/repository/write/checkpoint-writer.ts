@@ -394,7 +394,12 @@ export class CheckpointWriter {
     const { backend, keys, owner } = this.#deps;
     if (plan.pages === null) return plan.kept;
     const seq = this.#deps.nextIndexSeq();
-    const bytes = encodeSegment({ seq, level: plan.level, owner }, entriesOf(map, plan.pages), level);
+    const { bytes, directorySha256 } = encodeSegment(
+      { seq, level: plan.level, owner },
+      plan.pages,
+      (pages) => entriesOf(map, pages),
+      level,
+    );
     const saving = backend.save(keys.segment(seq), bytes, this.#call);
     this.#written.follow(keys.segment(seq), saving);
     const sizeBytes = await saving;
@@ -404,7 +409,7 @@ export class CheckpointWriter {
       level: plan.level,
       entryCount: plan.pages.length,
       sizeBytes,
-      sha256: sha256Hex(bytes),
+      directorySha256,
     };
     return [entry, ...plan.kept];
   }

@@ -14,7 +14,7 @@ import type { CallOptions } from '../../storage/backend.js';
 import { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
 import type { Manifest } from '../../format/manifest.js';
 import type { ChainReader } from '../read/chain-reader.js';
-import type { SegmentSource } from '../read/load-map.js';
+import type { SegmentSource } from '../read/segment-reader.js';
 import type { PageMap } from '../read/page-map.js';
 import type { PackWriter } from './pack-writer.js';
 import type { Regrouped } from './regroup.js';

@@ -52,14 +52,14 @@ export function budgetOf({ rise }: SegmentPlan, storedLately: (count: number) =>
  */
 export function pagesToRegroup(map: PageMap, plan: SegmentPlan, limit = MAX_REGROUPED_PAGES): Uint32Array {
   if (plan.pages === null || plan.rise === 0) return new Uint32Array(0);
-  const unchanged = plan.pages.filter((page) => map.refs[page] !== ZERO_REF && !map.isChanged(page));
+  const unchanged = plan.pages.filter((page) => map.refOf(page) !== ZERO_REF && !map.isChanged(page));
   const wanted =
     plan.rise < WHOLE_REGROUP_RISE
-      ? unchanged.filter((page) => map.depths[page]! >= DEEP)
+      ? unchanged.filter((page) => map.depthOf(page) >= DEEP)
       : scattered(map, unchanged);
   if (wanted.length <= limit) return wanted;
   return wanted
-    .sort((a, b) => map.depths[b]! - map.depths[a]!)
+    .sort((a, b) => map.depthOf(b) - map.depthOf(a))
     .subarray(0, limit)
     .sort();
 }
@@ -67,12 +67,11 @@ export function pagesToRegroup(map: PageMap, plan: SegmentPlan, limit = MAX_REGR
 /** Leaves out pages that lie among many others already: those that came back to what they were in a base. */
 function scattered(map: PageMap, pages: Uint32Array): Uint32Array {
   const pagesIn = new Map<number, number>();
-  for (const ref of map.refs) {
-    if (ref === ZERO_REF) continue;
+  map.visitRuns((_, pageCount, ref) => {
     const pack = packOfRef(ref);
-    pagesIn.set(pack, (pagesIn.get(pack) ?? 0) + 1);
-  }
+    pagesIn.set(pack, (pagesIn.get(pack) ?? 0) + pageCount);
+  });
   return pages.filter(
-    (page) => map.depths[page]! > 0 || pagesIn.get(packOfRef(map.refs[page]!))! < LARGE_PACK_PAGES,
+    (page) => map.depthOf(page) > 0 || pagesIn.get(packOfRef(map.refOf(page)))! < LARGE_PACK_PAGES,
   );
 }

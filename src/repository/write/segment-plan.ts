@@ -7,12 +7,11 @@ import { DirtyBitmap } from '../../bitmap/dirty-bitmap.js';
 import { sameLayout, type MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { CallOptions } from '../../storage/backend.js';
 import { planIndex, type IndexPlan } from '../../format/index-policy.js';
-import type { IndexEntries } from '../../format/index-segment.js';
-import { loadSegment, type SegmentSource } from '../read/load-map.js';
+import type { IndexEntries } from '../../format/index-slice.js';
+import { SegmentShelf, type SegmentSource } from '../read/segment-reader.js';
 import { BOTTOM_LEVEL, type Manifest, type SegmentEntry } from '../../format/manifest.js';
 import type { PageMap } from '../read/page-map.js';
 import { expandRuns } from '../../types.js';
-import { ZERO_REF } from '../../format/record-ref.js';
 
 export interface SegmentPlan {
   readonly level: number;
@@ -68,33 +67,26 @@ async function pagesOf(
 ): Promise<Uint32Array> {
   if (level === BOTTOM_LEVEL) return pagesWithRecord(map);
   if (merged.length === 0) return changed;
-  const lists = [changed];
-  for (const segment of merged) lists.push((await loadSegment(source, segment, options)).pages);
-  return union(lists, map.pageSpan);
+  const all = new DirtyBitmap(map.pageSpan);
+  for (const page of changed) all.set(page);
+  const shelf = new SegmentShelf(1);
+  for (const entry of merged) {
+    const segment = await shelf.segment(source, entry, options);
+    for await (const { pages } of segment.slices(options)) for (const page of pages) all.set(page);
+  }
+  return expandRuns(all.toRuns());
 }
 
 /** The entries of a segment for `pages`, as the map has them. */
 export function entriesOf(map: PageMap, pages: Uint32Array): IndexEntries {
-  // `from` would collect all values in a list first, and there may be a million of them.
-  const refs = new Float64Array(pages.length);
-  const depths = new Uint8Array(pages.length);
-  pages.forEach((page, i) => {
-    refs[i] = map.refs[page]!;
-    depths[i] = map.depths[page]!;
-  });
-  return { pages, refs, depths };
+  return { pages, ...map.columnsOf(pages) };
 }
 
 function pagesWithRecord(map: PageMap): Uint32Array {
   const pages = new Uint32Array(map.countRecords());
   let at = 0;
-  for (let page = 0; page < map.pageSpan; page++) if (map.refs[page] !== ZERO_REF) pages[at++] = page;
+  map.visitRuns((firstPage, pageCount) => {
+    for (let page = firstPage; page < firstPage + pageCount; page++) pages[at++] = page;
+  });
   return pages;
-}
-
-/** All pages of the lists, each once, ascending. */
-function union(lists: readonly Uint32Array[], pageSpan: number): Uint32Array {
-  const all = new DirtyBitmap(pageSpan);
-  for (const list of lists) for (const page of list) all.set(page);
-  return expandRuns(all.toRuns());
 }

@@ -5,6 +5,7 @@ import { sameLayout } from '../../../src/hypervisor/memory-layout.js';
 import type { CheckpointReader } from '../../../src/repository/read/checkpoint-reader.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 import { differingPages } from './ground-truth.js';
+import { columnsOf } from '../../support/map-columns.js';
 
 const PAGES_A_READ = 2048;
 
@@ -51,7 +52,7 @@ export class StoredMemory {
     const manifest = await repository.find(checkpointId);
     const reader = repository.reader(manifest);
     const { layout } = manifest;
-    const { refs } = await reader.map();
+    const { refs } = columnsOf(await repository.loadMap(manifest));
     if (isWhole || before === undefined || !sameLayout(before.layout, layout))
       this.#image = { layout, refs, regions: await allPages(reader, before?.regions), reader };
     else {
