@@ -18,6 +18,7 @@ export const kvmHypervisor: Hypervisor = {
   importFrom: async (request) => (await import('./import.js')).importMigration(request),
   recordedDisks: disksOfStoppedQemu,
   attach: async (...request) => (await import('./attach.js')).attachKvm(...request),
+  running: async () => (await import('./inspect/running.js')).runningQemus(),
   restoreOptions: KVM_RESTORE_OPTIONS,
   pageServingModule: new URL('./restore/lazy/serve-pages.js', import.meta.url).href,
   planRestore: async (source, request, settings) => {

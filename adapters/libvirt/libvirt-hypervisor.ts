@@ -15,6 +15,7 @@ export const libvirtHypervisor: Hypervisor = {
   importFrom: async (request) => (await import('./import.js')).importSaveImage(request),
   recordedDisks: disksOfStoppedQemu,
   attach: async (...request) => (await import('./libvirt-vm.js')).attachDomain(...request),
+  running: async () => (await import('./running.js')).runningDomains(),
   restoreOptions: LIBVIRT_RESTORE_OPTIONS,
   planRestore: async (source, request, settings) => {
     const { planDomainRestore } = await import('./restore/plan.js');

@@ -33,10 +33,15 @@ const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const;
 
 /** A command with the shared options and an example at the end of its help. */
 export function command(name: string, description: string, examples: readonly string[]): Command {
+  return plainCommand(name, description, examples)
+    .option('--repo <address>', 'repository: a path or file:PATH (default: $CAIRN_REPOSITORY)')
+    .option('--json', 'print one JSON object a line on stdout and nothing else');
+}
+
+/** One that needs no repository and has nothing to say to programs. */
+export function plainCommand(name: string, description: string, examples: readonly string[]): Command {
   return new Command(name)
     .description(description)
-    .option('--repo <address>', 'repository: a path or file:PATH (default: $CAIRN_REPOSITORY)')
-    .option('--json', 'print one JSON object a line on stdout and nothing else')
     .addHelpText('after', `\nExamples:\n${examples.map((example) => `  $ ${example}`).join('\n')}`)
     .exitOverride();
 }

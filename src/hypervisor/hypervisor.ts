@@ -16,6 +16,13 @@ import type { CheckpointSource, RestorePlan, RestoreRequest, RestoreResult } fro
 import type { AnyRestoreOptions, RestoreSettings } from './restore-options.js';
 import type { Vm } from './vm.js';
 
+/** A VM of this host, as it is seen from outside. */
+export interface RunningVm {
+  readonly address: string;
+  /** Its own name; empty when it has none. */
+  readonly name: string;
+}
+
 export interface Hypervisor {
   /** `kvm`, `xen`: what a manifest records. */
   readonly name: string;
@@ -28,6 +35,11 @@ export interface Hypervisor {
    * @throws VM_ADDRESS, VM_UNREACHABLE, VM_BUSY, VM_PERMISSION, VM_UNSUPPORTED
    */
   attach(address: string, options: AttachOptions): Promise<Vm>;
+  /**
+   * VMs of this host that run and that the caller can see, without a word to them. Never rejects: what cannot be seen
+   * is not there. Absent where nobody looks for them.
+   */
+  running?(signal?: AbortSignal): Promise<readonly RunningVm[]>;
   /** Options that its restores have, by name. */
   readonly restoreOptions: AnyRestoreOptions;
   /**

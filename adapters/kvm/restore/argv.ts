@@ -205,7 +205,8 @@ function withQmpSocket(
   };
 }
 
-function qmpPathOf(candidate: QemuOption, all: readonly QemuOption[]): string | undefined {
+/** The path as it is written; undefined for an option that opens no QMP socket. */
+export function qmpPathOf(candidate: QemuOption, all: readonly QemuOption[]): string | undefined {
   const value = candidate.value ?? '';
   if (candidate.name === 'qmp' && value.startsWith('unix:')) {
     return isOn(value, 'server') ? unescapeCommas(splitValue(value)[0]!.slice('unix:'.length)) : undefined;
