@@ -275,7 +275,9 @@ function library(): Library {
 
 function load(): Library {
   try {
-    const lib = koffi.load(LIBRARY);
+    // Node.js has a zstd of its own since 22.15, and exports its functions: without RTLD_DEEPBIND calls inside of the library
+    // would go there, with contexts of another version.
+    const lib = koffi.load(LIBRARY, { deep: true });
     const create = lib.func('void *ZSTD_createCCtx(void)') as () => Handle;
     const createD = lib.func('void *ZSTD_createDCtx(void)') as () => Handle;
     return {
