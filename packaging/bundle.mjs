@@ -18,13 +18,13 @@ import { fileURLToPath } from 'node:url';
 
 import { build } from 'esbuild';
 
+import { OUTSIDE } from './outside.mjs';
+
 const FROM = fileURLToPath(new URL('../dist/', import.meta.url));
 const TO = fileURLToPath(new URL('../bundle/', import.meta.url));
 const FOLDERS = ['src', 'adapters'];
 const COMMAND = 'src/cli/main.js';
 const KERNELS = 'src/kernels/kernels.wasm';
-/** koffi and piscina load files that lie beside them; the other two are large, and for one command only. */
-const OUTSIDE = ['koffi', 'piscina', 'linkedom', '@observablehq/plot'];
 
 const OWN_URL = 'import.meta.url';
 /** Of a program or a module that somebody loads by its URL. */

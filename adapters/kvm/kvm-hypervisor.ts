@@ -19,6 +19,7 @@ export const kvmHypervisor: Hypervisor = {
   recordedDisks: disksOfStoppedQemu,
   attach: async (...request) => (await import('./attach.js')).attachKvm(...request),
   running: async () => (await import('./inspect/running.js')).runningQemus(),
+  hostFindings: async () => (await import('./inspect/host.js')).kvmHostFindings(),
   restoreOptions: KVM_RESTORE_OPTIONS,
   pageServingModule: new URL('./restore/lazy/serve-pages.js', import.meta.url).href,
   planRestore: async (source, request, settings) => {

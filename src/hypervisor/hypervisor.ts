@@ -23,6 +23,14 @@ export interface RunningVm {
   readonly name: string;
 }
 
+/** Something that this host has or lacks. */
+export interface HostFinding {
+  readonly part: string;
+  readonly usable: boolean;
+  /** Why not, and what helps; where it is usable, more about it, or nothing. */
+  readonly reason: string;
+}
+
 export interface Hypervisor {
   /** `kvm`, `xen`: what a manifest records. */
   readonly name: string;
@@ -40,6 +48,8 @@ export interface Hypervisor {
    * is not there. Absent where nobody looks for them.
    */
   running?(signal?: AbortSignal): Promise<readonly RunningVm[]>;
+  /** What this host offers for its VMs, whichever they are. Never rejects. Absent where there is nothing to say. */
+  hostFindings?(): Promise<readonly HostFinding[]>;
   /** Options that its restores have, by name. */
   readonly restoreOptions: AnyRestoreOptions;
   /**

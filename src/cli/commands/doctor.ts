@@ -9,15 +9,22 @@ import type { VmHazard, VmReport } from '../../hypervisor/vm.js';
 import { hypervisors } from '../../index.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
+import { hostReport, hostReportText } from '../host-report.js';
 import { formatBytes, formatTable, printable } from '../../text.js';
 
 export function doctorCommand(): Command {
   return command('doctor', 'say what this host and this VM allow, and what to change', [
+    'cairn doctor',
     'cairn doctor qmp:/run/web1.qmp',
   ])
-    .argument('<vm>', 'address of the VM')
-    .action((address: string, options: SharedOptions) =>
+    .argument('[vm]', 'address of the VM; without it, this host alone is looked at')
+    .action((address: string | undefined, options: SharedOptions) =>
       run(options, async ({ reporter, signal }) => {
+        if (address === undefined) {
+          const report = await hostReport(signal);
+          reporter.summary({ ...report }, hostReportText(report));
+          return report.needed.every(({ usable }) => usable) ? undefined : EXIT.refused;
+        }
         const runtimeDir = await openRuntimeDir(defaultRuntimeDir());
         const vm = await hypervisors()
           .forAddress(address)
