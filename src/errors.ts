@@ -22,6 +22,7 @@ export const ERROR_CODES = [
   'STORAGE_UNCERTAIN',
   'STORAGE_RANGE',
   'STORAGE_ADDRESS',
+  'STORAGE_UNSUITABLE',
   // repository
   'REPO_NOT_FOUND',
   'REPO_EXISTS',

@@ -50,4 +50,4 @@ export { exportCheckpoint, restoreCheckpoint, type RestoreCall } from './restore
 export { rewindVm, type RewindVmOptions } from './rewind/rewind-vm.js';
 export { rewind, type RewindOptions, type RewindResult } from './rewind/rewind.js';
 export type { StorageBackend } from './storage/backend.js';
-export { openBackend } from './storage/open.js';
+export { openBackend, openStorage } from './storage/open.js';

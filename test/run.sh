@@ -39,6 +39,7 @@ export TMPDIR="$run" CAIRN_TEST_RUN="$run" CAIRN_STATE_DIR="$run/state"
 set_up_lab() {
   local tier
   for tier in "${tiers[@]}"; do
+    case "$tier" in lab | lab/rbd* | lab/s3*) bash test/lab/setup/ensure-ceph.sh || true ;; esac
     case "$tier" in lab | lab/libvirt* | lab/back-ends) bash test/lab/setup/ensure-libvirt.sh || true ;; esac
     case "$tier" in lab | lab/xen*) bash test/lab/xen/setup/ensure-xen.sh || true ;; esac
     case "$tier" in nested*) bash test/nested/setup/ensure.sh || true ;; esac

@@ -5,7 +5,7 @@ import { Command } from 'commander';
 import { CheckpointError, isCheckpointError } from '../errors.js';
 import { keepOutOfCoreDumps } from '../ffi/core-dumps.js';
 import { Repository } from '../repository/repository.js';
-import { openBackend } from '../storage/open.js';
+import { openStorage } from '../storage/open.js';
 import { EXIT, exitCodeOf } from './exit-codes.js';
 import { outputProblem, written } from './output.js';
 import { JsonReporter, TextReporter, asCheckpointError, type Reporter } from './reporter.js';
@@ -34,7 +34,10 @@ const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const;
 /** A command with the shared options and an example at the end of its help. */
 export function command(name: string, description: string, examples: readonly string[]): Command {
   return plainCommand(name, description, examples)
-    .option('--repo <address>', 'repository: a path or file:PATH (default: $CAIRN_REPOSITORY)')
+    .option(
+      '--repo <address>',
+      'repository: a path, file:PATH or s3://BUCKET/PREFIX (default: $CAIRN_REPOSITORY)',
+    )
     .option('--json', 'print one JSON object a line on stdout and nothing else');
 }
 
@@ -75,7 +78,7 @@ export async function run(
     const address = shared.repo ?? process.env.CAIRN_REPOSITORY ?? '';
     if (address !== '') return address;
     throw new CheckpointError('USAGE', 'no repository was named', {
-      hint: 'use --repo PATH or set CAIRN_REPOSITORY',
+      hint: 'use --repo ADDRESS or set CAIRN_REPOSITORY',
     });
   };
   try {
@@ -84,7 +87,7 @@ export async function run(
       signal: abort.signal,
       repositoryAddress,
       openRepository: async () => {
-        repository = await Repository.open(openBackend(repositoryAddress()));
+        repository = await Repository.open(await openStorage(repositoryAddress()));
         return repository;
       },
     });

@@ -68,6 +68,7 @@ const OF_CODE: Partial<Record<ErrorCode, number>> = {
   REWIND_UNFINISHED: EXIT.refused,
   REPO_DAMAGED: EXIT.damaged,
   CHAIN_WRONG_VM: EXIT.wrongVm,
+  STORAGE_UNSUITABLE: EXIT.refused,
   STORAGE_FULL: EXIT.storage,
   STORAGE_READ_ONLY: EXIT.storage,
   STORAGE_IO: EXIT.storage,

@@ -206,7 +206,9 @@ export class ChainWriter {
     if (map.changedCount > 0) throw new RangeError('the map has changes that belong to no checkpoint');
     if (parent === null && map.countRecords() > 0) throw new RangeError('the map of a base is empty');
     const packTargetBytes =
-      options.packTargetBytes ?? packTargetIn(await freeBytesOf(this.#backend, this.#call));
+      options.packTargetBytes ??
+      this.#backend.properties.packBytes ??
+      packTargetIn(await freeBytesOf(this.#backend, this.#call));
     const regroupedAhead = await this.#takeAhead(parent, layout);
     const writer = new CheckpointWriter(
       { ...options, map, packTargetBytes, level: options.level ?? DEFAULT_LEVEL, regroupedAhead },

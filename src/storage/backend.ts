@@ -21,6 +21,8 @@ export interface StorageProperties {
   readonly location: string;
   /** Whether `save` returns only after the object survives a power cut. */
   readonly durable: boolean;
+  /** The size that a pack should have there; absent where larger ones do no harm. */
+  readonly packBytes?: number;
 }
 
 export interface CallOptions {

@@ -5,7 +5,21 @@ import type { StorageBackend } from './backend.js';
 import { FileBackend } from './file.js';
 
 /**
- * Takes `PATH` or `file:PATH`. A path that looks like an address can be written ./a:b or file:a:b.
+ * Takes `PATH`, `file:PATH` or `s3://BUCKET/PREFIX`. A path that looks like an address can be written ./a:b or
+ * file:a:b. What speaks to an object store is loaded for such an address only.
+ * @throws STORAGE_ADDRESS, STORAGE_IO when a file of keys or certificates cannot be read
+ */
+export async function openStorage(address: string): Promise<StorageBackend> {
+  if (!isObjectStore(address)) return openBackend(address);
+  return (await import('./s3/open-s3.js')).openS3(address).then(({ backend }) => backend);
+}
+
+export function isObjectStore(address: string): boolean {
+  return address.startsWith('s3:');
+}
+
+/**
+ * Takes `PATH` or `file:PATH`. See `openStorage` for all others.
  * @throws STORAGE_ADDRESS
  */
 export function openBackend(address: string): StorageBackend {
@@ -13,7 +27,7 @@ export function openBackend(address: string): StorageBackend {
   const path = scheme === 'file' ? address.slice('file:'.length) : address;
   if (scheme !== undefined && scheme !== 'file') {
     throw new CheckpointError('STORAGE_ADDRESS', `"${address}": no storage backend for ${scheme}:`, {
-      hint: 'a repository is a folder: PATH or file:PATH (a relative path with a colon: ./PATH)',
+      hint: 'a repository is a folder: PATH or file:PATH (a relative path with a colon: ./PATH); or s3://BUCKET/PREFIX',
     });
   }
   if (path === '') {

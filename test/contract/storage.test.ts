@@ -191,14 +191,11 @@ describe('the address of a repository', () => {
     expect(openBackend(address).properties.location).toBe(location);
   });
 
-  it.each(['s3://bucket/prefix', 'http://x', 'file://host/x', '', 'file:'])(
-    'refuses %j with a hint',
-    (address) => {
-      expect(() => openBackend(address)).toThrow(
-        expect.objectContaining({ code: 'STORAGE_ADDRESS', hint: expect.any(String) }),
-      );
-    },
-  );
+  it.each(['ftp://x', 'http://x', 'file://host/x', '', 'file:'])('refuses %j with a hint', (address) => {
+    expect(() => openBackend(address)).toThrow(
+      expect.objectContaining({ code: 'STORAGE_ADDRESS', hint: expect.any(String) }),
+    );
+  });
 });
 
 describe('the settled backend', () => {

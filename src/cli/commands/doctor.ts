@@ -10,20 +10,31 @@ import { hypervisors } from '../../index.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
 import { hostReport, hostReportText } from '../host-report.js';
+import { mustBeStore, mustSuit, probeAddress, storeText } from '../store-report.js';
 import { formatBytes, formatTable, printable } from '../../text.js';
 
 export function doctorCommand(): Command {
   return command('doctor', 'say what this host and this VM allow, and what to change', [
     'cairn doctor',
     'cairn doctor qmp:/run/web1.qmp',
+    'cairn doctor --repo s3://backups/cairn',
   ])
-    .argument('[vm]', 'address of the VM; without it, this host alone is looked at')
+    .argument('[vm]', 'address of the VM; without it, this host is looked at, or the object store of --repo')
     .action((address: string | undefined, options: SharedOptions) =>
-      run(options, async ({ reporter, signal }) => {
-        if (address === undefined) {
+      run(options, async ({ reporter, signal, repositoryAddress }) => {
+        if (address === undefined && options.repo === undefined) {
           const report = await hostReport(signal);
           reporter.summary({ ...report }, hostReportText(report));
           return report.needed.every(({ usable }) => usable) ? undefined : EXIT.refused;
+        }
+        if (address === undefined) {
+          const repository = repositoryAddress();
+          mustBeStore(repository);
+          const probed = await probeAddress(repository, signal);
+          const { report, isSingleWriter } = probed;
+          reporter.summary({ repository, ...report, isSingleWriter }, storeText(probed, repository));
+          await mustSuit(probed, repository);
+          return undefined;
         }
         const runtimeDir = await openRuntimeDir(defaultRuntimeDir());
         const vm = await hypervisors()

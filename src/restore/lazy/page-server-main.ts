@@ -19,7 +19,7 @@ import { ownIdentity } from '../../host/process-identity.js';
 import type { PageServerEvent, PageServerWord, ServedVm } from '../../hypervisor/page-server.js';
 import type { PageServingModule } from '../../hypervisor/page-serving.js';
 import { Repository } from '../../repository/repository.js';
-import { openBackend } from '../../storage/open.js';
+import { openStorage } from '../../storage/open.js';
 import { pagedSource } from './paged-source.js';
 import { readOrder, readVmLine, STREAM_DESCRIPTOR, type ServerOrder } from './server-order.js';
 
@@ -30,7 +30,7 @@ const MOST_UNREAD_BYTES = 64 * 1024;
 
 async function serve(order: ServerOrder): Promise<void> {
   const lines = new Lines();
-  const repository = await Repository.open(openBackend(order.repository));
+  const repository = await Repository.open(await openStorage(order.repository));
   const manifest = await repository.find(order.checkpointId);
   const source = await pagedSource(repository.reader(manifest), manifest);
   say({ event: 'opened', totalPages: source.storedPages });

@@ -1,8 +1,11 @@
-/** A Ceph cluster for a test: one monitor and one OSD in memory, on 127.0.0.1, without authentication. */
+/**
+ * A Ceph cluster for a test: one monitor and one OSD in memory, on 127.0.0.1, without authentication; where it is
+ * asked for, with a RADOS gateway, which is an object store that speaks S3.
+ */
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { appendFileSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -19,6 +22,15 @@ export function whyNoCeph(): string {
   const check = spawnSync('bash', [script, '--check'], { encoding: 'utf8' });
   if (check.status === 0) return '';
   return check.stderr.trim() || `ensure-ceph.sh ended with status ${check.status ?? '?'}`;
+}
+
+const GATEWAY = 'client.rgw.lab';
+const GATEWAY_KEYS = { accessKey: 'CAIRNLAB', secretKey: 'cairn-lab-secret' };
+
+export interface Gateway {
+  readonly endpoint: string;
+  readonly accessKey: string;
+  readonly secretKey: string;
 }
 
 const running = new Set<CephCluster>();
@@ -61,6 +73,53 @@ export class CephCluster {
 
   rbd(...args: readonly string[]): string {
     return this.#run('rbd', '--conf', this.conf, ...args);
+  }
+
+  /** Starts the gateway. @returns where it is, and how one is let in */
+  async startGateway(): Promise<Gateway> {
+    const port = await freePort();
+    mkdirSync(join(this.dir, 'gateway'));
+    appendFileSync(this.conf, gatewayConf(this.dir, port));
+    const { accessKey, secretKey } = GATEWAY_KEYS;
+    const user = ['user', 'create', '--uid=cairn', '--display-name=cairn'];
+    // It makes its pools, which takes it some seconds.
+    this.#run(
+      'radosgw-admin',
+      '-n',
+      GATEWAY,
+      ...user,
+      `--access-key=${accessKey}`,
+      `--secret-key=${secretKey}`,
+    );
+    const gateway = { endpoint: `http://127.0.0.1:${port}`, ...GATEWAY_KEYS };
+    await this.#runGateway(gateway.endpoint);
+    return gateway;
+  }
+
+  /** Kills the gateway; what it was asked for may be done or not. @returns once it is gone */
+  async killGateway(): Promise<void> {
+    const pid = this.#pidOf('gateway');
+    kill(pid);
+    while (isAlive(pid)) await sleep(20);
+  }
+
+  /** Starts it again after `killGateway`. */
+  async restartGateway({ endpoint }: Gateway): Promise<void> {
+    await this.#runGateway(endpoint);
+  }
+
+  async #runGateway(endpoint: string): Promise<void> {
+    this.#run('radosgw', '-n', GATEWAY);
+    const untilMs = Date.now() + COMMAND_LIMIT_MS;
+    while (
+      !(await fetch(endpoint).then(
+        ({ ok }) => ok,
+        () => false,
+      ))
+    ) {
+      if (Date.now() > untilMs) throw new Error('the gateway does not answer');
+      await sleep(50);
+    }
   }
 
   /** @param image as rbd(8) has it: POOL/IMAGE */
@@ -113,7 +172,9 @@ export class CephCluster {
 
   /** @returns whom it has told to end: they may not have yet */
   killAll(): readonly number[] {
-    const daemons = ['osd.0', 'mon.a'].map((daemon) => this.#pidOf(daemon)).filter((pid) => pid !== 0);
+    const daemons = ['gateway', 'osd.0', 'mon.a']
+      .map((daemon) => this.#pidOf(daemon))
+      .filter((pid) => pid !== 0);
     // An `rbd` without a cluster waits for ever. The path of the ceph.conf is of this cluster alone.
     const pids = [...daemons, ...processesWith(this.conf)];
     for (const pid of pids) kill(pid);
@@ -178,7 +239,10 @@ cluster addr = 127.0.0.1
 run dir = ${dir}
 osd pool default size = 1
 osd pool default min size = 1
+osd pool default pg num = 4
+osd pool default pgp num = 4
 osd pool default pg autoscale mode = off
+mon max pg per osd = 2000
 osd crush chooseleaf type = 0
 osd heartbeat grace = 3600
 mon allow pool size one = true
@@ -200,6 +264,20 @@ admin socket = ${dir}/$name.asok
 `,
   )
   .join('')}`;
+}
+
+/** It would have its talk with the monitor encrypted, which takes authentication. */
+function gatewayConf(dir: string, port: number): string {
+  return `[${GATEWAY}]
+ms mon client mode = crc
+rgw data = ${join(dir, 'gateway')}
+rgw frontends = beast endpoint=127.0.0.1:${port}
+rgw enable usage log = false
+rgw run sync thread = false
+log file = ${join(dir, 'gateway.log')}
+pid file = ${join(dir, 'gateway.pid')}
+admin socket = ${join(dir, 'gateway.asok')}
+`;
 }
 
 async function freePort(): Promise<number> {

@@ -10,7 +10,7 @@ import { chmodSync, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { openBackend, Repository } from '../../../src/index.js';
+import { openStorage, Repository } from '../../../src/index.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
 import type { LabMachine } from '../machine.js';
 import { CairnProcess, isSummary, type CliMessage, type CliOptions } from './cairn-cli.js';
@@ -103,7 +103,7 @@ export async function differingFromStored(
   checkpointId: string,
   most = 10,
 ): Promise<string[]> {
-  const repository = await Repository.open(openBackend(repo));
+  const repository = await Repository.open(await openStorage(repo));
   const manifest = await repository.find(checkpointId);
   const { regions } = manifest.layout;
   const found: string[] = [];
@@ -143,7 +143,7 @@ export async function differingFromStored(
 
 /** All memory of a checkpoint, by region. */
 export async function readCheckpoint(repo: string, checkpointId: string): Promise<Map<string, Buffer>> {
-  const repository = await Repository.open(openBackend(repo));
+  const repository = await Repository.open(await openStorage(repo));
   const manifest = await repository.find(checkpointId);
   const regions = new Map(
     manifest.layout.regions.map((region) => [region.id, Buffer.alloc(region.sizeBytes)]),

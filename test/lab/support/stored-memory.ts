@@ -1,6 +1,6 @@
 /** What the repository gives back for one checkpoint after the other, held against the truth over all memory. */
 
-import { Repository, openBackend, type Manifest } from '../../../src/index.js';
+import { Repository, openStorage, type Manifest } from '../../../src/index.js';
 import { sameLayout } from '../../../src/hypervisor/memory-layout.js';
 import type { CheckpointReader } from '../../../src/repository/read/checkpoint-reader.js';
 import { PAGE_SIZE_BYTES } from '../../../src/types.js';
@@ -46,7 +46,7 @@ export class StoredMemory {
     this.#image = undefined;
     if (isWhole || this.#repository === undefined) {
       await this.close();
-      this.#repository = await Repository.open(openBackend(this.#repo));
+      this.#repository = await Repository.open(await openStorage(this.#repo));
     }
     const repository = this.#repository;
     const manifest = await repository.find(checkpointId);
