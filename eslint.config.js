@@ -34,6 +34,7 @@ export default tseslint.config(
     files: ['src/**/*.ts', 'adapters/**/*.ts'],
     ignores: [
       'adapters/guard/pause-guard.ts',
+      'adapters/kvm/fork/keeper.ts',
       'adapters/kvm/restore/process.ts',
       'adapters/kvm/trackers/pagemap-scan/tracer/tracer.ts',
       'src/restore/lazy/page-keeper-main.ts',

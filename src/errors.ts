@@ -87,6 +87,8 @@ export const ERROR_CODES = [
   'REWIND_REFUSED',
   'REWIND_FAILED',
   'REWIND_UNFINISHED',
+  // forks
+  'FORK_REFUSED',
   'STREAM_MALFORMED',
   // traces
   'TRACE_MALFORMED',

@@ -47,6 +47,16 @@ export {
   type ReceiveResult,
 } from './intake/receive.js';
 export { exportCheckpoint, restoreCheckpoint, type RestoreCall } from './restore/restore.js';
+export type { ForkedVm } from './hypervisor/fork.js';
+export { endForks } from './restore/fork/end-forks.js';
+export { forkVm, type ForkVmOptions, type ForkVmResult } from './restore/fork/fork-vm.js';
+export {
+  forkCheckpoint,
+  type ForEachFork,
+  type ForkOptions,
+  type ForkPhase,
+  type ForkResult,
+} from './restore/fork/fork.js';
 export { rewindVm, type RewindVmOptions } from './rewind/rewind-vm.js';
 export { rewind, type RewindOptions, type RewindResult } from './rewind/rewind.js';
 export type { StorageBackend } from './storage/backend.js';

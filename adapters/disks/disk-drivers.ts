@@ -12,7 +12,7 @@
 import { rm } from 'node:fs/promises';
 
 import { CheckpointError, describeError } from '../../src/errors.js';
-import type { DiskDriver, StandIn } from '../../src/hypervisor/disk-driver.js';
+import type { DiskDriver, ForkedDisk, StandIn } from '../../src/hypervisor/disk-driver.js';
 import type {
   DiskDriverTraits,
   DiskSnapshot,
@@ -160,6 +160,12 @@ export class DiskDrivers implements RecordedDisks {
     return snapshots.flatMap(
       (snapshot) => this.#driver(snapshot.driver)?.standIn?.(snapshot, checkpointId) ?? [],
     );
+  }
+
+  /** See `DiskDriver.fork`. @returns undefined for each snapshot that no fork can have */
+  forks(snapshots: readonly DiskSnapshot[]): readonly (ForkedDisk | undefined)[] {
+    this.refuseUnknown(snapshots);
+    return snapshots.map((snapshot) => this.#driver(snapshot.driver)?.fork?.(snapshot));
   }
 
   /** See `DiskDriver.movedTo`. */

@@ -34,5 +34,6 @@ export const kvmHypervisor: Hypervisor = {
     const own = readSettings(KVM_RESTORE_OPTIONS, settings);
     return restoreCheckpoint(withMovedPaths(source, own.setPaths), { ...request, ...own });
   },
+  planForks: async (...request) => (await import('./fork/plan-forks.js')).planForks(...request),
   exportTo: async (...request) => (await import('./export.js')).exportCheckpoint(...request),
 };

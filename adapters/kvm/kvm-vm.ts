@@ -1,6 +1,8 @@
 /** A running QEMU as the core sees it. The parts are in the files beside; this one puts them together. */
 
+import { readForkNote } from '../../src/host/fork-note.js';
 import type { VmDisks } from '../../src/hypervisor/disks.js';
+import type { ForkOrigin } from '../../src/hypervisor/fork-origin.js';
 import type { DiskDriverOptions } from '../../src/hypervisor/hypervisor.js';
 import type { RecordedVm, Vm, VmIdentity, VmProcess, VmReport } from '../../src/hypervisor/vm.js';
 import type { JsonObject } from '../../src/types.js';
@@ -64,6 +66,7 @@ export class KvmVm implements Vm {
   readonly deviceState: KvmDeviceState;
   readonly freezer: GuestFreezer;
   readonly rewind: KvmRewind;
+  readonly forkedFrom: ForkOrigin | undefined;
   readonly recovered: string[] = [];
   readonly #deps: KvmVmDeps;
   readonly #machine: JsonObject;
@@ -78,6 +81,7 @@ export class KvmVm implements Vm {
     this.address = options.address;
     this.identity = identity;
     this.process = process;
+    this.forkedFrom = readForkNote(runtimeDir, process);
     this.#machine = machine;
     this.#present =
       socketPath === ''

@@ -249,6 +249,7 @@ export class Attempt {
       machine: vm.machine,
       disks: captured.disks,
       frozen: captured.frozen,
+      forkedFrom: vm.forkedFrom,
       runState: captured.runState,
       hostKey: this.#deps.settings.hostKey,
       allowed: captured.unchanged,

@@ -66,6 +66,7 @@ const OF_CODE: Partial<Record<ErrorCode, number>> = {
   REWIND_REFUSED: EXIT.refused,
   REWIND_FAILED: EXIT.notResumed,
   REWIND_UNFINISHED: EXIT.refused,
+  FORK_REFUSED: EXIT.refused,
   REPO_DAMAGED: EXIT.damaged,
   CHAIN_WRONG_VM: EXIT.wrongVm,
   STORAGE_UNSUITABLE: EXIT.refused,

@@ -18,6 +18,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   prune: async () => (await import('./commands/forget.js')).pruneCommand(),
   restore: async () => (await import('./commands/restore.js')).restoreCommand(),
   rewind: async () => (await import('./commands/rewind.js')).rewindCommand(),
+  fork: async () => (await import('./commands/fork.js')).forkCommand(),
   export: async () => (await import('./commands/export.js')).exportCommand(),
   import: async () => (await import('./commands/import.js')).importCommand(),
   receive: async () => (await import('./commands/receive.js')).receiveCommand(),

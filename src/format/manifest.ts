@@ -5,6 +5,7 @@
 
 import { CheckpointError } from '../errors.js';
 import type { DiskSnapshot } from '../hypervisor/disks.js';
+import type { ForkOrigin } from '../hypervisor/fork-origin.js';
 import type { FrozenGuest } from '../hypervisor/freezer.js';
 import type { VmIdentity } from '../hypervisor/vm.js';
 import { layOut, MAX_PAGE_SPAN, type MemoryLayout } from '../hypervisor/memory-layout.js';
@@ -79,6 +80,8 @@ export interface Manifest {
   readonly disks: readonly DiskSnapshot[];
   /** Absent when the guest's file systems were not frozen. */
   readonly frozen?: FrozenGuest;
+  /** Absent when the VM was not forked from a checkpoint on the host that took this one. */
+  readonly forkedFrom?: ForkOrigin;
   /** Absent when no host said that it took the checkpoint; see `host-seal.ts`. */
   readonly hostSeal?: string;
   /** Deepest page of this checkpoint's map. */
@@ -162,6 +165,7 @@ export function decodeManifest(key: string, chain: string, bytes: Uint8Array): M
     deviceState: readDeviceState(json.fieldsOrNull('deviceState')),
     disks: json.list('disks', (disk) => readDiskEntry(disk, requires)),
     ...(json.has('frozen') ? { frozen: readFrozenGuest(json.fields('frozen')) } : {}),
+    ...(json.has('forkedFrom') ? { forkedFrom: readForkOrigin(json.fields('forkedFrom')) } : {}),
     ...(json.has('hostSeal') ? { hostSeal: json.matching('hostSeal', HEX_32) } : {}),
     maxDepth: json.count('maxDepth', MAX_DELTA_DEPTH),
     storedBytes: json.count('storedBytes'),
@@ -237,4 +241,12 @@ function readDeviceState(json: JsonFields | null): DeviceStateEntry | null {
 
 function readFrozenGuest(json: JsonFields): FrozenGuest {
   return { fileSystemCount: json.count('fileSystemCount', 2 ** 32 - 1, 1) };
+}
+
+function readForkOrigin(json: JsonFields): ForkOrigin {
+  return {
+    repositoryId: json.text('repositoryId'),
+    chain: json.text('chain'),
+    checkpointId: json.matching('checkpointId', ID),
+  };
 }

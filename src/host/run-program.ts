@@ -7,7 +7,8 @@
  *
  * Processes that are meant to outlive Cairn or its call are started where they belong: the guards
  * (`adapters/guard/pause-guard.ts`), the tracers (`adapters/kvm/trackers/pagemap-scan/tracer/tracer.ts`), the
- * QEMU of a restore (`adapters/kvm/restore/process.ts`) and who fills its memory (`src/restore/lazy/page-server.ts`).
+ * QEMU of a restore (`adapters/kvm/restore/process.ts`), who fills its memory (`src/restore/lazy/page-server.ts`), and who ends
+ * the children of a fork that was cut off (`adapters/kvm/fork/keeper.ts`).
  */
 
 import type { Socket } from 'node:net';

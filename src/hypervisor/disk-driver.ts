@@ -75,6 +75,8 @@ export interface DiskDriver extends DiskDriverTraits {
    * disks back.
    */
   standIn?(snapshot: DiskSnapshot, checkpointId: string): StandIn;
+  /** What forks of the VM get in place of the disk. Absent: nobody can have the snapshot beside the VM that goes on. */
+  fork?(snapshot: DiskSnapshot): ForkedDisk;
   /**
    * The snapshot, when the operator says that the disk lies at `path` now. Undefined: the disk there is taken
    * as it is. Absent: always undefined.
@@ -98,4 +100,23 @@ export interface StandIn {
    * @throws RESTORE_FAILED with none left behind
    */
   create(format: string): Promise<string>;
+  /** Of the image that `create` makes; default qcow2. */
+  readonly format?: string;
+}
+
+/** A disk of which several machines go on from one checkpoint, each by itself. */
+export interface ForkedDisk {
+  readonly diskId: string;
+  /** The image that the VM had at the checkpoint, absolute. Nobody writes to it here. */
+  readonly path: string;
+  /** Whether all can still be had. @throws RESTORE_FAILED, DISK_CHANGED, RESTORE_TARGET_BUSY */
+  check(): Promise<void>;
+  /**
+   * Makes what all children stand on, where that has to be made.
+   * @param place a file that is not there yet
+   * @throws RESTORE_FAILED
+   */
+  prepare(place: string): Promise<void>;
+  /** What one child gets, at `place`, without an extension. After `prepare`. */
+  standIn(place: string): StandIn;
 }

@@ -12,6 +12,7 @@ import type {
   ReceivedMachine,
   ReceiveRequest,
 } from './intake.js';
+import type { ForkRequest, VmForks } from './fork.js';
 import type { CheckpointSource, RestorePlan, RestoreRequest, RestoreResult } from './restore.js';
 import type { AnyRestoreOptions, RestoreSettings } from './restore-options.js';
 import type { Vm } from './vm.js';
@@ -71,6 +72,11 @@ export interface Hypervisor {
     request: RestoreRequest,
     settings: RestoreSettings,
   ): Promise<RestoreResult>;
+  /**
+   * Prepares forks of a checkpoint. Touches nothing. Absent where no VM can be forked.
+   * @throws FORK_REFUSED, DISK_NOT_COVERED, VM_UNSUPPORTED, RESTORE_FAILED, RESTORE_RIGHTS, RESTORE_REPLACEABLE, USAGE
+   */
+  planForks?(source: CheckpointSource, request: ForkRequest): Promise<VmForks>;
   /** URL of the module with which a page server fills its VMs; absent where none can. See `page-server.ts`. */
   readonly pageServingModule?: string;
   /**

@@ -8,6 +8,7 @@ import type { JsonObject } from '../types.js';
 import type { VmDisks } from './disks.js';
 import type { VmDeviceState } from './device-state.js';
 import type { TrackerReport } from './dirty-tracker.js';
+import type { ForkOrigin } from './fork-origin.js';
 import type { VmFreezer } from './freezer.js';
 import type { VmMemory } from './memory.js';
 import type { MemoryLayout } from './memory-layout.js';
@@ -72,6 +73,9 @@ export interface Vm {
   readonly process?: VmProcess;
   /** Everything the adapter needs to start the machine again. JSON that the core stores and never reads. */
   readonly machine: JsonObject;
+
+  /** The checkpoint that it was forked from; absent where it was not, or where nobody knows. */
+  readonly forkedFrom?: ForkOrigin | undefined;
 
   /**
    * What a Cairn that was killed had left of this VM, and attaching to it has put right: in words for the

@@ -19,7 +19,7 @@ import { access, open, readFile, rm, stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 
 import { CheckpointError, describeError, systemErrorCode } from '../../../src/errors.js';
-import type { DiskDriver } from '../../../src/hypervisor/disk-driver.js';
+import type { DiskDriver, ForkedDisk } from '../../../src/hypervisor/disk-driver.js';
 import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/disks.js';
 import { isLocalPath } from '../../qemu/image-names.js';
 import type { DiskDriverKind, DiskMeans } from '../disk-means.js';
@@ -172,6 +172,24 @@ export class CopyDriver implements DiskDriver {
         });
       }
     }
+  }
+
+  /** Each child has a file of its own with the content. */
+  fork(record: DiskSnapshot): ForkedDisk {
+    const { diskId, filePath: path, bytes } = fileCopy(record);
+    return {
+      ...{ diskId, path },
+      check: () => Promise.resolve(),
+      prepare: () => Promise.resolve(),
+      standIn: (place) => ({
+        path,
+        format: 'raw',
+        create: async () => {
+          await writeNew(`${place}.raw`, bytes);
+          return `${place}.raw`;
+        },
+      }),
+    };
   }
 
   /** What the operator puts in the place of the file gets its content. */

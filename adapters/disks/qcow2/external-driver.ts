@@ -10,12 +10,12 @@
 import { resolve } from 'node:path';
 
 import { CheckpointError } from '../../../src/errors.js';
-import type { DiskDriver, StandIn } from '../../../src/hypervisor/disk-driver.js';
+import type { DiskDriver, ForkedDisk, StandIn } from '../../../src/hypervisor/disk-driver.js';
 import type { DiskSnapshot, VmDisk } from '../../../src/hypervisor/disks.js';
 import type { DiskDriverKind, DiskMeans } from '../disk-means.js';
 import { checkFrozenLayers, withFrozenLayers } from './frozen-layers.js';
 import { nobodyTakes, refuseOpenForWriting, withMode } from './images.js';
-import { overlayPathFor, putOverlayOn, refuseExisting } from './overlays.js';
+import { overlayAt, overlayPathFor, putOverlayOn, refuseExisting } from './overlays.js';
 import {
   EXTERNAL,
   externalRecord,
@@ -73,6 +73,17 @@ class ExternalDriver implements DiskDriver {
   needs(record: DiskSnapshot): readonly string[] {
     const { path, frozen = [] } = this.#absolute(record);
     return [path, ...frozen.map((layer) => layer.path)];
+  }
+
+  /** Nobody writes to the frozen image, so the overlays of all children stand on it. */
+  fork(record: DiskSnapshot): ForkedDisk {
+    const { diskId, path } = this.#absolute(record);
+    return {
+      ...{ diskId, path },
+      check: () => this.check([record]),
+      prepare: () => Promise.resolve(),
+      standIn: (place) => overlayAt(`${place}.qcow2`, path, (format) => ({ base: path, format })),
+    };
   }
 
   async check(records: readonly DiskSnapshot[]): Promise<void> {

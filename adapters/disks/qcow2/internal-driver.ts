@@ -10,7 +10,7 @@ import { access, stat, statfs } from 'node:fs/promises';
 import { resolve } from 'node:path';
 
 import { CheckpointError, describeError } from '../../../src/errors.js';
-import type { DiskDriver } from '../../../src/hypervisor/disk-driver.js';
+import type { DiskDriver, ForkedDisk } from '../../../src/hypervisor/disk-driver.js';
 import type { DiskSnapshot, OverwrittenFile, VmDisk } from '../../../src/hypervisor/disks.js';
 import type { DiskDriverKind, DiskMeans } from '../disk-means.js';
 import { BEFORE } from '../rolled-back.js';
@@ -18,7 +18,15 @@ import { quoted } from '../shell-quote.js';
 import { diskLost } from '../snapshot-errors.js';
 import { bitmapsText, keepBitmaps, withBitmapsAside, type KeptBitmaps } from './bitmaps.js';
 import { nobodyTakes, refuseOpenForWriting, withMode } from './images.js';
-import { applySnapshot, deleteSnapshot, imageInfo, takeSnapshot, type ImageInfo } from './qemu-img.js';
+import { overlayAt } from './overlays.js';
+import {
+  applySnapshot,
+  copySnapshot,
+  deleteSnapshot,
+  imageInfo,
+  takeSnapshot,
+  type ImageInfo,
+} from './qemu-img.js';
 import { INTERNAL, internalRecord, internalSnapshot, type InternalSnapshot } from './qcow2-records.js';
 
 /**
@@ -94,18 +102,32 @@ class InternalDriver implements DiskDriver {
     return { path, instead: `qemu-img convert -l snapshot.name=${snapshotName} -O qcow2 ${path} NEW` };
   }
 
+  /**
+   * The VM goes on writing to the image, and forgetting the checkpoint removes the snapshot: what the children stand on
+   * is a copy, which is made once for all of them. The clusters of a snapshot are not written to.
+   */
+  fork(record: DiskSnapshot): ForkedDisk {
+    const snapshot = this.#absolute(record);
+    const { diskId, path, snapshotName } = snapshot;
+    let base = '';
+    return {
+      ...{ diskId, path },
+      check: async () => {
+        await intactImage(snapshot);
+      },
+      prepare: async (place) => {
+        base = `${place}.qcow2`;
+        await copySnapshot(path, snapshotName, base);
+      },
+      standIn: (place) => overlayAt(`${place}.qcow2`, path, () => ({ base, format: 'qcow2' })),
+    };
+  }
+
   async check(snapshots: readonly DiskSnapshot[]): Promise<void> {
     const found: Found[] = [];
-    for (const { path, snapshotName } of snapshots.map((record) => this.#absolute(record))) {
-      const info = await imageInfo(path, 'qcow2');
-      found.push({ path, info });
-      if (!info.snapshotNames.includes(snapshotName))
-        throw diskLost(`the disk ${path} has no snapshot ${snapshotName} any more`);
-      if (info.isCorrupt)
-        throw diskLost(
-          `QEMU has found the image ${path} damaged`,
-          'qemu-img check -r all repairs what can be repaired',
-        );
+    for (const snapshot of snapshots.map((record) => this.#absolute(record))) {
+      const { path } = snapshot;
+      found.push({ path, info: await intactImage(snapshot) });
       await refuseOpenForWriting(path, true);
       await this.#means.refuseInUse?.(path);
       await refuseReadOnly(path);
@@ -182,6 +204,19 @@ class InternalDriver implements DiskDriver {
   #absolute(record: DiskSnapshot): InternalSnapshot {
     return { ...internalSnapshot(record), path: resolve(this.#means.cwd, record.path) };
   }
+}
+
+/** @throws RESTORE_FAILED when the snapshot cannot be had any more */
+async function intactImage({ path, snapshotName }: InternalSnapshot): Promise<ImageInfo> {
+  const info = await imageInfo(path, 'qcow2');
+  if (!info.snapshotNames.includes(snapshotName))
+    throw diskLost(`the disk ${path} has no snapshot ${snapshotName} any more`);
+  if (info.isCorrupt)
+    throw diskLost(
+      `QEMU has found the image ${path} damaged`,
+      'qemu-img check -r all repairs what can be repaired',
+    );
+  return info;
 }
 
 interface Found {

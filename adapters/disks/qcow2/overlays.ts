@@ -4,6 +4,7 @@ import { chown, open, rm, stat } from 'node:fs/promises';
 import { basename, dirname, extname, join } from 'node:path';
 
 import { CheckpointError, systemErrorCode } from '../../../src/errors.js';
+import type { StandIn } from '../../../src/hypervisor/disk-driver.js';
 import { createOverlay } from './qemu-img.js';
 import type { ExternalSnapshot } from './qcow2-records.js';
 
@@ -41,6 +42,26 @@ export async function putOverlayOn(frozen: string, format: string, checkpointId:
     await rm(overlay, { force: true });
     throw error;
   }
+}
+
+/**
+ * An overlay at a place of its own, of a machine that is forked.
+ * @param path what the command line names
+ * @param under what it stands on, by the format of the image at `path`
+ */
+export function overlayAt(
+  overlay: string,
+  path: string,
+  under: (format: string) => { readonly base: string; readonly format: string },
+): StandIn {
+  return {
+    path,
+    create: async (ofPath) => {
+      const { base, format } = under(ofPath);
+      await createOverlay(overlay, base, format);
+      return overlay;
+    },
+  };
 }
 
 /** A name that nobody has; qemu-img would overwrite a file without a word. */

@@ -33,7 +33,7 @@ const LIMIT_MS = 60_000;
  * leaves the image to be repaired.
  */
 const SNAPSHOT_LIMIT_MS = 30 * 60_000;
-const SLOW_COMMANDS = ['snapshot', 'bitmap'];
+const SLOW_COMMANDS = ['snapshot', 'bitmap', 'convert'];
 /** What qemu-img says in English, which the runner of programs sees to. */
 const LOCKED = /Failed to get ".*" lock|another process using the image/i;
 
@@ -123,6 +123,18 @@ export async function addBitmap(
       ...['-f', 'qcow2', '--', path, name],
     ],
     `adding the bitmap ${name} to ${path}`,
+  );
+}
+
+/**
+ * Writes what an internal snapshot holds to a new image, while a VM may be writing to the image of the snapshot.
+ * @throws RESTORE_FAILED
+ */
+export async function copySnapshot(path: string, name: string, to: string): Promise<void> {
+  const source = ['-U', '-f', 'qcow2', '-l', `snapshot.name=${name}`];
+  await qemuImg(
+    ['convert', ...source, '-O', 'qcow2', '--', path, to],
+    `copying the snapshot ${name} of ${path} to ${to}`,
   );
 }
 

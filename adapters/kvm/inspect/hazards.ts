@@ -16,6 +16,7 @@ import type { Monitor } from '../../qemu/monitor.js';
 import { bitmapsIn } from '../../qemu/block-devices.js';
 import { asObject, asText } from '../../qemu/qmp-json.js';
 import { refusedState, statusOf } from '../run/run-states.js';
+import { isSealedTemplate } from '../memory/sealed-template.js';
 import type { RamBlock } from '../memory/ram-blocks.js';
 
 /** What the rules below look at. */
@@ -58,8 +59,10 @@ const MIGRATION_RUNS = new Set([
 export async function takeInventory(
   monitor: Monitor,
   pid: number,
-  blocks: readonly RamBlock[],
+  all: readonly RamBlock[],
 ): Promise<VmInventory> {
+  // Of a fork's template nobody can change a page under it.
+  const blocks = all.filter((block) => !isSealedTemplate(pid, block));
   const [devices, status, migration, blockDevices, openFiles, commandLine, sharedWith] = await Promise.all([
     listAddedDevices(monitor),
     monitor.execute('query-status'),

@@ -4,7 +4,8 @@
  *
  * The changes are made in this order:
  *
- * 0. Options whose disk or medium was another one at the checkpoint name that (see `present-disks.ts`).
+ * 0. Options whose disk or medium was another one at the checkpoint name that (see `present-disks.ts`). A fork that was
+ *    checkpointed gets memory of its own: its template went with the forks.
  * 1. `dropArgs`, then `setArgs` of the operator (see `applyOperatorEdits`).
  * 2. -incoming, -loadvm and -daemonize leave (the stream brings the state, the process is detached by Cairn);
  *    -S leaves or comes.
@@ -33,9 +34,19 @@ import {
 } from '../../disks/qcow2/command-line.js';
 import { isOn } from '../../disks/qcow2/option-fields.js';
 import { withPresentDisks } from '../inspect/present-disks.js';
+import { withOwnMemory } from '../memory/template-object.js';
 import type { RecordedMachine } from './machine.js';
 import type { KvmRestoreRequest } from './options.js';
-import { nameIn, renamed, renaming } from './renamed.js';
+import { intoFolder, nameIn, renamed, renaming } from './renamed.js';
+
+/** What a start goes by, among all that a restore may be asked for. */
+export interface StartEdits extends Pick<
+  KvmRestoreRequest,
+  'setArgs' | 'dropArgs' | 'socketPath' | 'paused' | 'newName' | 'program'
+> {
+  /** With `newName`: what a process has for itself goes into this folder, instead of beside that of the original. */
+  readonly ownFolder?: string;
+}
 
 export interface RestoredCommandLine {
   readonly options: readonly QemuOption[];
@@ -47,17 +58,13 @@ export interface RestoredCommandLine {
  * @throws USAGE for an edit that makes no sense, VM_UNSUPPORTED for handed-over descriptors, an option without
  *   its value, or without any QMP socket
  */
-export function restoredCommandLine(
-  machine: RecordedMachine,
-  request: Pick<KvmRestoreRequest, 'setArgs' | 'dropArgs' | 'socketPath' | 'paused' | 'newName'>,
-): RestoredCommandLine {
-  const { newName } = request;
-  const present = withPresentDisks(parseCommandLine(machine.argv), machine.cwd, machine.presentDisks ?? []);
-  const recorded = newName === undefined ? present : renamed(present, newName);
-  const qmpPath =
-    newName === undefined || machine.qmpPath === ''
-      ? machine.qmpPath
-      : renaming(nameIn(present), newName)(machine.qmpPath);
+export function restoredCommandLine(machine: RecordedMachine, request: StartEdits): RestoredCommandLine {
+  const { newName, ownFolder } = request;
+  const written = withOwnMemory(parseCommandLine(machine.argv));
+  const present = withPresentDisks(written, machine.cwd, machine.presentDisks ?? []);
+  const rename = ownFolder === undefined ? renaming(nameIn(present), newName ?? '') : intoFolder(ownFolder);
+  const recorded = newName === undefined ? present : renamed(present, newName, rename);
+  const qmpPath = newName === undefined || machine.qmpPath === '' ? machine.qmpPath : rename(machine.qmpPath);
   const edited = applyOperatorEdits(recorded, request);
   const left = new Set(['incoming', 'loadvm', 'daemonize', 'S']);
   const kept = edited.options.filter(({ name }) => !left.has(name));

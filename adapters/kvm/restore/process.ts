@@ -16,7 +16,12 @@ export interface QemuStart extends Command {
   readonly qmpPath: string;
   /** Open for reading and appending; closed by the process when it is let go. */
   readonly log: FileHandle;
+  /** Descriptors of this process that it gets as 3, 4 and so on. They stay the caller's. */
+  readonly inherited?: readonly number[];
 }
+
+/** Number of the first one of `inherited` in the new process. */
+export const FIRST_INHERITED = 3;
 
 /** Preallocated memory and many disks take their time; a QEMU that hangs is still found out. */
 const START_TIMEOUT_MS = 120_000;
@@ -50,10 +55,11 @@ export class RestoredQemu {
 
   /** The log is this object's from here on: `release` closes it. */
   static async start(start: QemuStart): Promise<RestoredQemu> {
-    const { program, argv, cwd, env, log } = start;
+    const { program, argv, cwd, env, log, inherited = [] } = start;
     const logOffset = (await log.stat()).size;
     // Not through `host/run-program.ts`: the VM outlives this process, so it has no limit.
-    const child = spawn(program, argv, { cwd, env, detached: true, stdio: ['ignore', log.fd, log.fd] });
+    const stdio = ['ignore', log.fd, log.fd, ...inherited] as const;
+    const child = spawn(program, argv, { cwd, env, detached: true, stdio: [...stdio] });
     child.unref();
     return new RestoredQemu(start, child, logOffset);
   }

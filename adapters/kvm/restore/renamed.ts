@@ -39,14 +39,32 @@ export function renaming(oldName: string, newName: string): Rename {
   };
 }
 
+/** Everything into one folder, which is the copy's alone: by the last part of its name, with a number where that is taken. */
+export function intoFolder(folder: string): Rename {
+  const given = new Map<string, string>();
+  return (path) => {
+    const before = given.get(path);
+    if (before !== undefined) return before;
+    const taken = new Set(given.values());
+    const name = basename(path);
+    let own = join(folder, name);
+    for (let n = 2; taken.has(own); n++) own = join(folder, `${n}-${name}`);
+    given.set(path, own);
+    return own;
+  };
+}
+
 /** The name in a command line; empty when there is none. */
 export function nameIn(options: readonly QemuOption[]): string {
   const value = options.findLast(({ name }) => name === 'name')?.value ?? '';
   return valueOf(value, 'guest', 'guest') ?? '';
 }
 
-export function renamed(options: readonly QemuOption[], newName: string): readonly QemuOption[] {
-  const rename = renaming(nameIn(options), newName);
+export function renamed(
+  options: readonly QemuOption[],
+  newName: string,
+  rename: Rename = renaming(nameIn(options), newName),
+): readonly QemuOption[] {
   const own = options.map((each) => ({ ...each, value: renamedValue(each, rename, newName) }));
   return own.some(({ name }) => name === 'name') ? own : [...own, option('name', escapeCommas(newName))];
 }

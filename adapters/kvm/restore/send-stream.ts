@@ -32,7 +32,7 @@ export async function sendStream(monitor: QmpClient, stream: WholeStream): Promi
  * Has QEMU read the stream from one end of a pair of sockets. It gets that end open: another user's QEMU, or
  * one in a folder of its own (-chroot), could not open a socket of Cairn's.
  */
-async function openStream(monitor: QmpClient): Promise<Socket> {
+export async function openStream(monitor: QmpClient): Promise<Socket> {
   const { ours, theirs } = openSocketPair(0);
   // From here on it is closed with the socket.
   const socket = new Socket({ fd: ours, readable: false, writable: true });

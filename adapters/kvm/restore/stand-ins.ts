@@ -36,7 +36,7 @@ export async function withStandIns(
       const image = await standIn.create(format);
       created.push(image);
       instead.set(standIn.path, image);
-      changed = reference.replace(changed, image);
+      changed = reference.replace(changed, image, standIn.format);
     }
   } catch (error) {
     await removeStandIns(created);

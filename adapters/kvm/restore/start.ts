@@ -10,9 +10,8 @@ import { onlyKept, startEnvironment } from '../inspect/kept-environment.js';
 import type { PresentDisk } from '../inspect/present-disks.js';
 import type { PresentObject } from '../inspect/present-objects.js';
 import { rightsOf, type ProcessRights } from '../inspect/process-rights.js';
-import { restoredCommandLine, type RestoredCommandLine } from './argv.js';
+import { restoredCommandLine, type RestoredCommandLine, type StartEdits } from './argv.js';
 import { recordedMachine } from './machine.js';
-import type { KvmRestoreRequest } from './options.js';
 import { refuseReplaceable } from './program-files.js';
 import { planRights, type StartRights } from './start-rights.js';
 import type { JsonObject } from '../../../src/types.js';
@@ -28,7 +27,7 @@ export interface PlannedStart extends RestoredCommandLine {
 }
 
 /** @throws RESTORE_FAILED, VM_UNSUPPORTED, USAGE: see `restoredCommandLine` and `recordedMachine` */
-export async function planStart(machine: JsonObject, request: KvmRestoreRequest): Promise<PlannedStart> {
+export async function planStart(machine: JsonObject, request: StartEdits): Promise<PlannedStart> {
   const recorded = recordedMachine(machine);
   const isOther = request.program !== undefined && request.program !== recorded.program;
   const env = startEnvironment(isOther ? ofAnotherProgram(recorded.env) : recorded.env);

@@ -50,6 +50,8 @@ export interface StreamOptions {
    * Never ROM, video memory or ACPI blocks, which the destination fills before it loads. Default: none.
    */
   readonly omitZeroPagesOf?: (regionId: string) => boolean;
+  /** Blocks whose pages the destination has already: they are looked at, and left out. Default: none. */
+  readonly omitPagesOf?: (regionId: string) => boolean;
   /** Runs once every page has been read and written, before the first byte of device state. */
   readonly beforeDeviceState?: () => Promise<void>;
   /** Guest bytes covered so far, of `layout.sizeBytes`. */
@@ -103,7 +105,10 @@ async function* ramRecords(
     options.signal?.throwIfAborted();
     const region = coverage.accept(chunk);
     coveredBytes += chunk.pageCount * PAGE_SIZE_BYTES;
-    if (chunk.bytes !== null || options.omitZeroPagesOf?.(region.id) !== true) {
+    const isLeftOut =
+      options.omitPagesOf?.(region.id) === true ||
+      (chunk.bytes === null && options.omitZeroPagesOf?.(region.id) === true);
+    if (!isLeftOut) {
       const name = blockName(region);
       const firstOffset = (chunk.firstPage - region.firstPage) * PAGE_SIZE_BYTES;
       const kind = chunk.bytes === null ? RAM_FLAG.ZERO : RAM_FLAG.PAGE;

@@ -4,6 +4,7 @@ import { isCheckpointError } from '../../errors.js';
 import { fillingNotes, type FillingNote } from '../../host/filling-note.js';
 import { defaultRuntimeDir } from '../../host/runtime-dir.js';
 import type { Manifest } from '../../format/manifest.js';
+import { checkpointTree } from '../checkpoint-tree.js';
 import { command, run, type SharedOptions } from '../command.js';
 import { EXIT } from '../exit-codes.js';
 import { formatBytes, formatMs, formatTable, printable } from '../../text.js';
@@ -11,14 +12,17 @@ import { statNumber } from '../manifest-stats.js';
 
 interface Options extends SharedOptions {
   readonly name?: string;
+  readonly tree?: boolean;
 }
 
 export function listCommand(): Command {
   return command('list', 'list checkpoints, oldest first', [
     'cairn list --repo /srv/cairn',
     'cairn list --name web1 --json',
+    'cairn list --tree   # forks below the checkpoint that they came from',
   ])
     .option('--name <name>', 'only this chain')
+    .option('--tree', 'show forked VMs below the checkpoint that they came from')
     .action((options: Options) =>
       run(options, async ({ reporter, openRepository }) => {
         const repository = await openRepository();
@@ -28,13 +32,17 @@ export function listCommand(): Command {
         const filling = fillingFrom(location).filter(
           ({ vmName }) => options.name === undefined || vmName === options.name,
         );
+        const rows =
+          options.tree === true
+            ? checkpointTree(manifests)
+            : manifests.map((manifest) => ({ manifest, depth: 0 }));
         const table =
           manifests.length === 0
             ? 'no checkpoints'
             : formatTable(
                 ['id', 'vm', 'kind', 'time', 'pause', 'dirty', 'stored'],
-                manifests.map((manifest) => [
-                  manifest.id,
+                rows.map(({ manifest, depth }) => [
+                  `${'  '.repeat(depth)}${manifest.id}`,
                   manifest.vmName,
                   manifest.kind,
                   manifest.time,
@@ -45,7 +53,7 @@ export function listCommand(): Command {
               );
         reporter.summary(
           {
-            checkpoints: manifests.map(listed),
+            checkpoints: rows.map(({ manifest }) => listed(manifest)),
             damaged: damaged.map((problem) => problem.message),
             filling: filling.map(({ vmAddress, checkpointId, donePages, totalPages }) => ({
               ...{ vmAddress, checkpointId, donePages, totalPages },
@@ -79,6 +87,7 @@ function listed(manifest: Manifest): Record<string, unknown> {
   return {
     checkpointId: manifest.id,
     parentId: manifest.parentId,
+    ...(manifest.forkedFrom === undefined ? {} : { forkedFrom: manifest.forkedFrom }),
     name: manifest.vmName,
     kind: manifest.kind,
     time: manifest.time,

@@ -9,6 +9,7 @@
 import { CheckpointError, isCheckpointError } from '../../errors.js';
 import type { MemoryLayout } from '../../hypervisor/memory-layout.js';
 import type { DiskSnapshot } from '../../hypervisor/disks.js';
+import type { ForkOrigin } from '../../hypervisor/fork-origin.js';
 import type { FrozenGuest } from '../../hypervisor/freezer.js';
 import type { VmIdentity } from '../../hypervisor/vm.js';
 import type { CallOptions, StorageBackend } from '../../storage/backend.js';
@@ -91,6 +92,8 @@ export interface CommitFields {
   readonly disks: readonly DiskSnapshot[];
   /** When the guest's file systems were frozen in the pause. */
   readonly frozen?: FrozenGuest | undefined;
+  /** Of a VM that was forked. */
+  readonly forkedFrom?: ForkOrigin | undefined;
   readonly stats: JsonObject;
   /** Key of this host, which took the checkpoint; see `host-seal.ts`. */
   readonly hostKey?: Uint8Array | undefined;
@@ -296,6 +299,7 @@ export class CheckpointWriter {
       deviceState: this.#deviceState,
       disks: fields.disks,
       ...(fields.frozen === undefined ? {} : { frozen: fields.frozen }),
+      ...(fields.forkedFrom === undefined ? {} : { forkedFrom: fields.forkedFrom }),
       maxDepth: map.maxDepth(),
       storedBytes: this.#written.sizeBytes,
       stats: fields.stats,
