@@ -30,13 +30,15 @@ export default tseslint.config(
     },
   },
   {
-    // Processes that outlive Cairn say so: the guards, the tracers, the QEMU of a restore, and who fills its memory.
+    // Processes that outlive Cairn say so: the guards, the tracers, the QEMU of a restore, and who fills its memory. Watchers of the
+    // service talk with it.
     files: ['src/**/*.ts', 'adapters/**/*.ts'],
     ignores: [
       'adapters/guard/pause-guard.ts',
       'adapters/kvm/fork/keeper.ts',
       'adapters/kvm/restore/process.ts',
       'adapters/kvm/trackers/pagemap-scan/tracer/tracer.ts',
+      'src/cli/service/watcher.ts',
       'src/restore/lazy/page-keeper-main.ts',
       'src/restore/lazy/page-server.ts',
     ],

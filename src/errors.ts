@@ -98,6 +98,8 @@ export const ERROR_CODES = [
   'INTERRUPTED',
   'OUTPUT_FAILED',
   'USAGE',
+  'CONFIG_INVALID',
+  'SERVICE_NOT_RUNNING',
   'UNEXPECTED',
 ] as const;
 

@@ -17,5 +17,5 @@ export async function runningDomains(folder = FOLDER): Promise<readonly RunningV
     .filter((file) => file.endsWith(ENDING))
     .map((file) => file.slice(0, -ENDING.length))
     .filter((name) => !NOT_DOMAINS.has(name))
-    .map((name) => ({ address: `${LIBVIRT_SCHEME}:${name}`, name }));
+    .map((name) => ({ address: `${LIBVIRT_SCHEME}:${name}`, name, instance: `libvirt:${name}` }));
 }

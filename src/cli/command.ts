@@ -29,7 +29,7 @@ export interface CommandContext {
  * They end a command cleanly: the guest runs, locks are released, and nothing is left. SIGHUP comes when the
  * terminal is closed.
  */
-const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const;
+export const ENDING_SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const;
 
 /** A command with the shared options and an example at the end of its help. */
 export function command(name: string, description: string, examples: readonly string[]): Command {
@@ -52,11 +52,13 @@ export function plainCommand(name: string, description: string, examples: readon
 /**
  * Runs the body of a command and sets the exit code. The body returns one when it is not 0.
  * @param results where they are printed
+ * @param signals those that end it
  */
 export async function run(
   shared: SharedOptions,
   body: (context: CommandContext) => Promise<number | undefined>,
   results: NodeJS.WritableStream = process.stdout,
+  signals: readonly NodeJS.Signals[] = ENDING_SIGNALS,
 ): Promise<void> {
   keepOutOfCoreDumps();
   const reporter = shared.json === true ? new JsonReporter(results) : new TextReporter(results);
@@ -70,7 +72,7 @@ export async function run(
     problem ??= outputProblem(error);
     abort.abort(problem);
   };
-  for (const signal of SIGNALS) process.on(signal, onSignal);
+  for (const signal of signals) process.on(signal, onSignal);
   process.stdout.on('error', onOutputError);
   process.stderr.on('error', onOutputError);
   let repository: Repository | undefined;
@@ -106,7 +108,7 @@ export async function run(
     process.exitCode = exitCodeOf(known.code);
   } finally {
     reporter.end();
-    for (const signal of SIGNALS) process.off(signal, onSignal);
+    for (const signal of signals) process.off(signal, onSignal);
     await repository?.backend.close();
   }
 }

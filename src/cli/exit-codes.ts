@@ -37,6 +37,7 @@ export const EXIT = {
 
 const OF_CODE: Partial<Record<ErrorCode, number>> = {
   USAGE: EXIT.usage,
+  CONFIG_INVALID: EXIT.usage,
   REPO_NOT_FOUND: EXIT.repositoryMissing,
   REPO_NOT_EMPTY: EXIT.refused,
   REPO_LOCKED: EXIT.locked,

@@ -9,6 +9,8 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   init: async () => (await import('./commands/init.js')).initCommand(),
   checkpoint: async () => (await import('./commands/checkpoint.js')).checkpointCommand(),
   watch: async () => (await import('./commands/watch.js')).watchCommand(),
+  run: async () => (await import('./commands/run.js')).runCommand(),
+  status: async () => (await import('./commands/status.js')).statusCommand(),
   list: async () => (await import('./commands/list.js')).listCommand(),
   show: async () => (await import('./commands/show.js')).showCommand(),
   diff: async () => (await import('./commands/diff.js')).diffCommand(),

@@ -22,6 +22,8 @@ export interface RunningVm {
   readonly address: string;
   /** Its own name; empty when it has none. */
   readonly name: string;
+  /** The same for all addresses of one VM, and another one when it is started again. */
+  readonly instance: string;
 }
 
 /** Something that this host has or lacks. */

@@ -26,6 +26,6 @@ async function socketsOf(pid: string): Promise<readonly RunningVm[]> {
   const cwd = await readlink(`/proc/${pid}/cwd`).catch(() => '/');
   return options.flatMap((option) => {
     const path = qmpPathOf(option, options);
-    return path === undefined ? [] : [{ address: `qmp:${resolve(cwd, path)}`, name }];
+    return path === undefined ? [] : [{ address: `qmp:${resolve(cwd, path)}`, name, instance: `kvm:${pid}` }];
   });
 }

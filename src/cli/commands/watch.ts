@@ -14,6 +14,7 @@ import { secondsForTimer, wholeNumber } from '../parse.js';
 import { asCheckpointError } from '../reporter.js';
 import { addSessionOptions, sessionSettings, type SessionCliOptions } from '../session-options.js';
 import { MissedIntervals } from '../missed-intervals.js';
+import { Turns } from '../turns.js';
 import { WatchForgetting } from '../watch-forgetting.js';
 
 interface Options extends SessionCliOptions, PolicyCliOptions {
@@ -62,7 +63,11 @@ export function watchCommand(): Command {
             regroup: 'between',
             onNotice: (text) => reporter.warning(text),
           });
-        let session: CheckpointSession | undefined = await open();
+        const turns = new Turns();
+        let session: CheckpointSession | undefined = await open().catch((error: unknown) => {
+          turns.close();
+          throw error;
+        });
         let taken = 0;
         let failed = 0;
         const missed = new MissedIntervals(options.every * 1000);
@@ -72,7 +77,8 @@ export function watchCommand(): Command {
             const startedMs = Date.now();
             const present: CheckpointSession = (session ??= await open());
             try {
-              const summary = await forgetting.checkpoint(present, signal);
+              if (!(await turns.take(signal))) break;
+              const summary = await forgetting.checkpoint(present, signal).finally(() => turns.release());
               taken++;
               // Hotplug may change it on the way.
               if (present.trackerKind !== tracker && present.trackerReason !== '')
@@ -107,6 +113,7 @@ export function watchCommand(): Command {
           }
         } finally {
           await session?.close();
+          turns.close();
         }
         reporter.summary(
           { checkpoints: taken, failed, missed: missed.count },

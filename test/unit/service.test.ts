@@ -1,0 +1,295 @@
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
+
+import { watchCommand } from '../../src/cli/commands/watch.js';
+import { readConfig, type ServiceConfig } from '../../src/cli/service/config.js';
+import { isQuiet, parseQuietHours } from '../../src/cli/service/quiet-hours.js';
+import { Service } from '../../src/cli/service/service.js';
+import { statusFields, statusText } from '../../src/cli/service/status-text.js';
+import { TurnQueue } from '../../src/cli/service/turn-queue.js';
+import { percentile } from '../../src/cli/service/vm-figures.js';
+import type { WatcherEvents } from '../../src/cli/service/watcher.js';
+import { addressOf, libc } from '../../src/ffi/libc.js';
+import { notifyService } from '../../src/ffi/service-notify.js';
+import type { RunningVm } from '../../src/hypervisor/hypervisor.js';
+
+const EXAMPLE = fileURLToPath(new URL('../../../packaging/cairn.toml', import.meta.url));
+const POLICY = '[[policy]]\nname = "all"\nvms = ["*"]\nrepository = "/srv/cairn"\n';
+
+let dir: string;
+beforeEach(() => void (dir = mkdtempSync(join(tmpdir(), 'cairn-service-test-'))));
+afterEach(() => rmSync(dir, { recursive: true, force: true }));
+
+function configOf(text: string): Promise<ServiceConfig> {
+  writeFileSync(join(dir, 'cairn.toml'), text);
+  return readConfig(join(dir, 'cairn.toml'), watchCommand());
+}
+
+describe('the file with the policies', () => {
+  it('is right as it is shipped', async () => {
+    const { policies, concurrent } = await readConfig(EXAMPLE, watchCommand());
+    expect(concurrent).toBe(2);
+    expect(policies.map(({ name }) => name)).toEqual(['important', 'others']);
+    expect(policies[0]).toMatchObject({ everyMs: 30_000, rpoMs: 120_000, priority: 10 });
+    expect(policies[0]!.args).toEqual([
+      ...['--every', '30', '--max-pause=10', '--keep-last=30', '--keep-hourly=24', '--with-disks'],
+    ]);
+    expect(policies[1]).toMatchObject({
+      everyMs: 600_000,
+      rpoMs: 1_800_000,
+      quietHours: [{ from: 60, to: 180 }],
+    });
+  });
+
+  it.each([
+    ['a line that is no TOML', `${POLICY}every = \n`, /cairn\.toml, line 5: /],
+    ['no policy', '[service]\nconcurrent = 1\n', /\[\[policy\]\] is missing/],
+    ['an unknown setting', `${POLICY}evry = 5\n`, /policy "all": evry is no setting; there are .*every/],
+    ['an unknown table', `${POLICY}[other]\n`, /other is no setting/],
+    ['a value of the wrong type', `${POLICY}every = "often"\n`, /policy "all": every has to be a number/],
+    [
+      'a value that watch does not take',
+      `${POLICY}keep-last = 0\n`,
+      /policy "all": keep-last is 0: a whole number/,
+    ],
+    ['a text for a switch', `${POLICY}with-disks = "yes"\n`, /with-disks has to be true or false/],
+    ['hours that are none', `${POLICY}quiet-hours = ["25:00-26:00"]\n`, /quiet-hours has "25:00-26:00"/],
+    ['one name for two', `${POLICY}${POLICY}`, /policy.name "all" is there twice/],
+    ['an option of one command alone', `${POLICY}count = 3\n`, /count is no setting/],
+  ])('is refused for %s, by line or key', async (_, text, message) => {
+    await expect(configOf(text)).rejects.toMatchObject({
+      code: 'CONFIG_INVALID',
+      message: expect.stringMatching(message) as unknown,
+    });
+  });
+
+  it('is refused when it is not there', async () => {
+    await expect(readConfig(join(dir, 'none.toml'), watchCommand())).rejects.toMatchObject({
+      code: 'CONFIG_INVALID',
+    });
+  });
+});
+
+describe('quiet hours', () => {
+  it('may go over midnight', () => {
+    const hours = [parseQuietHours('22:30-01:00')!];
+    const at = (time: string): boolean => isQuiet(hours, new Date(`2026-12-01T${time}`));
+    expect(['22:29', '22:30', '00:59', '01:00'].map(at)).toEqual([false, true, true, false]);
+  });
+});
+
+describe('turns', () => {
+  it('are given to so many at a time, the most urgent first, and to none in its quiet hours', () => {
+    const turns = new TurnQueue(1);
+    const given: string[] = [];
+    let isNight = true;
+    const want = (key: string, priority: number, mayBegin = (): boolean => true): void =>
+      turns.want({ key, priority, mayBegin, give: () => given.push(key) });
+    want('a', 0);
+    want('b', 0);
+    want('night', 9, () => !isNight);
+    want('c', 5);
+    expect(given).toEqual(['a']);
+    turns.done('a');
+    turns.done('c');
+    expect(given).toEqual(['a', 'c', 'b']);
+    turns.done('b');
+    expect(turns.busy).toBe(0);
+    isNight = false;
+    turns.next();
+    expect(given).toEqual(['a', 'c', 'b', 'night']);
+  });
+
+  it('are not given to who has gone', () => {
+    const turns = new TurnQueue(1);
+    const given: string[] = [];
+    for (const key of ['a', 'b'])
+      turns.want({ key, priority: 0, mayBegin: () => true, give: () => given.push(key) });
+    turns.done('b');
+    turns.done('a');
+    expect(given).toEqual(['a']);
+  });
+});
+
+/** A service with watchers that do what the test says. */
+class Stage {
+  running: RunningVm[] = [];
+  readonly watchers: {
+    readonly args: readonly string[];
+    readonly events: WatcherEvents;
+    turns: number;
+    isEnded: boolean;
+  }[] = [];
+  readonly service: Service;
+
+  constructor(config: ServiceConfig, before: ConstructorParameters<typeof Service>[1] = []) {
+    this.service = new Service(config, before, {
+      look: () => Promise.resolve(this.running),
+      say: () => undefined,
+      startWatcher: (args, events) => {
+        const watcher = { args, events, turns: 0, isEnded: false };
+        this.watchers.push(watcher);
+        return {
+          ended: Promise.resolve(),
+          giveTurn: () => {
+            watcher.turns++;
+          },
+          end: () => void (watcher.isEnded = true),
+        };
+      },
+    });
+  }
+}
+
+const WEB: RunningVm = { address: 'qmp:/run/web1.qmp', name: 'web1', instance: 'kvm:10' };
+const CHECKPOINT = {
+  ...{ message_type: 'summary', checkpoint_id: '0123456789abcdef', kind: 'base', tracker: 'pagemap-scan' },
+  ...{ pause_ms: 4, stored_bytes: 1000 },
+};
+
+describe('the service', () => {
+  it('watches each VM once, by the first policy that fits its name or an address', async () => {
+    const stage = new Stage(
+      await configOf(
+        `[[policy]]\nname = "db"\nvms = ["db*", "libvirt:*"]\nrepository = "/srv/db"\n[[policy]]\nname = "web"\nvms = ["web*"]\nrepository = "/srv/web"\nevery = 5\n`,
+      ),
+    );
+    stage.running = [
+      { address: 'qmp:/run/harness', name: 'web1', instance: 'kvm:10' },
+      WEB,
+      { address: 'libvirt:web2', name: 'web2', instance: 'libvirt:web2' },
+      { address: 'qmp:/run/other', name: 'other', instance: 'kvm:12' },
+    ];
+    await stage.service.look();
+    await stage.service.look();
+    expect(stage.watchers.map(({ args }) => args)).toEqual([
+      ['qmp:/run/harness', '--repo', '/srv/web', '--every', '5'],
+      ['libvirt:web2', '--repo', '/srv/db', '--every', '60'],
+    ]);
+  });
+
+  it('keeps what watchers say, and has it again after it was started again', async () => {
+    const config = await configOf(POLICY);
+    const stage = new Stage(config);
+    stage.running = [WEB];
+    await stage.service.look();
+    const { events } = stage.watchers[0]!;
+    events.onMessage({ message_type: 'error', code: 'VM_BUSY', message: 'held', hint: 'another socket' });
+    expect(stage.service.status.vms[0]).toMatchObject({
+      failures: 1,
+      problem: { code: 'VM_BUSY', hint: 'another socket' },
+    });
+    events.onMessage(CHECKPOINT);
+    const known = { checkpoints: 1, storedToday: 1000, pausesMs: [4], problem: undefined, lastKind: 'base' };
+    expect(stage.service.status.vms[0]).toMatchObject(known);
+    const next = new Stage(config, stage.service.status.vms);
+    next.running = [WEB];
+    await next.service.look();
+    expect(next.service.status.vms[0]).toMatchObject({ ...known, state: 'watched' });
+  });
+
+  it('starts a watcher that has ended again, later and later, and knows a VM that is gone', async () => {
+    const stage = new Stage(await configOf(POLICY));
+    stage.running = [WEB];
+    await stage.service.look();
+    stage.watchers[0]!.events.onEnd();
+    await stage.service.look();
+    expect(stage.watchers).toHaveLength(1);
+    expect(stage.service.status.vms[0]!.state).toBe('waiting');
+    stage.running = [];
+    await stage.service.look();
+    expect(stage.service.status.vms[0]!.state).toBe('gone');
+    stage.running = [{ ...WEB, instance: 'kvm:11' }];
+    await stage.service.look();
+    expect(stage.watchers).toHaveLength(2);
+    expect(stage.service.status.vms[0]!.state).toBe('watched');
+  });
+
+  it('ends only those watchers for which other policies have other settings', async () => {
+    const two = (every: number): string =>
+      `[[policy]]\nname = "db"\nvms = ["db"]\nrepository = "/srv/db"\nevery = ${every}\n${POLICY}`;
+    const stage = new Stage(await configOf(two(5)));
+    stage.running = [WEB, { address: 'qmp:/run/db', name: 'db', instance: 'kvm:12' }];
+    await stage.service.look();
+    stage.service.reload(await configOf(two(6)));
+    expect(stage.watchers.map(({ isEnded }) => isEnded)).toEqual([false, true]);
+    await stage.service.look();
+    expect(stage.watchers.at(-1)!.args).toContain('6');
+    await stage.service.end();
+    expect(stage.watchers.every(({ isEnded }) => isEnded)).toBe(true);
+  });
+});
+
+describe('the status', () => {
+  it('says who is late, and what is wrong with what helps', async () => {
+    const stage = new Stage(await configOf(`${POLICY}rpo = 30\n`));
+    stage.running = [WEB, { address: 'qmp:/run/db', name: 'db', instance: 'kvm:12' }];
+    await stage.service.look();
+    stage.watchers[0]!.events.onMessage(CHECKPOINT);
+    stage.watchers[1]!.events.onMessage({
+      message_type: 'error',
+      code: 'VM_BUSY',
+      message: 'held',
+      hint: 'another socket',
+    });
+    const status = { ...stage.service.status, isRunning: true };
+    const now = statusFields(status, Date.now());
+    expect(now.isWell).toBe(false);
+    expect(now.vms[0]).toMatchObject({
+      isLate: false,
+      pauseP50Ms: 4,
+      pauseP99Ms: 4,
+      storedToday: 1000,
+      problem: null,
+    });
+    const later = statusText(statusFields(status, Date.now() + 31_000));
+    expect(later).toMatch(/web1 +all +LATE +01234567 /);
+    expect(later).toContain('qmp:/run/db: held [VM_BUSY]; another socket');
+    expect(statusText(statusFields({ ...status, isRunning: false }, Date.now()))).toMatch(
+      /^the service does not run/,
+    );
+  });
+
+  it('takes the value that so many lie below', () => {
+    const values = Array.from({ length: 100 }, (_, i) => 100 - i);
+    expect([percentile(values, 0.5), percentile(values, 0.99), percentile([], 0.5)]).toEqual([
+      51,
+      100,
+      undefined,
+    ]);
+  });
+});
+
+describe('what systemd is told', () => {
+  it('comes in a datagram at the socket that it names', () => {
+    const path = join(dir, 'notify');
+    // socket(2), bind(2), recvfrom(2) of x86-64.
+    const descriptor = libc().syscall(41, 1, 2).value;
+    const address = Buffer.concat([Buffer.from([1, 0]), Buffer.from(path)]);
+    expect(libc().syscall(49, descriptor, addressOf(address), address.length).value).toBe(0);
+    expect(notifyService('READY=1\nSTATUS=2 VMs', path)).toBe(true);
+    const heard = Buffer.alloc(100);
+    const length = libc().syscall(45, descriptor, addressOf(heard), heard.length).value;
+    expect(heard.toString('utf8', 0, length)).toBe('READY=1\nSTATUS=2 VMs');
+    expect(notifyService('READY=1', join(dir, 'nobody'))).toBe(false);
+    expect(notifyService('READY=1', '')).toBe(false);
+  });
+});
+
+describe('the unit of the service', () => {
+  it('says why it leaves out what would confine it further', () => {
+    const unit = readFileSync(new URL('../../../packaging/systemd/cairn.service', import.meta.url), 'utf8');
+    expect(unit).toContain('Type=notify');
+    for (const setting of [
+      'CapabilityBoundingSet',
+      'NoNewPrivileges',
+      'MemoryDenyWriteExecute',
+      'PrivateDevices',
+    ])
+      expect(unit).toMatch(new RegExp(`^# +${setting} +\\w`, 'm'));
+  });
+});
