@@ -23,6 +23,10 @@ export const ERROR_CODES = [
   'STORAGE_RANGE',
   'STORAGE_ADDRESS',
   'STORAGE_UNSUITABLE',
+  // keys of an encrypted repository
+  'KEY_NEEDED',
+  'KEY_WRONG',
+  'KEY_UNEXPECTED',
   // repository
   'REPO_NOT_FOUND',
   'REPO_EXISTS',

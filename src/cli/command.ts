@@ -7,10 +7,11 @@ import { keepOutOfCoreDumps } from '../ffi/core-dumps.js';
 import { Repository } from '../repository/repository.js';
 import { openStorage } from '../storage/open.js';
 import { EXIT, exitCodeOf } from './exit-codes.js';
+import { askForKey, takeKeyOptions, type KeyOptions } from './key-options.js';
 import { outputProblem, written } from './output.js';
 import { JsonReporter, TextReporter, asCheckpointError, type Reporter } from './reporter.js';
 
-export interface SharedOptions {
+export interface SharedOptions extends KeyOptions {
   readonly repo?: string;
   readonly json?: boolean;
 }
@@ -21,7 +22,7 @@ export interface CommandContext {
   readonly signal: AbortSignal;
   /** @throws USAGE without --repo and CAIRN_REPOSITORY */
   readonly repositoryAddress: () => string;
-  /** @throws REPO_NOT_FOUND, REPO_VERSION, REPO_DAMAGED */
+  /** @throws REPO_NOT_FOUND, REPO_VERSION, REPO_DAMAGED, KEY_NEEDED, KEY_WRONG, KEY_UNEXPECTED */
   readonly openRepository: () => Promise<Repository>;
 }
 
@@ -38,6 +39,9 @@ export function command(name: string, description: string, examples: readonly st
       '--repo <address>',
       'repository: a path, file:PATH or s3://BUCKET/PREFIX (default: $CAIRN_REPOSITORY)',
     )
+    .option('--key-file <file>', 'file with the key of an encrypted repository (default: $CAIRN_KEY_FILE)')
+    .option('--passphrase-file <file>', 'file with its passphrase (default: $CAIRN_PASSPHRASE_FILE)')
+    .option('--passphrase-command <command>', 'prints its passphrase (default: $CAIRN_PASSPHRASE_COMMAND)')
     .option('--json', 'print one JSON object a line on stdout and nothing else');
 }
 
@@ -61,6 +65,7 @@ export async function run(
   signals: readonly NodeJS.Signals[] = ENDING_SIGNALS,
 ): Promise<void> {
   keepOutOfCoreDumps();
+  takeKeyOptions(shared);
   const reporter = shared.json === true ? new JsonReporter(results) : new TextReporter(results);
   const abort = new AbortController();
   const onSignal = (signal: NodeJS.Signals): void => {
@@ -89,7 +94,7 @@ export async function run(
       signal: abort.signal,
       repositoryAddress,
       openRepository: async () => {
-        repository = await Repository.open(await openStorage(repositoryAddress()));
+        repository = await Repository.open(await openStorage(repositoryAddress(), askForKey(abort.signal)));
         return repository;
       },
     });

@@ -13,7 +13,7 @@ export const EXIT = {
   incomplete: 3,
   repositoryMissing: 10,
   locked: 11,
-  /** Reserved for a wrong key: repositories are not encrypted. */
+  /** No key for an encrypted repository, or a wrong one. */
   wrongKey: 12,
   /** The guest is not in the run state it was found in. */
   notResumed: 20,
@@ -71,6 +71,9 @@ const OF_CODE: Partial<Record<ErrorCode, number>> = {
   REPO_DAMAGED: EXIT.damaged,
   CHAIN_WRONG_VM: EXIT.wrongVm,
   STORAGE_UNSUITABLE: EXIT.refused,
+  KEY_NEEDED: EXIT.wrongKey,
+  KEY_WRONG: EXIT.wrongKey,
+  KEY_UNEXPECTED: EXIT.refused,
   STORAGE_FULL: EXIT.storage,
   STORAGE_READ_ONLY: EXIT.storage,
   STORAGE_IO: EXIT.storage,

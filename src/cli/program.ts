@@ -26,6 +26,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   receive: async () => (await import('./commands/receive.js')).receiveCommand(),
   release: async () => (await import('./commands/release.js')).releaseCommand(),
   doctor: async () => (await import('./commands/doctor.js')).doctorCommand(),
+  key: async () => (await import('./commands/key.js')).keyCommand(),
   unlock: async () => (await import('./commands/unlock.js')).unlockCommand(),
   completion: async () => (await import('./commands/completion.js')).completionCommand(allCommands),
 };
@@ -51,8 +52,8 @@ export function emptyProgram(): Command {
       'after',
       `
 A VM is named by its address, for example qmp:/run/web1.qmp.
-Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 10 no repository, 11 locked, 20 guest not in the run state it
-was found in, 21 VM unavailable, 22 refused, 23 repository damaged, 24 chain of another VM, 25 storage, 26 storage did
-not say whether it was committed, 27 pause ended before its time, 130 interrupted.`,
+Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 10 no repository, 11 locked, 12 no key or a wrong one, 20 guest not
+in the run state it was found in, 21 VM unavailable, 22 refused, 23 repository damaged, 24 chain of another VM, 25 storage,
+26 storage did not say whether it was committed, 27 pause ended before its time, 130 interrupted.`,
     );
 }

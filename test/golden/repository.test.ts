@@ -20,9 +20,11 @@ import { layOut } from '../../src/hypervisor/memory-layout.js';
 import { Repository } from '../../src/repository/repository.js';
 import { verify } from '../../src/repository/verify/verify.js';
 import { FileBackend } from '../../src/storage/file.js';
+import { unlock } from '../../src/storage/sealing/open-sealed.js';
 import { PAGE_SIZE_BYTES } from '../../src/types.js';
 import { IDENTITY, ModelVm, readBack, seeded } from '../unit/repository-model.js';
 import { makeRepository } from './make-repository.js';
+import { unseal } from './unseal.js';
 import { verifyRepository, type VerifiedCheckpoint } from './verifier.js';
 
 // The fixture lies in the source tree, this file runs from dist/.
@@ -98,6 +100,30 @@ describe('a repository written by this version', () => {
       .map(({ parentPath, name }) => join(parentPath, name));
     for (const folder of [repo, ...folders]) writeFileSync(join(folder, '~0-0-0-1-2-abc'), 'unfinished');
     expect(verifyRepository(repo)).toEqual(expected);
+  });
+});
+
+describe('an encrypted repository of version 1, kept since that version was made', () => {
+  const encrypted = fileURLToPath(new URL('../../../test/golden/encrypted-v1/', import.meta.url));
+  const keyFile = readFileSync(join(encrypted, 'key'));
+
+  it.each([
+    ['passphrase', Buffer.from('correct horse')],
+    ['key-file', keyFile],
+  ] as const)('is what the document says, opened by its %s', (kind, secret) => {
+    const out = join(top, `opened by ${kind}`);
+    unseal(join(encrypted, 'repo'), kind, secret, out);
+    expect(verifyRepository(out)).toEqual(expected);
+  });
+
+  it('is read by this version, and by no other key', async () => {
+    const repo = join(top, 'encrypted');
+    cpSync(join(encrypted, 'repo'), repo, { recursive: true });
+    const backend = await unlock(new FileBackend(repo), { kind: 'key-file', bytes: keyFile });
+    const result = await verify(await Repository.open(backend));
+    expect(result).toMatchObject({ problems: [], orphans: [], checkpoints: expected.length });
+    const other = { kind: 'key-file', bytes: Buffer.alloc(32, 1) } as const;
+    await expect(unlock(new FileBackend(repo), other)).rejects.toMatchObject({ code: 'KEY_WRONG' });
   });
 });
 

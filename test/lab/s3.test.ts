@@ -1,5 +1,7 @@
-/** Repositories in a real object store: the RADOS gateway of Ceph 16.2 (Debian 12), beside a guest. */
+/** Repositories in a real object store: the RADOS gateway of Ceph 16.2 (Debian 12), beside a guest. That of the guest is encrypted. */
 
+import { randomBytes } from 'node:crypto';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -95,6 +97,9 @@ if (reason !== '') process.stderr.write(`test/lab/s3.test.ts is skipped: ${reaso
       machine = await LabMachine.start({ name: 's3', memoryMib: 96 });
       repo = addressOf('guest');
       options = { dir: machine.dir, repo };
+      const key = join(machine.dir, 'key');
+      writeFileSync(key, randomBytes(32));
+      process.env.CAIRN_KEY_FILE = key;
     });
     afterAll(() => machine.destroy());
 
@@ -107,7 +112,9 @@ if (reason !== '') process.stderr.write(`test/lab/s3.test.ts is skipped: ${reaso
         creates_once: true,
         problems: [],
       });
-      await cairn(['init', '--repo', repo], options);
+      const inTheOpen = await runCairn(['init', '--repo', repo], { ...options, env: { CAIRN_KEY_FILE: '' } });
+      expect(inTheOpen).toMatchObject({ exitCode: 12 });
+      expect(await cairn(['init', '--repo', repo], options)).toMatchObject({ encrypted: true });
       const again = await runCairn(['init', '--repo', repo], options);
       expect(again.messages.at(-1)).toMatchObject({ code: 'REPO_EXISTS' });
     });
@@ -127,6 +134,10 @@ if (reason !== '') process.stderr.write(`test/lab/s3.test.ts is skipped: ${reaso
         id = String(summary.checkpoint_id);
       }
       expect(await verify()).toMatchObject({ problems: [] });
+      const { backend } = await open('guest');
+      const names = (await backend.list('')).map(({ key }) => key);
+      expect(names.filter((name) => name.startsWith('vms/s3/'))).toEqual([]);
+      expect(names.filter((name) => name.includes('/packs/'))).toHaveLength(3);
     });
 
     it('has one writer a chain, and whoever comes second ends with 11', async () => {

@@ -4,7 +4,7 @@ import { defaultRuntimeDir, openRuntimeDir } from '../../host/runtime-dir.js';
 import { hypervisors } from '../../index.js';
 import type { Filling } from '../../restore/lazy/filling.js';
 import { resumeFilling } from '../../restore/lazy/resume.js';
-import { openStorage } from '../../storage/open.js';
+import { openRaw } from '../../storage/open.js';
 import { restoreCheckpoint } from '../../restore/restore.js';
 import { trustQuestion } from '../ask-trust.js';
 import { command, run, type CommandContext, type SharedOptions } from '../command.js';
@@ -102,8 +102,7 @@ async function resume(
     hypervisors: hypervisors(),
     runtimeDir: await openRuntimeDir(defaultRuntimeDir()),
     fillRate: options.fillRate,
-    repository:
-      options.repo === undefined ? undefined : (await openStorage(options.repo)).properties.location,
+    repository: options.repo === undefined ? undefined : (await openRaw(options.repo)).properties.location,
   });
   const follow = { reporter, signal, isBackground: options.background === true };
   const fields = { vmAddress, streamBytes: filling.totalBytes };
