@@ -3,6 +3,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 
 import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
 
@@ -215,6 +216,19 @@ describe.each(machines)('a checkpoint of QEMU $qemu is forked', ({ qemu, extraAr
     expect(left(origin)).toEqual(['kid-2']);
     expect(templateHolders()).toEqual([]);
     await rm(join(forksOf(origin), 'kid-2'), { recursive: true });
+  });
+
+  it('by the examples, which leave nothing: children that are torn down, and a search that rewinds', () => {
+    const run = (name: string, ...args: readonly string[]): string => {
+      const program = fileURLToPath(new URL(`../../examples/${name}/main.js`, import.meta.url));
+      const env = { ...process.env, NODE_OPTIONS: '', CAIRN_RUNTIME_DIR: join(origin.dir, 'runtime') };
+      return execFileSync(process.execPath, [program, ...args], { env, encoding: 'utf8' });
+    };
+    const said = run('sixteen-forks', options.repo, id, forksOf(origin), '3', '0.5');
+    expect(said.match(/^fork-[012] .*Anonymous/gm)).toHaveLength(3);
+    expect(left(origin)).toEqual([]);
+    const found = run('search', origin.address, options.repo, '10', 'test $CAIRN_TRY = 7');
+    expect(found).toMatch(/^found by try 7, .*; 7 rewinds/);
   });
 
   it('by the address of a VM, which is checkpointed first, its disk by an overlay', async () => {
