@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { cpSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -158,6 +158,10 @@ describe.each(machines)('a checkpoint of QEMU $qemu is forked', ({ qemu, extraAr
       forked_from: expect.objectContaining({ checkpoint_id: id }),
     });
     expect(tree.checkpoints).toEqual([of(id), cameFrom, cameFrom]);
+    const back = ['rewind', kid.address, String(first.checkpoint_id), '--repo', options.repo, '--paused'];
+    await cairn(back, options);
+    const rewound = await processTruth(kid);
+    expect(await differingFromStored(rewound, options.repo, String(first.checkpoint_id))).toEqual([]);
     await kid.kill();
     const args = ['restore', String(second.summary.checkpoint_id), '--repo', options.repo, '--paused'];
     const restored = await LabMachine.adopt(kid.name, kid.dir, Number((await cairn(args, options)).pid));
@@ -205,6 +209,22 @@ describe.each(machines)('a checkpoint of QEMU $qemu is forked', ({ qemu, extraAr
     expect((await process.ended).signal).toBe('SIGKILL');
     await nothingLeft();
     await origin.waitForProgress();
+  });
+
+  it('or not at all: a flipped bit in the repository is found before any of them is started', async () => {
+    const damaged = join(origin.dir, 'damaged');
+    origin.damagedOnPurpose.add(damaged);
+    cpSync(options.repo, damaged, { recursive: true });
+    const packs = join(damaged, 'vms/origin/packs');
+    // The first one is of all memory, and the middle of it of what the guest filled with random data.
+    const pack = join(packs, readdirSync(packs)[0]!);
+    const bytes = readFileSync(pack);
+    bytes[bytes.length >>> 1]! ^= 1;
+    writeFileSync(pack, bytes);
+    const { exitCode, messages } = await tryFork(origin, id, '-n', '2', '--repo', damaged);
+    expect(exitCode).toBe(23);
+    expect(messages.at(-1)).toMatchObject({ code: 'REPO_DAMAGED' });
+    expect(left(origin)).toEqual([]);
   });
 
   it('or not at all: when one of them cannot be had, the others are not either', async () => {

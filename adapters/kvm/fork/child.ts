@@ -1,6 +1,6 @@
 /** One child: from its folder to a QEMU that has all of its state and has not run yet. */
 
-import { chown, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { CheckpointError, describeError, isCheckpointError } from '../../../src/errors.js';
@@ -23,7 +23,7 @@ import { withStandIns, type StoodIn } from '../restore/stand-ins.js';
 import { withRights } from '../restore/start-command.js';
 import { refuseMoreRights, type StartRights } from '../restore/start-rights.js';
 import type { PlannedChild } from './fork-plan.js';
-import { makeFolder } from './own-folder.js';
+import { giveToQemu, makeFolder } from './own-folder.js';
 
 /** How long a QEMU that closed the stream gets to say why and exit. */
 const EXIT_WAIT_MS = 3000;
@@ -110,22 +110,15 @@ export class Child {
     const { folder } = this.#planned;
     makeFolder(folder, this.#deps.onFolder);
     this.#hasFolder = true;
-    await this.#give(folder);
+    await giveToQemu(folder, this.#deps.rights);
   }
 
   async #disks(): Promise<StoodIn> {
     const { start, folder } = this.#planned;
     const standIns = this.#deps.disks.map((disk, i) => disk.standIn(join(folder, `disk${i}`)));
     const stoodIn = await withStandIns(standIns, start.options, start.cwd);
-    for (const path of stoodIn.created) await this.#give(path);
+    for (const path of stoodIn.created) await giveToQemu(path, this.#deps.rights);
     return stoodIn;
-  }
-
-  /** To the user that QEMU runs as. */
-  async #give(path: string): Promise<void> {
-    const { change, atMost } = this.#deps.rights;
-    if (change?.ids === undefined || atMost === undefined) return;
-    await chown(path, atMost.users[1]!, atMost.groups[1]!);
   }
 
   async #load(qemu: RestoredQemu, stoodIn: StoodIn): Promise<void> {

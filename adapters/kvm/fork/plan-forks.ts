@@ -18,7 +18,7 @@ import { writeMigrationStream } from '../../qemu/stream/writer.js';
 import { Child, type ChildDeps } from './child.js';
 import { planChildren, type ForkPlan } from './fork-plan.js';
 import { ForkKeeper } from './keeper.js';
-import { makeFolder } from './own-folder.js';
+import { giveToQemu, makeFolder } from './own-folder.js';
 import { MemoryTemplate } from './template.js';
 
 /** @throws see `Hypervisor.planForks` */
@@ -64,12 +64,13 @@ class KvmForks implements VmForks {
     await mkdir(folder, { recursive: true }).catch((cause: unknown) => {
       throw new CheckpointError('RESTORE_FAILED', `making ${folder}: ${describeError(cause)}`, { cause });
     });
-    const keeper = ForkKeeper.start(this.#template.name).then((ready) => (this.#keeper = ready));
-    // Met below: what fails first must not leave it behind.
-    const [kept, filled] = await Promise.allSettled([keeper, this.#fillMemory()]);
-    if (kept.status === 'rejected') throw kept.reason;
-    if (filled.status === 'rejected') throw filled.reason;
-    await this.#prepareDisks();
+    const disks = ForkKeeper.start(this.#template.name).then((ready) => {
+      this.#keeper = ready;
+      return this.#prepareDisks();
+    });
+    // What fails first must not leave the other under way.
+    for (const done of await Promise.allSettled([this.#fillMemory(), disks]))
+      if (done.status === 'rejected') throw done.reason;
   }
 
   async start(index: number): Promise<ForkedVm> {
@@ -124,14 +125,16 @@ class KvmForks implements VmForks {
   }
 
   async #prepareDisks(): Promise<void> {
-    const { disks, children } = this.#planned;
+    const { disks, children, rights } = this.#planned;
     if (disks.length === 0) return;
     const shared = join(this.#request.folder, `${children[0]!.name}.disks`);
-    makeFolder(shared, (path) => this.#keeper?.tellFolder(path), 0o755);
+    makeFolder(shared, (path) => this.#keeper?.tellFolder(path));
     this.#sharedFolder = shared;
     for (const [i, disk] of disks.entries()) await disk.prepare(join(shared, `disk${i}`));
     // Of images that are there already nothing was made.
-    if ((await readdir(shared)).length > 0) return;
+    const made = await readdir(shared);
+    for (const path of [shared, ...made.map((name) => join(shared, name))]) await giveToQemu(path, rights);
+    if (made.length > 0) return;
     await rmdir(shared);
     this.#sharedFolder = '';
   }

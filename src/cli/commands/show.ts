@@ -27,6 +27,11 @@ export function showCommand(): Command {
           [
             `checkpoint ${manifest.id} (${manifest.kind}), parent ${printable(manifest.parentId ?? 'none')}`,
             `  vm          ${printable(manifest.vmName)}, uuid ${printable(identity.uuid) || 'none'}, ${printable(identity.hypervisor)}, ${printable(identity.machineType)}`,
+            ...(manifest.forkedFrom === undefined
+              ? []
+              : [
+                  `  forked from ${printable(`${manifest.forkedFrom.checkpointId} of ${manifest.forkedFrom.chain}`)}`,
+                ]),
             `  time        ${printable(manifest.time)}`,
             `  pause       ${formatMs(statNumber(manifest, 'pauseMs'))}, total ${formatMs(statNumber(manifest, 'totalMs'))}`,
             `  dirty       ${statNumber(manifest, 'dirtyPages')} pages, ${formatBytes(statNumber(manifest, 'changedBytes'))} changed`,
