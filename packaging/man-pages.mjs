@@ -57,7 +57,8 @@ function item(term, text) {
   return `.TP\n${term}\n${plain(text)}`;
 }
 
-function options(command) {
+/** @param level macro of its headings, which those of groups stand below */
+function options(command, level = '.SH') {
   const help = command.createHelp();
   const groups = new Map();
   for (const option of help.visibleOptions(command)) {
@@ -65,28 +66,56 @@ function options(command) {
     groups.set(group, [...(groups.get(group) ?? []), option]);
   }
   return [...groups].map(([group, members]) => {
-    const title = group === '' ? '.SH OPTIONS' : `.SS ${quoted(plain(group.replace(/:$/, '')))}`;
+    const title =
+      group !== '' ? `.SS ${quoted(plain(group.replace(/:$/, '')))}` : level === '.SH' ? '.SH OPTIONS' : '';
     const items = members.map((option) =>
       item(`\\fB${plain(option.flags)}\\fR`, help.optionDescription(option)),
     );
-    return [title, ...items].join('\n');
+    return [...(title === '' ? [] : [title]), ...items].join('\n');
   });
 }
 
-function pageOf(command, date) {
-  const name = `cairn-${command.name()}`;
-  const args = command.registeredArguments.map((argument) =>
+function argumentItems(command) {
+  return command.registeredArguments.map((argument) =>
     item(`\\fI${plain(argument.name())}\\fR`, command.createHelp().argumentDescription(argument) || '\u00a0'),
   );
+}
+
+function examplesOf(command) {
   const [, examples = ''] = textBehindHelp(command).split('Examples:\n');
-  return `${heading(name, command.description(), date)}
-${usage(command, `cairn ${command.name()}`)}
+  return plain(examples.replace(/^ {2}/gm, '').trimEnd());
+}
+
+function sentence(text) {
+  return `${plain(text.replace(/^./, (letter) => letter.toUpperCase()))}.`;
+}
+
+function pageOf(command, date) {
+  const name = `cairn ${command.name()}`;
+  const args = argumentItems(command);
+  const examples = [command, ...command.commands].map(examplesOf).filter((text) => text !== '');
+  return `${heading(`cairn-${command.name()}`, command.description(), date)}
+${command.commands.length > 0 ? `.SH SYNOPSIS\n.B ${plain(name)}\n\\fIcommand\\fR [\\fIoptions\\fR]` : usage(command, name)}
 .SH DESCRIPTION
-${plain(command.description().replace(/^./, (letter) => letter.toUpperCase()))}.
-${args.length === 0 ? '' : `.SH ARGUMENTS\n${args.join('\n')}\n`}${options(command).join('\n')}
-${examples.trim() === '' ? '' : `.SH EXAMPLES\n.nf\n${plain(examples.replace(/^ {2}/gm, '').trimEnd())}\n.fi\n`}.SH SEE ALSO
+${sentence(command.description())}
+${args.length === 0 ? '' : `.SH ARGUMENTS\n${args.join('\n')}\n`}${
+    command.commands.length === 0
+      ? options(command).join('\n')
+      : `.SH COMMANDS\n${command.commands.map((one) => partOf(one, name)).join('\n')}`
+  }
+${examples.length === 0 ? '' : `.SH EXAMPLES\n.nf\n${examples.join('\n')}\n.fi\n`}.SH SEE ALSO
 .BR cairn (1)
 `;
+}
+
+/** A command of a command. */
+function partOf(command, parent) {
+  return [
+    `.SS ${quoted(plain(`${parent} ${command.name()}`))}`,
+    sentence(command.description()),
+    ...argumentItems(command),
+    ...options(command, '.SS'),
+  ].join('\n');
 }
 
 function overview(commands, date) {
@@ -113,6 +142,7 @@ ${list.join('\n')}
 ${exits.join('\n')}
 .SH ENVIRONMENT
 ${item('\\fBCAIRN_REPOSITORY\\fR', 'Repository where --repo is not given.')}
+${item('\\fBCAIRN_KEY_FILE\\fR, \\fBCAIRN_PASSPHRASE_FILE\\fR, \\fBCAIRN_PASSPHRASE_COMMAND\\fR', 'Key of an encrypted repository where no option gives it.')}
 ${item('\\fBCAIRN_RUNTIME_DIR\\fR', 'Folder for what belongs to this boot: /run/cairn for root.')}
 ${item('\\fBCAIRN_STATE_DIR\\fR', 'Folder of the key by which this host knows its checkpoints: /var/lib/cairn for root.')}
 .SH SEE ALSO

@@ -88,6 +88,7 @@ describe('each command with each of its options', () => {
     const overview = page('cairn.1');
     expect(commands.filter(({ name }) => !overview.includes(`cairn-${name}`))).toEqual([]);
     expect(page('cairn-rewind.1')).toContain('.SH EXAMPLES\n');
+    expect(page('cairn-key.1')).toContain('.SS "cairn key rotate"\n');
     expect(overview).toContain('\\fB27\\fR\npause ended before its time');
   });
 });
@@ -129,6 +130,7 @@ describe('a real bash', () => {
     expect(offered('cairn watch --disks in')).toEqual(['internal']);
     expect(offered('cairn watch --disks=in')).toEqual(['internal']);
     expect(offered('cairn completion ')).toEqual(['bash', 'zsh', 'fish']);
+    expect(offered('cairn key ')).toEqual(['list', 'add', 'remove', 'rotate']);
   });
 
   it('completes the ids of checkpoints, in the place where they belong', async () => {

@@ -48,29 +48,39 @@ const OF_OPTION: Readonly<Record<string, WordKind>> = {
   '--new-name': 'other',
 };
 
+/** Of a command that has commands of its own: their names are its argument, and each takes the options of all. */
 export function wordsOf(command: Command): CommandWords {
-  const help = command.createHelp();
+  const { commands } = command;
+  const options = [command, ...commands].flatMap(optionsOf);
   return {
     name: command.name(),
     description: command.description(),
-    options: help.visibleOptions(command).map((option) => {
-      const { short, long, flags, description, argChoices, required, optional } = option;
-      const names = [short, long].filter((name) => name !== undefined);
+    options: [...new Map(options.map((option) => [option.flags.join(), option])).values()],
+    arguments:
+      commands.length > 0
+        ? [{ name: 'command', kind: commands.map((one) => one.name()), isRepeated: false }]
+        : command.registeredArguments.map((argument) => ({
+            name: argument.name(),
+            kind: argument.argChoices ?? kindOf(argument.name()),
+            isRepeated: argument.variadic,
+          })),
+  };
+}
+
+function optionsOf(command: Command): readonly OptionWords[] {
+  return command
+    .createHelp()
+    .visibleOptions(command)
+    .map(({ short, long, flags, description, argChoices, required, optional }) => {
       const placeholder = /[<[]([^>\]]*)[>\]]/.exec(flags)?.[1] ?? '';
       return {
-        flags: names,
+        flags: [short, long].filter((name) => name !== undefined),
         description,
         value:
           required || optional ? (argChoices ?? OF_OPTION[long ?? ''] ?? kindOf(placeholder)) : undefined,
         isValueOptional: optional,
       };
-    }),
-    arguments: command.registeredArguments.map((argument) => ({
-      name: argument.name(),
-      kind: argument.argChoices ?? kindOf(argument.name()),
-      isRepeated: argument.variadic,
-    })),
-  };
+    });
 }
 
 function kindOf(name: string): WordKind {
