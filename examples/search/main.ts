@@ -3,7 +3,8 @@
  *
  *     node dist/examples/search/main.js qmp:/run/web1.qmp /srv/cairn 100 'ssh web1 "try-it $CAIRN_TRY"'
  *
- * The machine is left as the successful try made it, or at the checkpoint. Ctrl-C ends the search between two steps.
+ * The machine is left as the successful try made it, or at the checkpoint. Ctrl-C ends the search between two
+ * steps.
  */
 
 import { execFile } from 'node:child_process';

@@ -1,6 +1,7 @@
 /**
- * A search that tries something on a running machine again and again, each time from the same moment: checkpoint, try, rewind,
- * try again. The machine keeps its process, its sockets and its network; a rewind takes milliseconds.
+ * A search that tries something on a running machine again and again, each time from the same moment:
+ * checkpoint, try, rewind, try again. The machine keeps its process, its sockets and its network; a rewind
+ * takes milliseconds.
  */
 
 import { openSession, rewind, type HypervisorRegistry, type Repository } from '../../src/index.js';
@@ -17,7 +18,10 @@ export interface Search {
 }
 
 export interface Found {
-  /** Number of the try, from 0, as which the machine was left; undefined when none was it: then it is at the checkpoint. */
+  /**
+   * Number of the try, from 0, as which the machine was left; undefined when none was it: then it is at the
+   * checkpoint.
+   */
   readonly found: number | undefined;
   readonly checkpointId: string;
   /** Of each rewind, in ms: how long the machine stood still. */

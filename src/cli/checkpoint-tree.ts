@@ -1,6 +1,6 @@
 /**
- * Checkpoints in the order in which they came from each other: a chain one below the other, and the chains of forked VMs
- * below the checkpoint that they were forked from, further in.
+ * Checkpoints in the order in which they came from each other: a chain one below the other, and the chains of
+ * forked VMs below the checkpoint that they were forked from, further in.
  *
  *     web1  base
  *     web1  incremental

@@ -1,6 +1,6 @@
 /**
- * A file in the runtime folder that says: this process was forked from that checkpoint. The checkpoints of the VM tell it
- * on. It is there from before the VM runs, and goes with the process (`sweepRuntimeDir`).
+ * A file in the runtime folder that says: this process was forked from that checkpoint. The checkpoints of
+ * the VM tell it on. It is there from before the VM runs, and goes with the process (`sweepRuntimeDir`).
  */
 
 import { readFileSync, rmSync } from 'node:fs';

@@ -1,6 +1,6 @@
 /**
- * Several machines out of one checkpoint that share its memory copy on write. The adapter does one step at a time; in
- * which order, and what becomes of the others when one fails, is the caller's (`src/restore/fork`).
+ * Several machines out of one checkpoint that share its memory copy on write. The adapter does one step at a
+ * time; in which order, and what becomes of the others when one fails, is the caller's (`src/restore/fork`).
  *
  *     planForks -> fill -> start, of each -> run, of each -> settle
  *                   |         |                |
@@ -48,7 +48,10 @@ export interface VmForks {
   readonly sharedFolders: readonly string[];
   /** What is not as it was although all goes well, for the operator. */
   readonly notes: readonly string[];
-  /** What the children share is made: memory, read and verified, and disks. @throws REPO_DAMAGED, STORAGE_FULL, RESTORE_FAILED */
+  /**
+   * What the children share is made: memory, read and verified, and disks. @throws REPO_DAMAGED,
+   * STORAGE_FULL, RESTORE_FAILED
+   */
   fill(): Promise<void>;
   /**
    * One child with all of its state, that has not run yet. Several may be started at a time.
@@ -59,6 +62,8 @@ export interface VmForks {
   run(index: number): Promise<void>;
   /** From here on the children are by themselves. Without it they end when this process does. */
   settle(): Promise<void>;
-  /** Ends every child and removes what was made. Never throws. @returns what is left all the same, in words */
+  /**
+   * Ends every child and removes what was made. Never throws. @returns what is left all the same, in words
+   */
   end(): Promise<readonly string[]>;
 }

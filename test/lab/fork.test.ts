@@ -75,7 +75,10 @@ describe.each(machines)('a checkpoint of QEMU $qemu is forked', ({ qemu, extraAr
   const writeSector = (machine: LabMachine, text: string): Promise<string> =>
     machine.guest(`echo ${text} | dd of=/dev/vda bs=512 conv=sync oflag=direct 2>/dev/null`);
 
-  /** Bytes of all RAM blocks in which a machine that stands still is not the checkpoint, which fit into one page. */
+  /**
+   * Bytes of all RAM blocks in which a machine that stands still is not the checkpoint, which fit into one
+   * page.
+   */
   async function bytesThatDiffer(machine: LabMachine): Promise<number> {
     const truth = await processTruth(machine);
     const pages = await differingFromStored(truth, options.repo, id);

@@ -1,7 +1,7 @@
 /**
- * Ends the children of a fork when the process that starts them is killed before all of them run: a QEMU that waits for
- * its siblings would wait for ever. It knows them by the template that each of them has open from its first instruction
- * on, so that none can be missed.
+ * Ends the children of a fork when the process that starts them is killed before all of them run: a QEMU that
+ * waits for its siblings would wait for ever. It knows them by the template that each of them has open from
+ * its first instruction on, so that none can be missed.
  *
  *     argv    name of the template
  *     stdin   a path of a folder a line, as JSON; "done" when the children are by themselves
@@ -33,7 +33,8 @@ if (!isDone) await endChildren();
 
 async function endChildren(): Promise<void> {
   const untilMs = Date.now() + LIMIT_MS;
-  // A program that was making a disk for a child goes on for a moment, and puts a file into a folder that is being emptied.
+  // A program that was making a disk for a child goes on for a moment, and puts a file into a folder that is
+  // being emptied.
   while ((killHolders() > 0 || !removeFolders()) && Date.now() < untilMs) await delay(RETRY_MS);
 }
 

@@ -27,7 +27,10 @@ export function makeFolder(path: string, onMade: (path: string) => void): void {
   onMade(path);
 }
 
-/** Gives what was made to the user that QEMU runs as, also where QEMU begins as root and gives that up itself (-runas). */
+/**
+ * Gives what was made to the user that QEMU runs as, also where QEMU begins as root and gives that up itself
+ * (-runas).
+ */
 export async function giveToQemu(path: string, { atMost }: Pick<StartRights, 'atMost'>): Promise<void> {
   const [user, group] = [atMost?.users[1], atMost?.groups[1]];
   if (user === undefined || group === undefined || user === process.geteuid?.()) return;

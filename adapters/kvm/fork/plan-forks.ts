@@ -1,6 +1,6 @@
 /**
- * Forks of a QEMU: every child is an unmodified QEMU with the recorded command line that has the template mapped, and
- * gets the rest of its state as a migration stream. The same stream for all of them.
+ * Forks of a QEMU: every child is an unmodified QEMU with the recorded command line that has the template
+ * mapped, and gets the rest of its state as a migration stream. The same stream for all of them.
  *
  *     repository --pages--> template (main memory, shared)    --mapped copy on write--> QEMU of each child
  *                    `----> stream (ROM, video, devices)      --migrate-incoming------> QEMU of each child

@@ -1,6 +1,7 @@
 /**
- * Machines that are not forked: those whose memory a template cannot stand for, those that would share with each other
- * what only one can have, and those of which nobody has seen that it goes well. Found out by the command line.
+ * Machines that are not forked: those whose memory a template cannot stand for, those that would share with
+ * each other what only one can have, and those of which nobody has seen that it goes well. Found out by the
+ * command line.
  */
 
 import type { CheckpointError } from '../../../src/errors.js';

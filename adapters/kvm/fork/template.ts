@@ -1,7 +1,8 @@
 /**
- * The memory that all children of a fork share: one file in memory for each RAM block, filled once, then sealed. A child
- * has it mapped privately, so that the kernel copies what the child writes, page by page. Sealed, because a guest that
- * gives memory back (balloon, free page reporting) would otherwise punch holes into the file under its siblings.
+ * The memory that all children of a fork share: one file in memory for each RAM block, filled once, then
+ * sealed. A child has it mapped privately, so that the kernel copies what the child writes, page by page.
+ * Sealed, because a guest that gives memory back (balloon, free page reporting) would otherwise punch holes
+ * into the file under its siblings.
  *
  *     repository --verified--> file --seal--> child 0: mapped, its own pages
  *                                       |---> child 1

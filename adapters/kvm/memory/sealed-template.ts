@@ -1,7 +1,8 @@
 /**
- * Whether a RAM block lies in the template of a fork (`adapters/kvm/fork/template.ts`): a sealed file in memory, mapped
- * privately. Nobody else can change it, whoever has it mapped as well, and no balloon can take a page out of it: what is
- * true of private anonymous memory is true of it, but that a page which the process never wrote to is not zero.
+ * Whether a RAM block lies in the template of a fork (`adapters/kvm/fork/template.ts`): a sealed file in
+ * memory, mapped privately. Nobody else can change it, whoever has it mapped as well, and no balloon can take
+ * a page out of it: what is true of private anonymous memory is true of it, but that a page which the process
+ * never wrote to is not zero.
  */
 
 import { closeSync, openSync, readdirSync, statSync } from 'node:fs';

@@ -1,11 +1,11 @@
 /**
- * How the command line of a fork names its memory. The template is a sealed file in memory that all forks of one
- * checkpoint have mapped copy on write, and that QEMU inherits open:
+ * How the command line of a fork names its memory. The template is a sealed file in memory that all forks of
+ * one checkpoint have mapped copy on write, and that QEMU inherits open:
  *
  *     -object memory-backend-file,id=pc.ram,size=S,mem-path=/proc/self/fd/3,share=off,...
  *
- * The template ends with the last of its forks, so a checkpoint of a fork starts again with memory of its own, by the
- * same name.
+ * The template ends with the last of its forks, so a checkpoint of a fork starts again with memory of its
+ * own, by the same name.
  */
 
 import type { QemuOption } from '../../disks/qcow2/command-line.js';

@@ -20,7 +20,8 @@ export interface ForkVmResult extends ForkResult {
 
 /**
  * @param address such as qmp:/run/web1.qmp
- * @throws as `openSession`, `CheckpointSession.checkpoint` and `forkCheckpoint`; the checkpoint stays when the fork fails
+ * @throws as `openSession`, `CheckpointSession.checkpoint` and `forkCheckpoint`; the checkpoint stays when
+ *   the fork fails
  */
 export async function forkVm(
   hypervisors: HypervisorRegistry,

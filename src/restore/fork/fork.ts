@@ -4,8 +4,8 @@
  *     plan (nothing is touched) -> trusted? -> shared memory and disks -> every child started, none runs yet
  *     -> `each` before, one child after the other -> all run -> they are by themselves -> `each` after
  *
- * Up to where they are by themselves a failure ends all of them and removes what was made, also when this process is
- * killed. Afterwards they run, and what goes wrong is told beside the result.
+ * Up to where they are by themselves a failure ends all of them and removes what was made, also when this
+ * process is killed. Afterwards they run, and what goes wrong is told beside the result.
  */
 
 import { availableParallelism } from 'node:os';
@@ -69,9 +69,9 @@ export interface ForkResult {
 const STARTS_A_PROCESSOR = 2;
 
 /**
- * @throws USAGE, FORK_REFUSED, DISK_NOT_COVERED, VM_UNSUPPORTED, RESTORE_UNTRUSTED, RESTORE_RIGHTS, RESTORE_REPLACEABLE with
- *   nothing touched; REPO_DAMAGED, RESTORE_FAILED, STORAGE_FULL, HOOK_FAILED, INTERRUPTED and what `each` throws with
- *   nothing left
+ * @throws USAGE, FORK_REFUSED, DISK_NOT_COVERED, VM_UNSUPPORTED, RESTORE_UNTRUSTED, RESTORE_RIGHTS,
+ *   RESTORE_REPLACEABLE with nothing touched; REPO_DAMAGED, RESTORE_FAILED, STORAGE_FULL, HOOK_FAILED,
+ *   INTERRUPTED and what `each` throws with nothing left
  */
 export async function forkCheckpoint(options: ForkOptions): Promise<ForkResult> {
   const { repository, hypervisors, manifest } = options;
