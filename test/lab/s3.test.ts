@@ -103,8 +103,6 @@ if (reason !== '') process.stderr.write(`test/lab/s3.test.ts is skipped: ${reaso
     });
     afterAll(() => machine.destroy());
 
-    const checkpoint = (): Promise<unknown> =>
-      cairn(['checkpoint', machine.address, '--repo', repo], options);
     const verify = (): Promise<unknown> => cairn(['verify', '--repo', repo], options);
 
     it('is made where the store is fit for it, as doctor says', async () => {
@@ -126,7 +124,7 @@ if (reason !== '') process.stderr.write(`test/lab/s3.test.ts is skipped: ${reaso
         truth = taken;
         return taken;
       };
-      for (const kind of ['base', 'incremental', 'incremental']) {
+      for (const kind of ['base', 'incremental']) {
         await machine.waitForProgress();
         const { summary, differing } = await checkpointAgainstTruth(machine, [], options, truthOf);
         expect(summary).toMatchObject({ kind });
@@ -137,7 +135,7 @@ if (reason !== '') process.stderr.write(`test/lab/s3.test.ts is skipped: ${reaso
       const { backend } = await open('guest');
       const names = (await backend.list('')).map(({ key }) => key);
       expect(names.filter((name) => name.startsWith('vms/s3/'))).toEqual([]);
-      expect(names.filter((name) => name.includes('/packs/'))).toHaveLength(3);
+      expect(names.filter((name) => name.includes('/packs/'))).toHaveLength(2);
     });
 
     it('has one writer a chain, and whoever comes second ends with 11', async () => {
@@ -157,7 +155,6 @@ if (reason !== '') process.stderr.write(`test/lab/s3.test.ts is skipped: ${reaso
       await watch.message(isSummary, 1);
       watch.child.kill('SIGTERM');
       expect((await watch.ended).exitCode).toBe(0);
-      expect(await verify()).toMatchObject({ problems: [] });
     });
 
     it('is whole after connections that break at any byte', async () => {
@@ -209,7 +206,6 @@ if (reason !== '') process.stderr.write(`test/lab/s3.test.ts is skipped: ${reaso
     });
 
     it('gives the guest back', async () => {
-      await checkpoint();
       const { summary, differing } = await checkpointAgainstTruth(machine, [], options, async (one) => {
         const taken = await processTruth(one);
         truth = taken;
