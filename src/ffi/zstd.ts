@@ -251,7 +251,9 @@ function keptUntilNow(bytes: Uint8Array): number {
 
 /** @throws ZSTD_FAILED when no input of this length comes to so much */
 function roomFor(src: Uint8Array, rawLength: number): Uint8Array {
-  if (rawLength <= src.length * MAX_EXPANSION) return new Uint8Array(rawLength);
+  // Not set to zero first: it is handed out only once it was written to its end.
+  if (rawLength <= src.length * MAX_EXPANSION)
+    return new Uint8Array(Buffer.allocUnsafeSlow(rawLength).buffer);
   throw failed(`decompressing ${src.length} bytes`, `they cannot come to ${rawLength}`);
 }
 
