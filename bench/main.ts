@@ -14,6 +14,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 
 import { chainLoadRows } from './areas/chain-loads.js';
+import { indexSizeRows } from './areas/index-size.js';
 import { chainRows } from './areas/chain.js';
 import { checkpointTimeRows } from './areas/checkpoint-time.js';
 import { deltaSizeRows } from './areas/delta-size.js';
@@ -67,6 +68,7 @@ const SECTIONS: readonly Section[] = [
   { name: 'memory', areas: ['memory'], run: memoryRows, quick: 25, full: 90 },
   { name: 'chain', areas: ['chain'], run: chainRows, quick: 15, full: 60 },
   { name: 'chain-loads', areas: ['chain'], run: chainLoadRows, quick: 60, full: 1200 },
+  { name: 'index-size', areas: ['chain'], run: indexSizeRows, quick: 20, full: 90 },
   { name: 'growth', areas: ['growth'], run: growthRows, quick: 20, full: 150 },
 ];
 /** What `--area` takes: areas, and single sections. */

@@ -1,6 +1,6 @@
 /**
- * Index segments: page -> (record, depth), sorted by page, in slices that are read one by one (docs/format.md,
- * segments). This is header and directory; the slices are in `index-slice.ts`.
+ * Index segments: page -> (record, depth), sorted by page, in slices that are read one by one
+ * (docs/format.md, segments). This is header and directory; the slices are in `index-slice.ts`.
  *
  *     0  8 "CAIRNIDX" | 8 2 version | 10 1 level | 11 1 zero | 12 4 seq | 16 16 owner
  *     32 4 entry count n | 36 12 zero | 48 32 SHA-256 over bytes 0-47 and the directory

@@ -1,6 +1,6 @@
 /**
- * Slices of an index segment: entries of some pages in ascending order, compressed and checked as one piece, so that
- * a page is looked up without the rest of the index (docs/format.md, segments).
+ * Slices of an index segment: entries of some pages in ascending order, compressed and checked as one piece,
+ * so that a page is looked up without the rest of the index (docs/format.md, segments).
  *
  *     page indexes as differences in 4 planes | references as differences in 8 planes | depths
  */
@@ -22,8 +22,8 @@ export interface IndexEntries {
 }
 
 /**
- * Entries of each slice but the last of a segment. 106 KB before compression, decoded in 0.2 ms; the directory of the
- * slices takes 24 bytes for so many pages.
+ * Entries of each slice but the last of a segment. 106 KB before compression, decoded in 0.2 ms; the
+ * directory of the slices takes 24 bytes for so many pages.
  */
 export const SLICE_ENTRIES = 8192;
 export const ENTRY_BYTES = 13;

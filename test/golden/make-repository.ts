@@ -1,7 +1,7 @@
 /**
  * Writes a small repository that uses all there is in the format, and what it must read back as. The one of version 1 is
- * kept in `repository-v1` and not written again (but once, before its release: docs/format.md, Changes); a new version
- * gets a folder of its own:
+ * kept in `repository-v1` and not written again, but once, before its release (docs/format.md, Changes); a
+ * new version gets a folder of its own:
  *
  *     node dist/test/golden/make-repository.js test/golden/repository-vN
  */

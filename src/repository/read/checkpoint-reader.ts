@@ -29,8 +29,8 @@ const MAX_CHUNK_PAGES = 256;
  */
 export const WINDOW_PAGES = 8192;
 /**
- * Pages whose order is that of the repository, 4 GiB: they take 12 bytes each. A frame that holds pages of several such
- * parts is decoded in each.
+ * Pages whose order is that of the repository, 4 GiB: they take 12 bytes each. A frame that holds pages of
+ * several such parts is decoded in each.
  */
 const PART_PAGES = 1 << 20;
 
@@ -166,8 +166,9 @@ export class CheckpointReader implements CheckpointSource {
   }
 
   /**
-   * All pages of all regions, each once, in the order that costs least: nearly every frame of the chain is decoded once. Each
-   * 4 GiB of a region are read on their own, runs of zero pages behind the others. At most 1 MiB a chunk.
+   * All pages of all regions, each once, in the order that costs least: nearly every frame of the chain is
+   * decoded once. Each 4 GiB of a region are read on their own, runs of zero pages behind the others. At most
+   * 1 MiB a chunk.
    * @throws as `pages`
    */
   async *pagesAsStored(signal?: AbortSignal): AsyncGenerator<PageChunk> {

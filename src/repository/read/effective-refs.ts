@@ -1,6 +1,6 @@
 /**
- * The references of the maps of many checkpoints of a chain, a window of memory after the other: neighbours name the
- * same segments, whose slices are decoded once a window.
+ * The references of the maps of many checkpoints of a chain, a window of memory after the other: neighbours
+ * name the same segments, whose slices are decoded once a window.
  */
 
 import type { CallOptions } from '../../storage/backend.js';
@@ -13,8 +13,8 @@ const CACHE_BYTES = 64 << 20;
 
 /**
  * @param manifests of one chain
- * @returns references in no order, 0 for the zero page, each array of a part of one checkpoint; those of a checkpoint
- *   come several times
+ * @returns references in no order, 0 for the zero page, each array of a part of one checkpoint; those of a
+ *   checkpoint come several times
  * @throws REPO_DAMAGED, REPO_VERSION, and what the backend throws
  */
 export async function* effectiveRefs(

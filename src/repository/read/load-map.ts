@@ -6,7 +6,8 @@ import { PageIndex } from './page-index.js';
 import { PageMap } from './page-map.js';
 
 /**
- * The committed map of a checkpoint; caller owns it. It costs by the size of the memory: to read, ask the index instead.
+ * The committed map of a checkpoint; caller owns it. It costs by the size of the memory: to read, ask the
+ * index instead.
  * @throws REPO_DAMAGED, REPO_VERSION, and what the backend throws
  */
 export async function loadMap(

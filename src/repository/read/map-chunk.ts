@@ -1,6 +1,6 @@
 /**
- * A stretch of 1024 pages of a page map, in the form that takes least memory. Pages that were written together have
- * references that count up, so most stretches are a few runs:
+ * A stretch of 1024 pages of a page map, in the form that takes least memory. Pages that were written
+ * together have references that count up, so most stretches are a few runs:
  *
  *     nothing     all pages zero
  *     runs        two numbers a run: (depth, first page within the stretch), reference of the first page

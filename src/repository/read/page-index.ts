@@ -1,6 +1,6 @@
 /**
- * Tells where the pages of a committed checkpoint lie, without its whole index in memory: it opens the directories of
- * the segments, and reads the slices that a question needs.
+ * Tells where the pages of a committed checkpoint lie, without its whole index in memory: it opens the
+ * directories of the segments, and reads the slices that a question needs.
  *
  *     pages asked for:        |-----------|
  *     segment 9 (newest)   [ ][  x  ][       ]       slices; the newest entry of a page counts
@@ -16,8 +16,8 @@ import type { RecordRef } from '../../format/record-ref.js';
 import { SegmentShelf, type SegmentReader, type SegmentSource } from './segment-reader.js';
 
 /**
- * For decoded slices. One window of all 57 segments that a checkpoint may have takes 6 MiB; of a checkpoint that has
- * fewer, those of the windows before stay as well.
+ * For decoded slices. One window of all 57 segments that a checkpoint may have takes 6 MiB; of a checkpoint
+ * that has fewer, those of the windows before stay as well.
  */
 const CACHE_BYTES = 8 << 20;
 /** Segments opened together, and slices read together: there are some twenty in a long chain. */

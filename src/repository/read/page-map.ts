@@ -69,7 +69,10 @@ export class PageMap {
     return this.columnsOf(pages).refs;
   }
 
-  /** One reference and one depth a page, best in ascending order: each run of pages of a chunk looks for it once. */
+  /**
+   * One reference and one depth a page, best in ascending order: each run of pages of a chunk looks for it
+   * once.
+   */
   columnsOf(pages: Uint32Array): PlainChunk {
     const columns = { refs: new Float64Array(pages.length), depths: new Uint8Array(pages.length) };
     for (let from = 0; from < pages.length;) {
@@ -195,7 +198,10 @@ export class PageMap {
     return mapped;
   }
 
-  /** Pages [from, from + pageCount) of another map as those from `to` on; whole chunks are shared where they can be. */
+  /**
+   * Pages [from, from + pageCount) of another map as those from `to` on; whole chunks are shared where they
+   * can be.
+   */
   #take(other: PageMap, from: number, to: number, pageCount: number): void {
     for (let i = 0; i < pageCount;) {
       const isWhole =

@@ -1,6 +1,7 @@
 /**
- * One index segment as it is read: its directory stays, slices come when they are asked for. What was used lately is
- * kept by a shelf that the segments of one reader share, or those of all checkpoints that are read together.
+ * One index segment as it is read: its directory stays, slices come when they are asked for. What was used
+ * lately is kept by a shelf that the segments of one reader share, or those of all checkpoints that are read
+ * together.
  */
 
 import { LRUCache } from 'lru-cache';
@@ -53,9 +54,14 @@ function nameOf({ pageSpan }: SegmentSource, { seq, level, directorySha256 }: Se
 }
 
 const OVERHEAD_BYTES = 512;
-/** A segment up to this size is read in one go, and kept as it is stored. Most are: 57 of them take 3.6 MiB. */
+/**
+ * A segment up to this size is read in one go, and kept as it is stored. Most are: 57 of them take 3.6 MiB.
+ */
 const WHOLE_BYTES = 64 * 1024;
-/** Slices that lie one after the other are read in one go, 1.7 MB at most when nothing of them could be compressed. */
+/**
+ * Slices that lie one after the other are read in one go, 1.7 MB at most when nothing of them could be
+ * compressed.
+ */
 const SLICES_AT_A_TIME = 16;
 
 export class SegmentReader {

@@ -36,8 +36,8 @@ export interface StoredPages {
   /** Pages that are not zero. */
   readonly storedPages: number;
   /**
-   * Pages that the last increments wrote, newest pack first. A checkpoint of all memory says of no page that it was
-   * written lately.
+   * Pages that the last increments wrote, newest pack first. A checkpoint of all memory says of no page that
+   * it was written lately.
    */
   readonly hotPages: Uint32Array;
 }
