@@ -1,4 +1,5 @@
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -7,6 +8,7 @@ import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { watchCommand } from '../../src/cli/commands/watch.js';
 import { readConfig, type ServiceConfig } from '../../src/cli/service/config.js';
+import { metricsText, serveMetrics, writeMetrics } from '../../src/cli/service/metrics.js';
 import { isQuiet, parseQuietHours } from '../../src/cli/service/quiet-hours.js';
 import { Service } from '../../src/cli/service/service.js';
 import { statusFields, statusText } from '../../src/cli/service/status-text.js';
@@ -261,6 +263,62 @@ describe('the status', () => {
       100,
       undefined,
     ]);
+  });
+});
+
+describe('the figures for Prometheus', () => {
+  async function fields(): Promise<ReturnType<typeof statusFields>> {
+    const stage = new Stage(await configOf(POLICY));
+    stage.running = [WEB, { address: 'qmp:/run/db', name: 'd"b', instance: 'kvm:12' }];
+    await stage.service.look();
+    stage.watchers[0]!.events.onMessage(CHECKPOINT);
+    return statusFields({ ...stage.service.status, isRunning: true }, Date.now());
+  }
+
+  it('are there for each VM, with names as labels', async () => {
+    const text = await metricsText(await fields());
+    const of = (name: string, vm = 'web1', address = WEB.address): string =>
+      `\n${name}{vm="${vm}",address="${address}",policy="all"} `;
+    expect(text).toContain(`${of('cairn_vm_checkpoints_total')}1\n`);
+    expect(text).toContain(`${of('cairn_vm_stored_bytes_total')}1000\n`);
+    expect(text).toContain(`${of('cairn_vm_pause_p99_seconds')}0.004\n`);
+    expect(text).toContain(`${of('cairn_vm_watched', 'd\\"b', 'qmp:/run/db')}1\n`);
+    expect(text).not.toContain(of('cairn_vm_pause_p99_seconds', 'd\\"b', 'qmp:/run/db'));
+  });
+
+  it('replace a file whole, which others may read', async () => {
+    const path = join(dir, 'cairn.prom');
+    await writeMetrics(path, 'old\n');
+    await writeMetrics(path, 'new\n');
+    expect(readFileSync(path, 'utf8')).toBe('new\n');
+    expect(statSync(path).mode & 0o777).toBe(0o644);
+    expect(readdirSync(dir).filter((name) => name.endsWith('.tmp'))).toEqual([]);
+    await expect(writeMetrics(join(dir, 'none/cairn.prom'), '')).rejects.toThrow('ENOENT');
+  });
+
+  it('are served at one path, on this host alone', async () => {
+    const server = await serveMetrics('127.0.0.1:0', () => Promise.resolve('some 1\n'));
+    const { port } = server.address() as AddressInfo;
+    const get = (path: string): Promise<Response> => fetch(`http://127.0.0.1:${port}${path}`);
+    expect(await (await get('/metrics')).text()).toBe('some 1\n');
+    expect((await get('/')).status).toBe(404);
+    server.close();
+    server.closeAllConnections();
+    for (const listen of ['0.0.0.0:9469', 'example.org:80', '9469'])
+      await expect(configOf(`[service]\nlisten = "${listen}"\n${POLICY}`)).rejects.toThrow(
+        'service.listen has to be',
+      );
+  });
+
+  it('are all that the alert rules name', async () => {
+    const rules = readFileSync(
+      new URL('../../../packaging/prometheus/cairn.rules.yml', import.meta.url),
+      'utf8',
+    );
+    const text = await metricsText(await fields());
+    const named = [...rules.matchAll(/\bcairn_\w+/g)].map(([name]) => name);
+    expect(named.length).toBeGreaterThan(5);
+    expect(named.filter((name) => !text.includes(`# TYPE ${name} `))).toEqual([]);
   });
 });
 

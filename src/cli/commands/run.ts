@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import type { Command } from 'commander';
 
+import { describeError } from '../../errors.js';
 import { notifyService } from '../../ffi/service-notify.js';
 import { defaultRuntimeDir, openRuntimeDir } from '../../host/runtime-dir.js';
 import { hypervisors } from '../../index.js';
@@ -9,8 +10,10 @@ import type { RunningVm } from '../../hypervisor/hypervisor.js';
 import { ENDING_SIGNALS, plainCommand, run } from '../command.js';
 import { asCheckpointError } from '../reporter.js';
 import { readConfig } from '../service/config.js';
+import { metricsText, serveMetrics, writeMetrics } from '../service/metrics.js';
 import { Service } from '../service/service.js';
 import { readStatus, writeStatus } from '../service/status-file.js';
+import { statusFields } from '../service/status-text.js';
 import { watchCommand } from './watch.js';
 
 interface Options {
@@ -52,8 +55,11 @@ export function runCommand(): Command {
           const asked = { reload: false };
           const onHangup = (): void => void (asked.reload = true);
           process.on(RELOAD, onHangup);
+          const metrics = (): Promise<string> =>
+            metricsText(statusFields({ ...service.status, isRunning: true }, Date.now()));
+          const server = config.listen === '' ? undefined : await serveMetrics(config.listen, metrics);
           const watchdogMs = Number(process.env.WATCHDOG_USEC ?? 0) / US_PER_MS;
-          const stepMs = Math.min(service.lookMs, ...(watchdogMs > 0 ? [watchdogMs / 2] : []));
+          const stepMs = Math.min(config.lookMs, ...(watchdogMs > 0 ? [watchdogMs / 2] : []));
           try {
             for (let isFirst = true; !signal.aborted; isFirst = false) {
               if (asked.reload) {
@@ -62,11 +68,13 @@ export function runCommand(): Command {
               }
               await service.look();
               await writeStatus(runtimeDir, service.status);
+              await exported(service.config.metricsFile, metrics, (text) => reporter.warning(text));
               notifyService(`${isFirst ? 'READY=1\n' : ''}WATCHDOG=1\nSTATUS=${service.summary}`);
               await sleep(stepMs, undefined, { signal }).catch(() => undefined);
             }
           } finally {
             notifyService('STOPPING=1');
+            server?.close();
             await service.end();
             process.off(RELOAD, onHangup);
             await writeStatus(runtimeDir, service.status);
@@ -85,6 +93,20 @@ export function runCommand(): Command {
     } catch (error) {
       service.refuseReload(asCheckpointError(error).message);
     }
+  }
+}
+
+/** A folder that is full or gone is no reason to take no checkpoints. */
+async function exported(
+  path: string,
+  metrics: () => Promise<string>,
+  warn: (text: string) => void,
+): Promise<void> {
+  if (path === '') return;
+  try {
+    await writeMetrics(path, await metrics());
+  } catch (error) {
+    warn(`the figures for Prometheus cannot be written to ${path}: ${describeError(error)}`);
   }
 }
 

@@ -30,6 +30,10 @@ export interface ServiceConfig {
   readonly concurrent: number;
   /** From one look for VMs to the next. */
   readonly lookMs: number;
+  /** For node_exporter's folder; empty: no file. */
+  readonly metricsFile: string;
+  /** Address of the end point for Prometheus; empty: none. */
+  readonly listen: string;
   /** The first that fits a VM is its own. */
   readonly policies: readonly Policy[];
 }
@@ -80,7 +84,7 @@ class WrongKey extends Error {
 export function parseConfig(whole: Table, watch: Command): ServiceConfig {
   refuseOthers(whole, ['service', 'policy'], '');
   const service = whole.service === undefined ? {} : tableOf(whole.service, 'service');
-  refuseOthers(service, ['concurrent', 'look'], 'service.');
+  refuseOthers(service, ['concurrent', 'look', 'metrics-file', 'listen'], 'service.');
   const policies = whole.policy;
   if (!Array.isArray(policies) || policies.length === 0)
     throw new WrongKey('[[policy]]', 'is missing: without a policy no VM is protected');
@@ -91,8 +95,19 @@ export function parseConfig(whole: Table, watch: Command): ServiceConfig {
   return {
     concurrent: numberOf(service, 'concurrent', 'service.', DEFAULT_CONCURRENT, 1),
     lookMs: numberOf(service, 'look', 'service.', DEFAULT_LOOK_S, 0.1) * 1000,
+    metricsFile: service['metrics-file'] === undefined ? '' : textOf(service, 'metrics-file', 'service.'),
+    listen: service.listen === undefined ? '' : addressOf(service),
     policies: parsed,
   };
+}
+
+/** Outside of this host nobody is let in: the end point knows no users. */
+function addressOf(service: Table): string {
+  const text = textOf(service, 'listen', 'service.');
+  const isOwn = /^(?:127\.\d{1,3}\.\d{1,3}\.\d{1,3}|localhost|\[::1\]):\d{1,5}$/.test(text);
+  return isOwn
+    ? text
+    : wrong('service.listen', 'has to be an address of this host alone, such as 127.0.0.1:9469');
 }
 
 function policyOf(table: Table, index: number, watch: Command): Policy {

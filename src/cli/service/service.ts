@@ -53,8 +53,8 @@ export class Service {
     this.#before = new Map(before.map((status) => [status.address, status]));
   }
 
-  get lookMs(): number {
-    return this.#config.lookMs;
+  get config(): ServiceConfig {
+    return this.#config;
   }
 
   get status(): ServiceStatus {

@@ -20,7 +20,10 @@ export interface VmFields {
   readonly isLate: boolean;
   readonly pauseP50Ms: number | null;
   readonly pauseP99Ms: number | null;
+  readonly checkpoints: number;
+  readonly failures: number;
   readonly storedToday: number;
+  readonly storedTotal: number;
   readonly problem: VmProblem | null;
 }
 
@@ -55,6 +58,7 @@ export function statusFields(
     checkpoints: status.checkpoints,
     failures: status.failures,
     storedToday: status.day === today ? status.storedToday : 0,
+    storedTotal: status.storedTotal,
     problem: status.problem ?? null,
   }));
   const isWell = isRunning && problem === '' && rows.every((row) => !row.isLate && row.problem === null);
