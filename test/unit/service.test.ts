@@ -1,17 +1,20 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
 import { afterEach, beforeEach, describe, expect, it } from '@jest/globals';
 
 import { watchCommand } from '../../src/cli/commands/watch.js';
+import { Alarms, type AlarmTargets } from '../../src/cli/service/alarms.js';
 import { readConfig, type ServiceConfig } from '../../src/cli/service/config.js';
 import { metricsText, serveMetrics, writeMetrics } from '../../src/cli/service/metrics.js';
 import { isQuiet, parseQuietHours } from '../../src/cli/service/quiet-hours.js';
 import { Service } from '../../src/cli/service/service.js';
-import { statusFields, statusText } from '../../src/cli/service/status-text.js';
+import { statusFields, statusText, type VmFields } from '../../src/cli/service/status-text.js';
 import { TurnQueue } from '../../src/cli/service/turn-queue.js';
 import { percentile } from '../../src/cli/service/vm-figures.js';
 import type { WatcherEvents } from '../../src/cli/service/watcher.js';
@@ -20,6 +23,7 @@ import { notifyService } from '../../src/ffi/service-notify.js';
 import type { RunningVm } from '../../src/hypervisor/hypervisor.js';
 
 const EXAMPLE = fileURLToPath(new URL('../../../packaging/cairn.toml', import.meta.url));
+const PROMETHEUS = new URL('../../../packaging/prometheus/', import.meta.url);
 const POLICY = '[[policy]]\nname = "all"\nvms = ["*"]\nrepository = "/srv/cairn"\n';
 
 let dir: string;
@@ -59,6 +63,11 @@ describe('the file with the policies', () => {
       /policy "all": keep-last is 0: a whole number/,
     ],
     ['a text for a switch', `${POLICY}with-disks = "yes"\n`, /with-disks has to be true or false/],
+    [
+      'an alarm for no URL',
+      `[service]\nalarm-url = "mailto:root"\n${POLICY}`,
+      /service\.alarm-url has to be an http/,
+    ],
     ['hours that are none', `${POLICY}quiet-hours = ["25:00-26:00"]\n`, /quiet-hours has "25:00-26:00"/],
     ['one name for two', `${POLICY}${POLICY}`, /policy.name "all" is there twice/],
     ['an option of one command alone', `${POLICY}count = 3\n`, /count is no setting/],
@@ -266,6 +275,79 @@ describe('the status', () => {
   });
 });
 
+describe('alarms', () => {
+  const problem = { code: 'VM_BUSY', message: 'held', hint: 'another socket', atMs: 1 };
+  const vm = (fields: Partial<VmFields>): VmFields => ({
+    ...{ address: WEB.address, name: 'web1', policy: 'all', state: 'watched', lastCheckpointId: '01234567' },
+    ...{ hasCheckpoint: true, ageMs: 31_000, rpoMs: 30_000, isLate: false, pauseP50Ms: 4, pauseP99Ms: 4 },
+    ...{ checkpoints: 1, failures: 0, storedToday: 1, storedTotal: 1, problem: null },
+    ...fields,
+  });
+
+  async function until(isSo: () => boolean): Promise<void> {
+    while (!isSo()) await sleep(5);
+  }
+
+  function toFile(): { readonly targets: AlarmTargets; readonly told: () => readonly string[] } {
+    const path = join(dir, 'told');
+    writeFileSync(path, '');
+    const line = '"$CAIRN_CONDITION $CAIRN_VM_NAME $CAIRN_POLICY $CAIRN_AGE_S $CAIRN_CODE $CAIRN_HINT"';
+    return {
+      targets: { command: `echo ${line} >>'${path}'`, url: '' },
+      told: () => readFileSync(path, 'utf8').split('\n').slice(0, -1),
+    };
+  }
+
+  it('are given once for each change, by a command', async () => {
+    const { targets, told } = toFile();
+    const alarms = new Alarms((text) => expect(text).toBe(''));
+    /** Looks as often as the service does, until so much was told. */
+    const look = (fields: Partial<VmFields>, count: number): Promise<void> =>
+      until(() => {
+        alarms.look([vm(fields)], targets);
+        return told().length === count;
+      });
+    await look({}, 0);
+    await look({ problem }, 1);
+    await look({ problem, state: 'gone' }, 1);
+    await look({ isLate: true }, 2);
+    await look({ isLate: true }, 2);
+    await look({}, 3);
+    expect(told()).toEqual([
+      'failing web1 all 31 VM_BUSY another socket',
+      'late web1 all 31  ',
+      'ok web1 all 31  ',
+    ]);
+  });
+
+  it('are given by a request, and again when it was not taken', async () => {
+    const bodies: unknown[] = [];
+    const server = createServer((request, response) => {
+      let text = '';
+      request.setEncoding('utf8').on('data', (part: string) => (text += part));
+      request.on('end', () => {
+        bodies.push(JSON.parse(text));
+        response.writeHead(bodies.length === 1 ? 503 : 204).end();
+      });
+    });
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/cairn`;
+    const warnings: string[] = [];
+    const alarms = new Alarms((text) => warnings.push(text));
+    alarms.look([vm({ problem })], { command: '', url }, 0);
+    await until(() => warnings.length === 1);
+    expect(warnings[0]).toContain('it answered 503');
+    alarms.look([vm({ problem })], { command: '', url }, 29_000);
+    await sleep(50);
+    expect(bodies.length).toBe(1);
+    alarms.look([vm({ problem })], { command: '', url }, 31_000);
+    await until(() => bodies.length === 2);
+    expect(bodies[1]).toMatchObject({ condition: 'failing', address: WEB.address, name: 'web1', problem });
+    server.close();
+    expect(warnings.length).toBe(1);
+  });
+});
+
 describe('the figures for Prometheus', () => {
   async function fields(): Promise<ReturnType<typeof statusFields>> {
     const stage = new Stage(await configOf(POLICY));
@@ -284,6 +366,16 @@ describe('the figures for Prometheus', () => {
     expect(text).toContain(`${of('cairn_vm_pause_p99_seconds')}0.004\n`);
     expect(text).toContain(`${of('cairn_vm_watched', 'd\\"b', 'qmp:/run/db')}1\n`);
     expect(text).not.toContain(of('cairn_vm_pause_p99_seconds', 'd\\"b', 'qmp:/run/db'));
+  });
+
+  it('are what the alert rules and the dashboard ask for', async () => {
+    const text = await metricsText({ isRunning: true, isWell: true, problem: '', vms: [] });
+    const known = new Set([...text.matchAll(/^# TYPE (\S+) /gm)].map(([, name]) => name));
+    for (const file of ['cairn.rules.yml', 'cairn-dashboard.json']) {
+      const asked = readFileSync(new URL(file, PROMETHEUS), 'utf8').match(/\bcairn_\w+/g) ?? [];
+      expect(asked.length).toBeGreaterThan(5);
+      expect(asked.filter((name) => !known.has(name))).toEqual([]);
+    }
   });
 
   it('replace a file whole, which others may read', async () => {
@@ -308,17 +400,6 @@ describe('the figures for Prometheus', () => {
       await expect(configOf(`[service]\nlisten = "${listen}"\n${POLICY}`)).rejects.toThrow(
         'service.listen has to be',
       );
-  });
-
-  it('are all that the alert rules name', async () => {
-    const rules = readFileSync(
-      new URL('../../../packaging/prometheus/cairn.rules.yml', import.meta.url),
-      'utf8',
-    );
-    const text = await metricsText(await fields());
-    const named = [...rules.matchAll(/\bcairn_\w+/g)].map(([name]) => name);
-    expect(named.length).toBeGreaterThan(5);
-    expect(named.filter((name) => !text.includes(`# TYPE ${name} `))).toEqual([]);
   });
 });
 

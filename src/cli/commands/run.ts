@@ -9,11 +9,12 @@ import { hypervisors } from '../../index.js';
 import type { RunningVm } from '../../hypervisor/hypervisor.js';
 import { ENDING_SIGNALS, plainCommand, run } from '../command.js';
 import { asCheckpointError } from '../reporter.js';
+import { Alarms } from '../service/alarms.js';
 import { readConfig } from '../service/config.js';
 import { metricsText, serveMetrics, writeMetrics } from '../service/metrics.js';
 import { Service } from '../service/service.js';
 import { readStatus, writeStatus } from '../service/status-file.js';
-import { statusFields } from '../service/status-text.js';
+import { statusFields, type StatusFields } from '../service/status-text.js';
 import { watchCommand } from './watch.js';
 
 interface Options {
@@ -55,8 +56,9 @@ export function runCommand(): Command {
           const asked = { reload: false };
           const onHangup = (): void => void (asked.reload = true);
           process.on(RELOAD, onHangup);
-          const metrics = (): Promise<string> =>
-            metricsText(statusFields({ ...service.status, isRunning: true }, Date.now()));
+          const fields = (): StatusFields => statusFields({ ...service.status, isRunning: true }, Date.now());
+          const metrics = (): Promise<string> => metricsText(fields());
+          const alarms = new Alarms((text) => reporter.warning(text));
           const server = config.listen === '' ? undefined : await serveMetrics(config.listen, metrics);
           const watchdogMs = Number(process.env.WATCHDOG_USEC ?? 0) / US_PER_MS;
           const stepMs = Math.min(config.lookMs, ...(watchdogMs > 0 ? [watchdogMs / 2] : []));
@@ -68,6 +70,7 @@ export function runCommand(): Command {
               }
               await service.look();
               await writeStatus(runtimeDir, service.status);
+              alarms.look(fields().vms, service.config.alarms);
               await exported(service.config.metricsFile, metrics, (text) => reporter.warning(text));
               notifyService(`${isFirst ? 'READY=1\n' : ''}WATCHDOG=1\nSTATUS=${service.summary}`);
               await sleep(stepMs, undefined, { signal }).catch(() => undefined);

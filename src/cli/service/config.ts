@@ -8,6 +8,7 @@ import { readFile } from 'node:fs/promises';
 import { InvalidArgumentError, type Command, type Option } from 'commander';
 
 import { CheckpointError, describeError } from '../../errors.js';
+import type { AlarmTargets } from './alarms.js';
 import { parseQuietHours, type QuietHours } from './quiet-hours.js';
 
 export interface Policy {
@@ -34,6 +35,7 @@ export interface ServiceConfig {
   readonly metricsFile: string;
   /** Address of the end point for Prometheus; empty: none. */
   readonly listen: string;
+  readonly alarms: AlarmTargets;
   /** The first that fits a VM is its own. */
   readonly policies: readonly Policy[];
 }
@@ -84,7 +86,11 @@ class WrongKey extends Error {
 export function parseConfig(whole: Table, watch: Command): ServiceConfig {
   refuseOthers(whole, ['service', 'policy'], '');
   const service = whole.service === undefined ? {} : tableOf(whole.service, 'service');
-  refuseOthers(service, ['concurrent', 'look', 'metrics-file', 'listen'], 'service.');
+  refuseOthers(
+    service,
+    ['concurrent', 'look', 'metrics-file', 'listen', 'alarm-command', 'alarm-url'],
+    'service.',
+  );
   const policies = whole.policy;
   if (!Array.isArray(policies) || policies.length === 0)
     throw new WrongKey('[[policy]]', 'is missing: without a policy no VM is protected');
@@ -95,10 +101,17 @@ export function parseConfig(whole: Table, watch: Command): ServiceConfig {
   return {
     concurrent: numberOf(service, 'concurrent', 'service.', DEFAULT_CONCURRENT, 1),
     lookMs: numberOf(service, 'look', 'service.', DEFAULT_LOOK_S, 0.1) * 1000,
-    metricsFile: service['metrics-file'] === undefined ? '' : textOf(service, 'metrics-file', 'service.'),
+    metricsFile: optionalTextOf(service, 'metrics-file', 'service.'),
     listen: service.listen === undefined ? '' : addressOf(service),
+    alarms: { command: optionalTextOf(service, 'alarm-command', 'service.'), url: alarmUrlOf(service) },
     policies: parsed,
   };
+}
+
+function alarmUrlOf(service: Table): string {
+  const text = optionalTextOf(service, 'alarm-url', 'service.');
+  const isHttp = URL.canParse(text) && /^https?:$/.test(new URL(text).protocol);
+  return text === '' || isHttp ? text : wrong('service.alarm-url', 'has to be an http: or https: URL');
 }
 
 /** Outside of this host nobody is let in: the end point knows no users. */
@@ -181,6 +194,11 @@ function tableOf(value: Value, key: string): Table {
 function textOf(table: Table, name: string, at: string): string {
   const value = table[name];
   return typeof value === 'string' && value !== '' ? value : wrong(`${at}${name}`, 'has to be a text');
+}
+
+/** Empty when it is not there. */
+function optionalTextOf(table: Table, name: string, at: string): string {
+  return table[name] === undefined ? '' : textOf(table, name, at);
 }
 
 function textsOf(table: Table, name: string, at: string): readonly string[] {
