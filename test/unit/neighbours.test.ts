@@ -68,6 +68,14 @@ describe('what a command line takes', () => {
     expect(claims(...argv)).toEqual([claim]);
   });
 
+  it.each([['rbd:vms/first:conf=/etc/ceph/ceph.conf'], ['nbd://host/disk']])(
+    'is no file of this host where the image is %s',
+    (name) => {
+      expect(claims('-drive', `file=${name},format=raw`)).toEqual([]);
+      expect(claims('-hda', name)).toEqual([]);
+    },
+  );
+
   it('are the processes that serve one VM', () => {
     const chardev = 'socket,id=tpm,path=/run/swtpm.sock';
     expect(claims('-chardev', chardev, '-tpmdev', 'emulator,id=t,chardev=tpm')).toEqual([

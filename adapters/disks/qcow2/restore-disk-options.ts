@@ -11,6 +11,7 @@
 import { resolve } from 'node:path';
 
 import { CheckpointError } from '../../../src/errors.js';
+import { isLocalPath } from '../../qemu/image-names.js';
 import { option, valueOf, withoutValueOf, withValueOf, type QemuOption } from './command-line.js';
 import { fieldOf, withField, withoutField } from './option-fields.js';
 
@@ -19,7 +20,7 @@ export interface DiskReference {
   readonly at: number;
   /** What -drive calls it, by which QEMU lists it, too; undefined where the command line gives no such name. */
   readonly id: string | undefined;
-  /** Absolute; empty for a drive without a medium. */
+  /** Absolute; a name such as `rbd:vms/web1` as it is; empty for a drive without a medium. */
   readonly path: string;
   /** Undefined when the command line leaves it to QEMU to find out. */
   readonly format: string | undefined;
@@ -182,6 +183,8 @@ function withValueAt(options: readonly QemuOption[], at: number, value: string):
 }
 
 /** QEMU takes a path with or without the prefix "file:". */
-function absolute(path: string, cwd: string): string {
-  return resolve(cwd, path.replace(/^file:/, ''));
+/** Names of images that are no files, such as `rbd:vms/web1`, are left as they are. */
+function absolute(name: string, cwd: string): string {
+  const path = name.replace(/^file:/, '');
+  return isLocalPath(path) ? resolve(cwd, path) : path;
 }

@@ -9,6 +9,7 @@ import { resolve } from 'node:path';
 
 import { splitValue, unescapeCommas, type QemuOption } from '../../disks/qcow2/command-line.js';
 import { fieldOf, isOn } from '../../disks/qcow2/option-fields.js';
+import { isLocalPath } from '../../qemu/image-names.js';
 import { diskReferences } from '../../disks/qcow2/restore-disk-options.js';
 
 export type Claim = { readonly option: string } & (
@@ -25,7 +26,9 @@ export function claimsOf(options: readonly QemuOption[], cwd: string): readonly 
     const option = `${each.spelling} ${each.value ?? ''}`.trim();
     const path = (kind: 'file' | 'memory' | 'private-memory' | 'datagrams' | 'back-end', name?: string) =>
       name === undefined || name === '' ? [] : [{ option, kind, path: resolve(cwd, name) }];
-    const named = disks.filter((disk) => disk.at === at).flatMap((disk) => path('file', disk.path));
+    const named = disks
+      .filter((disk) => disk.at === at && isLocalPath(disk.path))
+      .flatMap((disk) => path('file', disk.path));
     return [
       ...named,
       ...memoryOf(each).flatMap(({ kind, name }) => path(kind, name)),
