@@ -1,5 +1,8 @@
 /** What a key of an object looks like: segments of [A-Za-z0-9._-] joined by "/", none of them "." or "..". */
 
+/** The object with the keys of an encrypted repository: a repository that has it is one. */
+export const KEYS_KEY = 'keys';
+
 const SEGMENT = /^[A-Za-z0-9._-]+$/;
 
 export function isKeySegment(name: string): boolean {

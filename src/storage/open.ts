@@ -3,14 +3,12 @@
 import { CheckpointError, isCheckpointError } from '../errors.js';
 import type { StorageBackend } from './backend.js';
 import { FileBackend } from './file.js';
+import { KEYS_KEY } from './keys.js';
 import type { Secret } from './sealing/secret.js';
 import { isSecretNamed } from './sealing/secret-names.js';
 
 /** Asks somebody who is there. */
 export type AskSecret = () => Promise<Secret>;
-
-/** The object that an encrypted repository has beside its others. */
-const KEYS_KEY = 'keys';
 
 /**
  * Takes `PATH`, `file:PATH` or `s3://BUCKET/PREFIX`. A path that looks like an address can be written ./a:b or

@@ -15,10 +15,10 @@ import { damaged } from '../../records/damage.js';
 import { parseJson } from '../../records/json-text.js';
 import { JsonFields } from '../../records/json-fields.js';
 import type { JsonObject } from '../../types.js';
+import { KEYS_KEY } from '../keys.js';
 import { derive, KEY_BYTES, KeyRing, type DataKey } from './key-ring.js';
 import type { Secret } from './secret.js';
 
-export const KEYS_KEY = 'keys';
 export const MAX_KEYS_BYTES = 1 << 20;
 
 const FORMAT = 'cairn-keys';

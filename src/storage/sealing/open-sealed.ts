@@ -3,7 +3,8 @@
 import { CheckpointError, isCheckpointError } from '../../errors.js';
 import type { CallOptions, StorageBackend } from '../backend.js';
 import { SettledBackend } from '../settled-backend.js';
-import { encodeKeys, KEYS_KEY, MAX_KEYS_BYTES, newKeys, openKeys, type Unlocked } from './key-slots.js';
+import { KEYS_KEY } from '../keys.js';
+import { encodeKeys, MAX_KEYS_BYTES, newKeys, openKeys, type Unlocked } from './key-slots.js';
 import { SealedBackend } from './sealed-backend.js';
 import type { Secret } from './secret.js';
 import { damaged } from '../../records/damage.js';

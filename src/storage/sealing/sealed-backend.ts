@@ -9,10 +9,9 @@ import type {
   StorageProperties,
   StoredObject,
 } from '../backend.js';
-import { assertKey, compareKeys } from '../keys.js';
+import { assertKey, compareKeys, KEYS_KEY } from '../keys.js';
 import { alreadyExists, notFound, outOfRange } from '../storage-errors.js';
 import type { KeyRing } from './key-ring.js';
-import { KEYS_KEY } from './key-slots.js';
 import { SealedNames } from './sealed-names.js';
 import {
   BLOCK_BYTES,
